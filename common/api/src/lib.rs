@@ -1,0 +1,1 @@
+//! The OpenAI-compatible surface over a Backend trait

@@ -1,0 +1,33 @@
+//! What the cluster knows about a model.
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::ModelName;
+
+/// SHA-256 digests, in hex, of what gives token ids their meaning and an answer its content.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ModelDigests {
+    /// Of all weight files and `config.json`.
+    pub weights: String,
+    /// Of `tokenizer.json`.
+    pub tokenizer: String,
+    /// Of the chat template.
+    pub template: String,
+}
+
+/// A model of the catalogue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelRecord {
+    /// Its name, what clients send as `model`.
+    pub name: ModelName,
+    /// Its content.
+    pub digests: ModelDigests,
+    /// Bytes of its weight files.
+    pub weight_bytes: u64,
+    /// Bytes of KV cache for one token at two bytes a number; a CPU back end takes twice that.
+    pub kv_bytes_per_token: u64,
+    /// Longest prompt and answer together, in tokens.
+    pub context: u32,
+    /// When it entered the catalogue, in seconds since 1970.
+    pub created_s: u64,
+}

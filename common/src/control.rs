@@ -1,0 +1,71 @@
+//! Messages on the control stream between a node and a coordinator, and the opening message of
+//! every other stream.
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::ModelRecord;
+use crate::generation::Generation;
+use crate::id::ModelName;
+use crate::plan::NodeTarget;
+use crate::report::NodeReport;
+
+/// Sent by the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum NodeMessage {
+    /// First message of a session.
+    Hello {
+        /// What people call the node.
+        name: String,
+        /// Version of the program.
+        version: String,
+        /// Models in its store.
+        models: Vec<ModelRecord>,
+    },
+    /// The store changed.
+    Store {
+        /// All models in it.
+        models: Vec<ModelRecord>,
+    },
+    /// The state of the node, once a second.
+    Report(Box<NodeReport>),
+}
+
+/// Sent by the coordinator.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum CoordinatorMessage {
+    /// Answer to [`NodeMessage::Hello`].
+    Welcome {
+        /// Version of the program.
+        version: String,
+    },
+    /// What the node should hold.
+    Target(NodeTarget),
+}
+
+/// First message on a stream that the coordinator opens.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum StreamRequest {
+    /// Answer a prompt: [`GenerationEvent`](crate::generation::GenerationEvent)s follow.
+    Generate(Box<Generation>),
+    /// Send what tokenising for this model needs: one [`TextBundle`] follows.
+    FetchText(ModelName),
+}
+
+/// Everything that turns text into token ids and back for one model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TextBundle {
+    /// `tokenizer.json`.
+    pub tokenizer_json: Vec<u8>,
+    /// Jinja source; empty when the model has no chat template.
+    pub chat_template: String,
+    /// Tokens that end an answer.
+    pub stop_tokens: Vec<u32>,
+    /// Text of the beginning-of-sequence token; templates refer to it.
+    pub bos_token: String,
+    /// Text of the end-of-sequence token.
+    pub eos_token: String,
+    /// Whether plain completions start with the beginning-of-sequence token.
+    pub add_bos: bool,
+    /// Size of the model's vocabulary.
+    pub vocab: u32,
+}

@@ -1,0 +1,77 @@
+//! Messages between a node and its engine process.
+
+use serde::{Deserialize, Serialize};
+
+use crate::generation::{Generation, GenerationEvent};
+use crate::id::ModelName;
+use crate::knobs::EngineKnobs;
+use crate::report::{EngineBuild, EngineReport};
+
+/// Sent by the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum EngineCommand {
+    /// Load a model folder.
+    Load {
+        /// What to call it.
+        model: ModelName,
+        /// The folder, as the node checked it.
+        folder: String,
+    },
+    /// Drop a model; its sequences end with a failure.
+    Unload(ModelName),
+    /// Start a sequence under a number of the node's choice.
+    Start {
+        /// Names the sequence from here on.
+        sequence: u64,
+        /// What to do.
+        generation: Box<Generation>,
+    },
+    /// End a sequence without an answer.
+    Cancel {
+        /// The sequence.
+        sequence: u64,
+    },
+    /// Replace the knobs.
+    Knobs(EngineKnobs),
+    /// Send a report.
+    Report,
+}
+
+/// Sent by the engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum EngineEvent {
+    /// First message: the engine is up.
+    Ready(EngineBuild),
+    /// Part of a model is loaded.
+    Loading {
+        /// The model.
+        model: ModelName,
+        /// Bytes read so far.
+        done: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A model answers from now on.
+    Loaded {
+        /// The model.
+        model: ModelName,
+    },
+    /// A model could not be loaded.
+    LoadFailed {
+        /// The model.
+        model: ModelName,
+        /// Why, in the user's terms.
+        reason: String,
+    },
+    /// A model is gone.
+    Unloaded(ModelName),
+    /// News of a sequence.
+    Sequence {
+        /// The sequence.
+        sequence: u64,
+        /// What happened.
+        event: GenerationEvent,
+    },
+    /// Answer to [`EngineCommand::Report`].
+    Report(Box<EngineReport>),
+}

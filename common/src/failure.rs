@@ -1,0 +1,131 @@
+//! What can go wrong with a request, once, for every layer. `pomona-api` turns it into HTTP.
+
+use serde::{Deserialize, Serialize};
+
+/// A failure in the user's terms.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
+pub enum Failure {
+    /// The request itself is wrong.
+    #[error("{message}")]
+    Invalid {
+        /// What is wrong and what would be right.
+        message: String,
+        /// The field at fault.
+        parameter: Option<String>,
+        /// Stable code for programs.
+        code: InvalidCode,
+    },
+    /// No such model in the catalogue; nothing is ever loaded because a client asked.
+    #[error("the model `{model}` does not exist: `pomona models` lists what this cluster serves")]
+    UnknownModel {
+        /// As the client wrote it, shortened.
+        model: String,
+    },
+    /// The model is in the catalogue, and no node serves it at the moment.
+    #[error("the model `{model}` is not loaded on any node yet: {detail}")]
+    ModelNotLoaded {
+        /// The model.
+        model: String,
+        /// What it waits for.
+        detail: String,
+    },
+    /// Queue full or waited too long.
+    #[error("the service is at capacity: {detail}")]
+    Overloaded {
+        /// Which bound was hit.
+        detail: String,
+        /// When to come back, in seconds.
+        retry_after_s: u32,
+    },
+    /// The request can never fit this node's KV budget.
+    #[error(
+        "the request needs {needed} KV cache bytes and the budget is {budget}: shorten the prompt or lower `max_tokens`"
+    )]
+    TooLarge {
+        /// Bytes it would take.
+        needed: u64,
+        /// Bytes there are.
+        budget: u64,
+    },
+    /// The engine died under the request.
+    #[error("the engine stopped while answering; send the request again")]
+    EngineLost,
+    /// The node's session broke under the request.
+    #[error("the node went away while answering; send the request again")]
+    NodeLost,
+    /// The request ran into its wall-clock limit.
+    #[error("the request took longer than {limit_s} s")]
+    TimedOut {
+        /// The limit.
+        limit_s: u64,
+    },
+    /// The client reads slower than tokens are made, beyond all buffers.
+    #[error("the client did not read its stream")]
+    SlowReader,
+    /// A bug of ours; the log has the detail.
+    #[error("internal error: {detail}")]
+    Internal {
+        /// Without secrets or prompts.
+        detail: String,
+    },
+}
+
+/// Stable codes of invalid requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InvalidCode {
+    /// The body is not JSON.
+    InvalidJson,
+    /// A field has the wrong type.
+    InvalidType,
+    /// A field is out of its range.
+    InvalidValue,
+    /// A required field is missing.
+    MissingField,
+    /// A field this server does not offer.
+    Unsupported,
+    /// Prompt and answer do not fit the context.
+    ContextLengthExceeded,
+    /// The body is over its limit.
+    BodyTooLarge,
+}
+
+impl InvalidCode {
+    /// The code as clients see it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            InvalidCode::InvalidJson => "invalid_json",
+            InvalidCode::InvalidType => "invalid_type",
+            InvalidCode::InvalidValue => "invalid_value",
+            InvalidCode::MissingField => "missing_required_parameter",
+            InvalidCode::Unsupported => "unsupported_parameter",
+            InvalidCode::ContextLengthExceeded => "context_length_exceeded",
+            InvalidCode::BodyTooLarge => "request_too_large",
+        }
+    }
+}
+
+impl Failure {
+    /// An invalid request, with the field at fault.
+    pub fn invalid(parameter: &str, code: InvalidCode, message: impl Into<String>) -> Self {
+        Failure::Invalid {
+            message: message.into(),
+            parameter: (!parameter.is_empty()).then(|| parameter.to_owned()),
+            code,
+        }
+    }
+
+    /// Whether another replica, or the same one a moment later, may answer instead, given that
+    /// nothing was sent to the client.
+    pub const fn is_retryable(&self) -> bool {
+        match self {
+            Failure::EngineLost | Failure::NodeLost | Failure::ModelNotLoaded { .. } => true,
+            Failure::Overloaded { .. }
+            | Failure::Invalid { .. }
+            | Failure::UnknownModel { .. }
+            | Failure::TooLarge { .. }
+            | Failure::TimedOut { .. }
+            | Failure::SlowReader
+            | Failure::Internal { .. } => false,
+        }
+    }
+}

@@ -1,0 +1,116 @@
+//! One answer being made: what is asked of a node, and what comes back.
+
+use serde::{Deserialize, Serialize};
+
+use crate::catalogue::ModelDigests;
+use crate::class::{Class, ClassReason};
+use crate::failure::Failure;
+use crate::id::{ModelName, NodeId, RequestId};
+use crate::sampling::Sampling;
+
+/// A request as it travels: resolved to token ids, so that any node with the same digests
+/// gives the same answer, and a stream can be continued elsewhere.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Generation {
+    /// The client's request.
+    pub request: RequestId,
+    /// Which of the `n` answers to the prompt this is.
+    pub choice: u32,
+    /// Model to use.
+    pub model: ModelName,
+    /// What the token ids mean: a node with other digests refuses.
+    pub digests: ModelDigests,
+    /// Class of load.
+    pub class: Class,
+    /// Where the class came from.
+    pub class_reason: ClassReason,
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// Tokens already emitted by another node: prefilled with the prompt, counted as answer.
+    pub resume: Vec<u32>,
+    /// Longest answer, `resume` included.
+    pub max_tokens: u32,
+    /// Tokens that end the answer.
+    pub stop_tokens: Vec<u32>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Prompts share their KV prefix only under the same salt, so that timing tells nobody
+    /// what others asked.
+    pub cache_salt: u64,
+}
+
+/// One step of an answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Chunk {
+    /// Index of the first token of this chunk within the answer.
+    pub position: u32,
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// One entry a token when the request asked for log-probabilities, else empty.
+    pub logprobs: Vec<TokenLogprob>,
+}
+
+/// Log-probability of a token and of its strongest rivals, natural logarithm, of the
+/// distribution before temperature and filters.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenLogprob {
+    /// Of the chosen token.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FinishReason {
+    /// A stop token or a stop string.
+    Stop,
+    /// `max_tokens` or the end of the context.
+    Length,
+    /// The client went away.
+    Cancelled,
+}
+
+/// What an answer cost, sent with its last frame.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Accounting {
+    /// From arrival at the engine to the first prefill step, in milliseconds.
+    pub queue_ms: f64,
+    /// From the first prefill step to the first token.
+    pub prefill_ms: f64,
+    /// From the first token to the last.
+    pub decode_ms: f64,
+    /// Engine time of all steps it took part in, each divided by the tokens that shared it.
+    pub step_share_ms: f64,
+    /// Prompt tokens.
+    pub prompt_tokens: u32,
+    /// Of those, found in a shared prefix instead of computed.
+    pub cached_tokens: u32,
+    /// Answer tokens.
+    pub completion_tokens: u32,
+    /// Version of the knobs that served it.
+    pub knob_version: u64,
+    /// Node that served it; the engine does not know and leaves it empty.
+    pub node: Option<NodeId>,
+    /// Engine build that served it.
+    pub build: String,
+}
+
+/// What a node sends for one generation, in this order: `Granted`, any number of `Chunk`s, and
+/// one `Finished` or `Failed`. `Failed` may come first: a refusal.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum GenerationEvent {
+    /// A slot is promised.
+    Granted,
+    /// More of the answer.
+    Chunk(Chunk),
+    /// The end.
+    Finished {
+        /// Why.
+        reason: FinishReason,
+        /// What it cost.
+        accounting: Accounting,
+    },
+    /// The end, without the rest of the answer.
+    Failed(Failure),
+}

@@ -1,0 +1,175 @@
+//! The interference knobs: how much each class may disturb the others.
+
+use serde::{Deserialize, Serialize};
+
+use crate::class::Class;
+
+/// Knobs of one class on one node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ClassKnobs {
+    /// Milliseconds that the first waiting request may wait for company. Interactive has none.
+    pub window_ms: u32,
+    /// Sequences of this class that run at once, at most.
+    pub max_slots: u32,
+    /// Slots that no other class may take.
+    pub reserved_slots: u32,
+    /// Prompt tokens of this class in one step, at most: with the decoding rows this bounds how
+    /// long anybody waits for a step to end.
+    pub prefill_chunk: u32,
+    /// Of the steps in which a more urgent class runs too, the share (percent) that this class
+    /// takes part in.
+    pub step_share: u32,
+}
+
+impl Default for ClassKnobs {
+    fn default() -> Self {
+        Self::of(Class::Batch)
+    }
+}
+
+impl ClassKnobs {
+    /// The defaults of a class. A window of 50 ms and ten slots for batch are what
+    /// mlx-batch-server ships; chunks are sized for about 100 ms a step on a slow machine.
+    pub const fn of(class: Class) -> Self {
+        match class {
+            Class::Interactive => Self {
+                window_ms: 0,
+                max_slots: 16,
+                reserved_slots: 4,
+                prefill_chunk: 256,
+                step_share: 100,
+            },
+            Class::Background => Self {
+                window_ms: 0,
+                max_slots: 8,
+                reserved_slots: 0,
+                prefill_chunk: 64,
+                step_share: 100,
+            },
+            Class::Batch => Self {
+                window_ms: 50,
+                max_slots: 10,
+                reserved_slots: 0,
+                prefill_chunk: 48,
+                step_share: 100,
+            },
+        }
+    }
+}
+
+/// All knobs of an engine, under one version.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct EngineKnobs {
+    /// Version of this set; every request records the one that served it.
+    pub version: u64,
+    /// Sequences of all classes and models together, at most.
+    pub total_slots: u32,
+    /// Memory for KV caches of all models, in bytes.
+    pub kv_budget_bytes: u64,
+    /// Interactive class.
+    pub interactive: ClassKnobs,
+    /// Background class.
+    pub background: ClassKnobs,
+    /// Batch class.
+    pub batch: ClassKnobs,
+}
+
+impl Default for EngineKnobs {
+    fn default() -> Self {
+        Self {
+            version: 0,
+            total_slots: 24,
+            kv_budget_bytes: 2 * 1024 * 1024 * 1024,
+            interactive: ClassKnobs::of(Class::Interactive),
+            background: ClassKnobs::of(Class::Background),
+            batch: ClassKnobs::of(Class::Batch),
+        }
+    }
+}
+
+impl EngineKnobs {
+    /// The knobs of one class.
+    pub const fn class(&self, class: Class) -> &ClassKnobs {
+        match class {
+            Class::Interactive => &self.interactive,
+            Class::Background => &self.background,
+            Class::Batch => &self.batch,
+        }
+    }
+
+    /// The knobs of one class, to change.
+    pub const fn class_mut(&mut self, class: Class) -> &mut ClassKnobs {
+        match class {
+            Class::Interactive => &mut self.interactive,
+            Class::Background => &mut self.background,
+            Class::Batch => &mut self.batch,
+        }
+    }
+
+    /// Every contradiction in these knobs, in the user's terms; empty when they are sound.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        for class in Class::ALL {
+            let knobs = self.class(class);
+            let mut check = |sound: bool, text: &str| {
+                if !sound {
+                    problems.push(format!("{class}: {text}"));
+                }
+            };
+            check(knobs.max_slots >= 1, "max_slots must be at least 1");
+            check(
+                knobs.reserved_slots <= knobs.max_slots,
+                "reserved_slots exceeds max_slots",
+            );
+            check(
+                (1..=65_536).contains(&knobs.prefill_chunk),
+                "prefill_chunk must be 1 to 65536",
+            );
+            check(
+                (1..=100).contains(&knobs.step_share),
+                "step_share must be 1 to 100 percent",
+            );
+            check(knobs.window_ms <= 10_000, "window_ms must be at most 10000");
+        }
+        if self.interactive.window_ms != 0 {
+            problems.push(
+                "interactive: window_ms must be 0, interactive requests never wait for company"
+                    .into(),
+            );
+        }
+        let reserved: u32 = Class::ALL
+            .iter()
+            .map(|c| self.class(*c).reserved_slots)
+            .sum();
+        if !(1..=1024).contains(&self.total_slots) {
+            problems.push("total_slots must be 1 to 1024".into());
+        } else if reserved > self.total_slots {
+            problems.push(format!(
+                "reserved_slots of all classes ({reserved}) exceed total_slots ({})",
+                self.total_slots
+            ));
+        }
+        problems
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_sound() {
+        assert_eq!(EngineKnobs::default().problems(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn every_problem_is_named_at_once() {
+        let mut knobs = EngineKnobs::default();
+        knobs.interactive.window_ms = 80;
+        knobs.batch.step_share = 0;
+        knobs.total_slots = 0;
+        assert_eq!(knobs.problems().len(), 3);
+    }
+}

@@ -1,0 +1,28 @@
+//! The vocabulary of Pomona: ids, units, limits, classes, knobs, reports, plans, messages and
+//! failures. No I/O, no async, no clock.
+#![forbid(unsafe_code)]
+
+pub mod catalogue;
+pub mod class;
+pub mod control;
+pub mod engine;
+pub mod failure;
+pub mod generation;
+pub mod histogram;
+pub mod id;
+pub mod knobs;
+pub mod limits;
+pub mod plan;
+pub mod report;
+pub mod sampling;
+pub mod unit;
+
+pub use catalogue::{ModelDigests, ModelRecord};
+pub use class::{Class, ClassReason};
+pub use failure::Failure;
+pub use generation::{Accounting, Chunk, FinishReason, Generation, GenerationEvent};
+pub use histogram::Histogram;
+pub use id::{ClusterId, ModelName, NodeId, RequestId};
+pub use knobs::{ClassKnobs, EngineKnobs};
+pub use sampling::Sampling;
+pub use unit::{Bytes, Millis, Percent, Tokens, Watts};

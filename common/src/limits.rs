@@ -1,0 +1,102 @@
+//! Bounds on everything that input can grow. One place, each with its reason.
+
+use std::time::Duration;
+
+/// Body of a chat or completion request. Long agent prompts stay below 1 MiB.
+pub const CHAT_BODY_BYTES: usize = 2 * 1024 * 1024;
+/// Body of an admin request: none carries data.
+pub const ADMIN_BODY_BYTES: usize = 64 * 1024;
+/// All request headers together (vLLM CVE-2025-48956 was a flood of them).
+pub const HEADER_BYTES: usize = 16 * 1024;
+/// Number of request headers.
+pub const HEADER_COUNT: usize = 64;
+/// Request target.
+pub const URI_BYTES: usize = 4 * 1024;
+/// Nesting of a request body; `serde_json` stops at 128 by itself.
+pub const JSON_DEPTH: usize = 32;
+/// Keys of one JSON object.
+pub const JSON_OBJECT_KEYS: usize = 1024;
+/// Messages in one chat request.
+pub const MESSAGES: usize = 1024;
+/// Stop strings of one request.
+pub const STOP_STRINGS: usize = 8;
+/// Length of one stop string.
+pub const STOP_STRING_BYTES: usize = 256;
+/// Answers to one prompt (`n`).
+pub const CHOICES: u32 = 4;
+/// Alternatives reported per token (`top_logprobs`).
+pub const TOP_LOGPROBS: u32 = 20;
+/// Entries of `logit_bias`.
+pub const LOGIT_BIAS_ENTRIES: usize = 1024;
+/// Answer length when the client names none: long enough for chat, short enough that one
+/// request cannot reserve a whole context of KV cache by omission.
+pub const DEFAULT_MAX_TOKENS: u32 = 1024;
+/// Characters of a model name; hub names are far shorter.
+pub const MODEL_NAME_CHARS: usize = 128;
+/// Models in the catalogue.
+pub const MODELS: usize = 256;
+/// Nodes in a cluster.
+pub const NODES: usize = 256;
+
+/// A client sends its headers within this time.
+pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
+/// A client sends its body within this time.
+pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client that reads nothing for this long is gone.
+pub const IDLE_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
+/// The longest a request may take, queue included.
+pub const REQUEST_WALL_CLOCK: Duration = Duration::from_secs(600);
+/// An SSE comment goes out when nothing else did for this long.
+pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// Open HTTP connections of one listener.
+pub const HTTP_CONNECTIONS: usize = 512;
+/// Requests waiting for a slot in one process, and how long one waits before its 429.
+pub const QUEUE: QueueBound = QueueBound {
+    capacity: 256,
+    wait: Duration::from_secs(30),
+};
+/// Events buffered for one stream before its sequence is cancelled: at one token an event this
+/// is several times the 256 KiB a client may lag behind.
+pub const STREAM_EVENTS: usize = 4096;
+
+/// Handshakes under way at once; above half of it clients must prove their address.
+pub const QUIC_HANDSHAKES: usize = 64;
+/// A QUIC handshake is finished within this time.
+pub const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Streams the peer may have open: one per request in flight, and the control stream.
+pub const QUIC_BIDI_STREAMS: u32 = 512;
+/// Flow-control window of one stream.
+pub const QUIC_STREAM_WINDOW: u32 = 1024 * 1024;
+/// Flow-control window of one connection.
+pub const QUIC_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
+/// A silent peer is gone after this time.
+pub const QUIC_IDLE: Duration = Duration::from_millis(2500);
+/// Keep-alives keep an idle session open: five of them fit in [`QUIC_IDLE`].
+pub const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(500);
+
+/// One control frame.
+pub const CONTROL_FRAME_BYTES: usize = 256 * 1024;
+/// One frame of a token stream, prompts included: 2 MiB of text is at most 2 Mi tokens, and a
+/// prompt longer than any context is refused before it is framed.
+pub const STREAM_FRAME_BYTES: usize = 4 * 1024 * 1024;
+/// One frame between node and engine.
+pub const ENGINE_FRAME_BYTES: usize = 4 * 1024 * 1024;
+/// Tokenizer and template of one model: the largest published tokenizers are 35 MB.
+pub const TEXT_BUNDLE_BYTES: usize = 64 * 1024 * 1024;
+/// One Raft command.
+pub const RAFT_COMMAND_BYTES: usize = 64 * 1024;
+/// Raft log entries between snapshots (openraft's own default).
+pub const RAFT_LOG_ENTRIES: u64 = 5000;
+/// One Raft snapshot.
+pub const RAFT_SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
+/// Attempts on other grants or after an engine crash, per request.
+pub const RETRIES: u32 = 2;
+
+/// A queue has a capacity and a longest wait, always both.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueBound {
+    /// Entries; one more is refused at once.
+    pub capacity: usize,
+    /// Time after which a waiting entry is refused.
+    pub wait: Duration,
+}

@@ -1,0 +1,27 @@
+//! The target: which model on which node. Made by the planner, kept in Raft, followed by nodes.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::id::{ModelName, NodeId};
+
+/// A complete target. Specific enough that no choice is left when it is carried out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// Number of this plan.
+    pub id: u64,
+    /// The plan it follows: only a child of the current target may become the target.
+    pub parent: Option<u64>,
+    /// What each node should hold.
+    pub nodes: BTreeMap<NodeId, NodeTarget>,
+}
+
+/// What one node should hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeTarget {
+    /// Grows with every change of this node's target; a node refuses an older one.
+    pub generation: u64,
+    /// Models to have loaded, each with the reason for its place.
+    pub models: BTreeMap<ModelName, String>,
+}

@@ -1,0 +1,1 @@
+//! Pure decisions of the coordinator: apply, planner, router

@@ -1,0 +1,1 @@
+//! The coordinator: sessions of nodes, replicated state, cluster /v1

@@ -1,0 +1,1 @@
+//! What a machine can tell about itself

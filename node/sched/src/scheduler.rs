@@ -1,0 +1,283 @@
+//! The scheduler: its state, and the verbs of its owner.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pomona_common::limits;
+use pomona_common::{Class, EngineKnobs, ModelName};
+
+use crate::kv_pool::{KvOp, KvPool, RowPlace};
+use crate::sequence::{NewSequence, Phase, Sequence, SequenceId};
+
+/// Why a sequence is not taken.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The model is not loaded.
+    #[error("model is not loaded")]
+    UnknownModel,
+    /// It could never fit.
+    #[error("sequence needs {needed} bytes of KV cache, the budget is {budget}")]
+    TooLarge {
+        /// Bytes it would take.
+        needed: u64,
+        /// The budget.
+        budget: u64,
+    },
+    /// The queue is full.
+    #[error("queue of {0} is full")]
+    QueueFull(usize),
+}
+
+/// What to do now.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decision {
+    /// Nothing waits and nothing runs.
+    Idle,
+    /// Nothing to do before this time.
+    WaitUntil(Duration, &'static str),
+    /// Run a step.
+    Step(Step),
+}
+
+/// One pass of one model over some rows.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// The model.
+    pub model: ModelName,
+    /// Sequences that entered a slot just now: their prefix may be looked up before the step.
+    pub admitted: Vec<SequenceId>,
+    /// Who takes part, ordered by slab and row.
+    pub rows: Vec<RowWork>,
+    /// Running sequences of this model that sit out in favour of others.
+    pub paused: Vec<SequenceId>,
+}
+
+/// One row of a step.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RowWork {
+    /// The sequence.
+    pub id: SequenceId,
+    /// Its KV row.
+    pub place: RowPlace,
+    /// Position of the first token that is fed.
+    pub start: u32,
+    /// Tokens that are fed.
+    pub len: u32,
+    /// Whether the step yields a new token: the last known token is fed.
+    pub emits: bool,
+}
+
+/// See the crate's documentation.
+#[derive(Debug, Clone)]
+pub struct Scheduler {
+    pub(crate) knobs: EngineKnobs,
+    pub(crate) pool: KvPool,
+    pub(crate) contexts: BTreeMap<ModelName, u32>,
+    pub(crate) sequences: BTreeMap<SequenceId, Sequence>,
+    /// Waiting sequences by class, first come first served.
+    pub(crate) waiting: [BTreeSet<(Duration, SequenceId)>; 3],
+    pub(crate) admissions: u64,
+    /// Earned shares of steps, by class, in percent.
+    pub(crate) credit: [u32; 3],
+    /// Steps since each model last ran, to take turns.
+    pub(crate) last_run: BTreeMap<ModelName, u64>,
+    pub(crate) step_count: u64,
+    pub(crate) stats: [ClassStats; 3],
+}
+
+/// Counters of one class.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ClassStats {
+    /// Groups that a window or an idle class let in together.
+    pub batches: u64,
+    /// For each closed window since the last look, how long it held its first sequence.
+    pub windows: Vec<Duration>,
+}
+
+impl Scheduler {
+    /// Empty, with these knobs.
+    pub fn new(knobs: EngineKnobs) -> Self {
+        Self {
+            pool: KvPool::new(knobs.kv_budget_bytes),
+            knobs,
+            contexts: BTreeMap::new(),
+            sequences: BTreeMap::new(),
+            waiting: Default::default(),
+            admissions: 0,
+            credit: [0; 3],
+            last_run: BTreeMap::new(),
+            step_count: 0,
+            stats: Default::default(),
+        }
+    }
+
+    /// Replaces the knobs; running sequences keep their slots.
+    pub fn set_knobs(&mut self, knobs: EngineKnobs) {
+        self.pool.set_budget(knobs.kv_budget_bytes);
+        self.knobs = knobs;
+    }
+
+    /// The knobs in force.
+    pub fn knobs(&self) -> &EngineKnobs {
+        &self.knobs
+    }
+
+    /// Makes a model known, with the bytes of KV cache a token takes as the engine holds it.
+    pub fn add_model(&mut self, model: ModelName, kv_bytes_per_token: u64, context: u32) {
+        self.pool.add_model(model.clone(), kv_bytes_per_token);
+        self.contexts.insert(model, context);
+    }
+
+    /// Forgets a model; its sequences end and are returned.
+    pub fn remove_model(&mut self, model: &ModelName) -> Vec<SequenceId> {
+        let ended: Vec<SequenceId> = self
+            .sequences
+            .iter()
+            .filter(|(_, sequence)| sequence.model == *model)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in &ended {
+            self.end(*id);
+        }
+        self.pool.remove_model(model);
+        self.contexts.remove(model);
+        ended
+    }
+
+    /// Takes a sequence into the queue of its class.
+    ///
+    /// # Errors
+    /// It cannot fit, or the queue is full.
+    pub fn submit(&mut self, new: NewSequence, now: Duration) -> Result<(), Refusal> {
+        let Some(context) = self.contexts.get(&new.model) else {
+            return Err(Refusal::UnknownModel);
+        };
+        let waiting: usize = self.waiting.iter().map(BTreeSet::len).sum();
+        if waiting >= limits::QUEUE.capacity {
+            return Err(Refusal::QueueFull(limits::QUEUE.capacity));
+        }
+        let left = new.max_new.min(context.saturating_sub(new.prompt));
+        let needed = self.pool.bytes_for(&new.model, new.prompt + left);
+        let budget = self.pool.budget();
+        if needed > budget {
+            return Err(Refusal::TooLarge { needed, budget });
+        }
+        self.waiting[new.class.index()].insert((now, new.id));
+        let sequence = Sequence {
+            model: new.model,
+            class: new.class,
+            known: new.prompt,
+            left,
+            phase: Phase::Waiting,
+            arrived: now,
+            admitted: 0,
+        };
+        self.sequences.insert(new.id, sequence);
+        Ok(())
+    }
+
+    /// Ends a sequence, wherever it is, and frees its slot and KV row at once.
+    pub fn end(&mut self, id: SequenceId) {
+        let Some(sequence) = self.sequences.remove(&id) else {
+            return;
+        };
+        self.waiting[sequence.class.index()].remove(&(sequence.arrived, id));
+        self.pool.release(id);
+    }
+
+    /// The engine found the first `tokens` tokens of a just admitted sequence in a shared prefix
+    /// and copied their KV; at least one token is always left to feed.
+    pub fn skip_prefix(&mut self, id: SequenceId, tokens: u32) {
+        if let Some(sequence) = self.sequences.get_mut(&id)
+            && let Phase::Prefill { done } = &mut sequence.phase
+        {
+            *done = (*done).max(tokens.min(sequence.known.saturating_sub(1)));
+        }
+    }
+
+    /// Records a step that was carried out. Rows that emitted have one more known token.
+    pub fn complete(&mut self, step: &Step) {
+        for row in &step.rows {
+            let Some(sequence) = self.sequences.get_mut(&row.id) else {
+                continue;
+            };
+            if row.emits {
+                sequence.phase = Phase::Decode;
+                sequence.known += 1;
+                sequence.left = sequence.left.saturating_sub(1);
+            } else {
+                sequence.phase = Phase::Prefill {
+                    done: row.start + row.len,
+                };
+            }
+        }
+    }
+
+    /// Decides what to do now. Admits whoever may enter; `Step::rows` is then composed by
+    /// [`Scheduler::compose`] after prefixes were looked up.
+    pub fn admit(&mut self, now: Duration) -> Vec<SequenceId> {
+        crate::admission::admit(self, now)
+    }
+
+    /// Composes the next step out of what runs.
+    pub fn compose(&mut self, now: Duration, admitted: Vec<SequenceId>) -> Decision {
+        crate::compose::compose(self, now, admitted)
+    }
+
+    /// Sequences that waited longer than their class may; they are ended.
+    pub fn expire(&mut self, now: Duration) -> Vec<SequenceId> {
+        let mut expired = Vec::new();
+        for class in Class::ALL {
+            let bound = match class {
+                Class::Interactive | Class::Background => limits::QUEUE.wait,
+                Class::Batch => limits::REQUEST_WALL_CLOCK,
+            };
+            while let Some((arrived, id)) = self.waiting[class.index()].first().copied()
+                && now.saturating_sub(arrived) > bound
+            {
+                expired.push(id);
+                self.end(id);
+            }
+        }
+        expired
+    }
+
+    /// The changes of KV slabs since the last call, to be carried out before the next step.
+    pub fn kv_ops(&mut self) -> Vec<KvOp> {
+        self.pool.drain_ops()
+    }
+
+    /// The KV row of a running sequence.
+    pub fn place(&self, id: SequenceId) -> Option<RowPlace> {
+        self.pool.place(id)
+    }
+
+    /// Bytes of KV slabs.
+    pub fn kv_allocated(&self) -> u64 {
+        self.pool.allocated()
+    }
+
+    /// Sequences of a class and, if given, a model: waiting and running.
+    pub fn population(&self, class: Option<Class>, model: Option<&ModelName>) -> (u32, u32) {
+        let mut counts = (0, 0);
+        for sequence in self.sequences.values() {
+            let counted = class.is_none_or(|class| class == sequence.class)
+                && model.is_none_or(|model| *model == sequence.model);
+            if counted && sequence.is_running() {
+                counts.1 += 1;
+            } else if counted {
+                counts.0 += 1;
+            }
+        }
+        counts
+    }
+
+    /// Takes the counters of a class; windows are handed out once.
+    pub fn take_stats(&mut self, class: Class) -> ClassStats {
+        let stats = &mut self.stats[class.index()];
+        ClassStats {
+            batches: stats.batches,
+            windows: std::mem::take(&mut stats.windows),
+        }
+    }
+}

@@ -1,0 +1,63 @@
+//! One sequence as the scheduler sees it: counts, never contents.
+
+use std::time::Duration;
+
+use pomona_common::{Class, ModelName};
+
+/// Number of a sequence, chosen by the caller, never reused within one engine.
+pub type SequenceId = u64;
+
+/// A sequence to be scheduled. Times are since an origin of the caller's choice, monotonic.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewSequence {
+    /// Its number.
+    pub id: SequenceId,
+    /// The model it runs on.
+    pub model: ModelName,
+    /// Its class.
+    pub class: Class,
+    /// Tokens to prefill.
+    pub prompt: u32,
+    /// Tokens it may add.
+    pub max_new: u32,
+}
+
+/// Where a sequence is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Not in a slot.
+    Waiting,
+    /// In a slot; this many tokens of its text are in the KV cache, the next ones are known.
+    Prefill {
+        /// Tokens in the KV cache.
+        done: u32,
+    },
+    /// In a slot; each step adds one token.
+    Decode,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Sequence {
+    pub(crate) model: ModelName,
+    pub(crate) class: Class,
+    /// Known tokens: the prompt, and what was emitted so far.
+    pub(crate) known: u32,
+    /// Tokens it may still add.
+    pub(crate) left: u32,
+    pub(crate) phase: Phase,
+    /// When it arrived; kept over a preemption, so that it does not lose its place.
+    pub(crate) arrived: Duration,
+    /// Order of admission, the larger the later.
+    pub(crate) admitted: u64,
+}
+
+impl Sequence {
+    /// Tokens its KV row must hold.
+    pub(crate) fn need(&self) -> u32 {
+        self.known + self.left
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.phase != Phase::Waiting
+    }
+}

@@ -1,0 +1,1 @@
+//! The node agent: engine supervisor, reporter, store, local endpoint
