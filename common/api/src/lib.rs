@@ -1,1 +1,18 @@
-//! The OpenAI-compatible surface over a Backend trait
+//! The `/v1` surface as an axum router over a [`Backend`]: node and coordinator each implement
+//! it. Parsing, validation, tokenising, streaming and errors are here once for both.
+#![forbid(unsafe_code)]
+
+pub mod backend;
+mod completions;
+mod error;
+mod metrics;
+mod request;
+mod respond;
+mod router;
+mod serve;
+mod stats;
+mod stream;
+
+pub use backend::{Backend, GenerationStream};
+pub use router::{ROUTES, RouteRow, router};
+pub use serve::{ServeError, serve_http};

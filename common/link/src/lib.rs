@@ -1,1 +1,59 @@
-//! QUIC with mutual TLS between coordinators and nodes
+//! QUIC between coordinators and nodes: mutual TLS 1.3 under a certificate authority of the
+//! cluster's own, sessions, and streams of frames. The one crate that touches quinn and rustls.
+#![forbid(unsafe_code)]
+
+mod authority;
+mod endpoint;
+mod identity;
+mod session;
+mod tls;
+
+use std::path::PathBuf;
+
+pub use authority::Authority;
+pub use endpoint::{Endpoint, Incoming, Purpose};
+pub use identity::{Identity, Peer, Role};
+pub use session::{FrameReceiver, FrameSender, Session};
+
+/// What goes wrong between two machines.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// A key or certificate file cannot be used.
+    #[error("cannot use {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A key or certificate is not what it should be.
+    #[error("certificate trouble: {0}")]
+    Certificate(String),
+    /// The port cannot be opened.
+    #[error("cannot open udp {address}")]
+    Bind {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// No session in time, or it was refused.
+    #[error("no session with {address}: {reason}")]
+    Connect {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        reason: String,
+    },
+    /// The session has ended.
+    #[error("session ended: {0}")]
+    Closed(String),
+    /// The peer did not answer in time.
+    #[error("no answer within {0:?}")]
+    Deadline(std::time::Duration),
+    /// A frame cannot be read or written.
+    #[error("bad frame")]
+    Frame(#[from] pomona_wire::WireError),
+}

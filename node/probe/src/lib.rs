@@ -1,1 +1,136 @@
-//! What a machine can tell about itself
+//! What a machine can tell about itself. What it cannot measure is *unavailable*, never zero,
+//! and a script says that it is one.
+
+#[cfg(target_os = "linux")]
+mod linux;
+#[cfg(target_os = "linux")]
+use linux as system;
+#[cfg(target_os = "macos")]
+mod macos;
+#[cfg(target_os = "macos")]
+use macos as system;
+mod script;
+
+use std::path::PathBuf;
+
+use pomona_common::report::MachineReport;
+use pomona_common::unit::{Bytes, Reading};
+use sysinfo::{
+    CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind,
+    System,
+};
+
+/// Reads the machine; one owner, who calls [`Probe::sample`] at the rate of the configuration.
+pub struct Probe {
+    system: Option<System>,
+    sensors: system::Sensors,
+    chip: String,
+    os: String,
+    script: Option<PathBuf>,
+}
+
+impl Probe {
+    /// A probe; `power` says whether power sensors are read, `script` replaces readings.
+    pub fn new(power: bool, script: Option<PathBuf>) -> Self {
+        let kinds = RefreshKind::nothing()
+            .with_memory(MemoryRefreshKind::everything())
+            .with_cpu(CpuRefreshKind::nothing());
+        let mut system = System::new_with_specifics(kinds).ok();
+        let mut chip = String::new();
+        if let Some(system) = &mut system {
+            system.refresh_cpu_list(CpuRefreshKind::nothing());
+            let brand = system
+                .cpus()
+                .first()
+                .map(|cpu| cpu.brand().trim().to_owned());
+            chip = brand.unwrap_or_default();
+        }
+        let name = System::name().unwrap_or_default();
+        let version = System::os_version().unwrap_or_default();
+        let os = [name, version, system::os_build()]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .collect::<Vec<_>>()
+            .join(" ");
+        Self {
+            system,
+            sensors: system::Sensors::new(power),
+            chip,
+            os,
+            script,
+        }
+    }
+
+    /// One reading of everything. Takes well under a millisecond of processor time.
+    pub fn sample(&mut self, engine: Option<u32>) -> MachineReport {
+        let mut report = MachineReport {
+            chip: self.chip.clone(),
+            os: self.os.clone(),
+            ..MachineReport::default()
+        };
+        if let Some(system) = &mut self.system {
+            system.refresh_memory();
+            let bytes = |n: u64| Reading::Measured(Bytes(n));
+            report.memory_total = bytes(system.total_memory());
+            report.memory_available = bytes(system.available_memory());
+            report.swap_used = bytes(system.used_swap());
+            report.agent.rss = rss(system, std::process::id());
+            report.engine.rss = engine.map_or(Reading::Unavailable, |pid| rss(system, pid));
+        }
+        report.agent.footprint = system::footprint(std::process::id());
+        report.engine.footprint = engine.map_or(Reading::Unavailable, system::footprint);
+        report.pressure = system::pressure();
+        (report.power, report.power_source) = self.sensors.power();
+        if let Some(path) = &self.script {
+            script::apply(path, &mut report);
+        }
+        report
+    }
+}
+
+/// The name of this machine, for people; `node` when it has none.
+pub fn host_name() -> String {
+    System::host_name().unwrap_or_else(|_| "node".to_owned())
+}
+
+fn rss(system: &mut System, pid: u32) -> Reading<Bytes> {
+    let pid = Pid::from_u32(pid);
+    let kind = ProcessRefreshKind::nothing().with_memory().without_tasks();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, kind);
+    Reading::measured(system.process(pid).map(|process| Bytes(process.memory())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_machine_reports_its_memory_and_this_process() {
+        let report = Probe::new(true, None).sample(None);
+        assert!(
+            report
+                .memory_total
+                .value()
+                .is_some_and(|bytes| bytes.get() > 0)
+        );
+        assert!(
+            report
+                .agent
+                .rss
+                .value()
+                .is_some_and(|bytes| bytes.get() > 100_000)
+        );
+        assert_eq!(report.engine.rss, Reading::Unavailable);
+    }
+
+    #[test]
+    fn a_script_says_that_it_is_one() -> std::io::Result<()> {
+        let path = std::env::temp_dir().join(format!("pomona-probe-{}.json", std::process::id()));
+        std::fs::write(&path, r#"{"power_watts": 70.0, "swap_used_bytes": 5}"#)?;
+        let report = Probe::new(true, Some(path.clone())).sample(None);
+        assert!(matches!(report.power, Reading::Scripted(watts) if watts.get() == 70.0));
+        assert_eq!(report.power_source, "scripted");
+        assert!(matches!(report.swap_used, Reading::Scripted(bytes) if bytes.get() == 5));
+        std::fs::remove_file(path)
+    }
+}

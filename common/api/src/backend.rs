@@ -1,0 +1,47 @@
+//! What the surface needs from whoever answers.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use pomona_common::generation::GenerationEvent;
+use pomona_common::report::NodeReport;
+use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
+use pomona_text::ModelText;
+use tokio::sync::mpsc;
+
+/// An answer being made. Dropping it cancels it, wherever it is.
+#[derive(Debug)]
+pub struct GenerationStream {
+    /// Who makes it.
+    pub node: NodeId,
+    /// Events after the grant. The end of the channel without `Finished` or `Failed` means that
+    /// the node went away.
+    pub events: mpsc::Receiver<GenerationEvent>,
+}
+
+/// Answers requests that are resolved to token ids.
+pub trait Backend: Send + Sync + 'static {
+    /// Models that may be asked for.
+    fn models(&self) -> Vec<ModelRecord>;
+
+    /// The text side of a model, loaded on first use.
+    fn text(
+        &self,
+        model: &ModelRecord,
+    ) -> impl Future<Output = Result<Arc<ModelText>, Failure>> + Send;
+
+    /// Starts an answer: comes back when a slot is granted or refused.
+    fn generate(
+        &self,
+        generation: Generation,
+    ) -> impl Future<Output = Result<GenerationStream, Failure>> + Send;
+
+    /// Last reports of the nodes behind this endpoint, with their names.
+    fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)>;
+
+    /// What keeps this endpoint from answering; empty when it is ready.
+    fn not_ready(&self) -> Vec<String>;
+
+    /// Models that some node has loaded now.
+    fn loaded(&self) -> Vec<ModelName>;
+}

@@ -1,0 +1,233 @@
+//! From a request to running generations.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Response};
+use bytes::Bytes;
+use pomona_common::class::classify;
+use pomona_common::failure::InvalidCode;
+use pomona_common::{
+    Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits,
+};
+use pomona_text::{ModelText, TemplateError};
+
+use crate::backend::{Backend, GenerationStream};
+use crate::request::{self, Ask, Kind, Prompt};
+use crate::{error, respond, stream};
+
+/// A request whose answers are being made.
+pub(crate) struct Running {
+    pub(crate) kind: Kind,
+    pub(crate) request: RequestId,
+    pub(crate) created_s: u64,
+    pub(crate) class: Class,
+    pub(crate) class_reason: ClassReason,
+    pub(crate) node: NodeId,
+    pub(crate) model: ModelRecord,
+    pub(crate) text: Arc<ModelText>,
+    pub(crate) ask: Ask,
+    /// Text of the prompt, where it is to be echoed.
+    pub(crate) echo: String,
+    pub(crate) streams: Vec<GenerationStream>,
+}
+
+/// Answers a chat or completion request.
+pub(crate) async fn complete<B: Backend>(
+    backend: &B,
+    kind: Kind,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Response<Body> {
+    let request = RequestId::from_bits(random());
+    let mut response = match begin(backend, kind, request, headers, &body).await {
+        Ok(running) => {
+            let headers = [
+                ("x-pomona-node", running.node.to_string()),
+                ("x-pomona-class", running.class.to_string()),
+                (
+                    "x-pomona-class-reason",
+                    running.class_reason.as_str().to_owned(),
+                ),
+            ];
+            let mut response = if running.ask.stream {
+                stream::respond(running)
+            } else {
+                respond::respond(running).await
+            };
+            for (name, value) in headers {
+                if let Ok(value) = HeaderValue::from_str(&value) {
+                    response.headers_mut().insert(name, value);
+                }
+            }
+            response
+        }
+        Err(failure) => {
+            if matches!(failure, Failure::Internal { .. }) {
+                tracing::error!(%request, %failure, "request failed");
+            }
+            error::response(&failure)
+        }
+    };
+    if let Ok(value) = HeaderValue::from_str(&request.to_string()) {
+        response.headers_mut().insert("x-pomona-request-id", value);
+    }
+    response
+}
+
+async fn begin<B: Backend>(
+    backend: &B,
+    kind: Kind,
+    request: RequestId,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<Running, Failure> {
+    let ask = request::parse(kind, body)?;
+    let header = headers
+        .get("x-pomona-class")
+        .and_then(|value| value.to_str().ok());
+    let (class, class_reason) =
+        classify(header, ask.service_tier.as_deref()).map_err(|unknown| {
+            Failure::invalid(
+                "x-pomona-class",
+                InvalidCode::InvalidValue,
+                unknown.to_string(),
+            )
+        })?;
+    let models = backend.models();
+    let model = find_model(&models, &ask.model)?.clone();
+    let text = backend.text(&model).await?;
+    let (prompt, echo) = resolve(&text, &ask, &model)?;
+    let room = model.context - prompt.len() as u32;
+    let seed = if ask.seeded {
+        ask.sampling.seed
+    } else {
+        random() as u64
+    };
+    let mut streams = Vec::with_capacity(ask.choices as usize);
+    for choice in 0..ask.choices {
+        let mut sampling = ask.sampling.clone();
+        // Answers to one prompt differ; the first of them is the one that `n = 1` would give.
+        sampling.seed = seed.wrapping_add(u64::from(choice));
+        let generation = Generation {
+            request,
+            choice,
+            model: model.name.clone(),
+            digests: model.digests.clone(),
+            class,
+            class_reason,
+            prompt: prompt.clone(),
+            resume: Vec::new(),
+            max_tokens: ask
+                .max_tokens
+                .unwrap_or(limits::DEFAULT_MAX_TOKENS)
+                .min(room),
+            stop_tokens: text.stop_tokens().to_vec(),
+            sampling,
+            cache_salt: 0,
+        };
+        streams.push(backend.generate(generation).await?);
+    }
+    Ok(Running {
+        kind,
+        request,
+        created_s: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+        class,
+        class_reason,
+        node: streams
+            .first()
+            .map_or(NodeId::from_bits(0), |stream| stream.node),
+        model,
+        text,
+        ask,
+        echo,
+        streams,
+    })
+}
+
+fn find_model<'a>(models: &'a [ModelRecord], name: &str) -> Result<&'a ModelRecord, Failure> {
+    models
+        .iter()
+        .find(|record| record.name.as_str() == name)
+        .ok_or_else(|| Failure::UnknownModel {
+            model: name.chars().take(limits::MODEL_NAME_CHARS).collect(),
+        })
+}
+
+/// The prompt as token ids, with room for at least one more.
+fn resolve(
+    text: &ModelText,
+    ask: &Ask,
+    model: &ModelRecord,
+) -> Result<(Vec<u32>, String), Failure> {
+    let invalid = |message: String| {
+        let parameter = if matches!(ask.prompt, Prompt::Chat(_)) {
+            "messages"
+        } else {
+            "prompt"
+        };
+        Failure::invalid(parameter, InvalidCode::InvalidValue, message)
+    };
+    let encode_error = |error: pomona_text::TextError| invalid(error.to_string());
+    let (prompt, echo) = match &ask.prompt {
+        Prompt::Chat(messages) => {
+            let rendered = text.render_chat(messages).map_err(|error| match error {
+                TemplateError::Missing | TemplateError::Refused(_) => invalid(error.to_string()),
+                TemplateError::Broken(_) => invalid(format!("{error}")),
+            })?;
+            (text.encode(&rendered).map_err(encode_error)?, String::new())
+        }
+        Prompt::Text(plain) => {
+            let ids = text.encode_prompt(plain).map_err(encode_error)?;
+            (
+                ids,
+                if ask.echo {
+                    plain.clone()
+                } else {
+                    String::new()
+                },
+            )
+        }
+        Prompt::Tokens(ids) => {
+            if let Some(id) = ids.iter().find(|id| **id >= text.vocab()) {
+                return Err(invalid(format!(
+                    "token id {id} is not below {}",
+                    text.vocab()
+                )));
+            }
+            (ids.clone(), String::new())
+        }
+    };
+    if prompt.is_empty() {
+        return Err(invalid("the prompt is empty".into()));
+    }
+    if prompt.len() as u64 >= u64::from(model.context) {
+        let parameter = if matches!(ask.prompt, Prompt::Chat(_)) {
+            "messages"
+        } else {
+            "prompt"
+        };
+        let message = format!(
+            "the prompt has {} tokens and the context of `{}` is {}: shorten it",
+            prompt.len(),
+            model.name,
+            model.context
+        );
+        return Err(Failure::invalid(
+            parameter,
+            InvalidCode::ContextLengthExceeded,
+            message,
+        ));
+    }
+    Ok((prompt, echo))
+}
+
+/// 128 random bits; all zero only if the system has no randomness at all.
+fn random() -> u128 {
+    let mut bytes = [0; 16];
+    let _ = getrandom::fill(&mut bytes);
+    u128::from_le_bytes(bytes)
+}

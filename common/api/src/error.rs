@@ -1,0 +1,107 @@
+//! The one place that turns failures into HTTP: status, OpenAI envelope, stable code.
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use pomona_common::Failure;
+use pomona_common::failure::InvalidCode;
+use serde_json::{Value, json};
+
+/// Status, `type` and `code` of a failure.
+fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
+    match failure {
+        Failure::Invalid {
+            code: InvalidCode::BodyTooLarge,
+            ..
+        } => (
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_request_error",
+            "request_too_large",
+        ),
+        Failure::Invalid { code, .. } => (
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            code.as_str(),
+        ),
+        Failure::UnknownModel { .. } => (
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            "model_not_found",
+        ),
+        Failure::TooLarge { .. } => (
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            "kv_budget_exceeded",
+        ),
+        Failure::ModelNotLoaded { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "service_unavailable_error",
+            "model_not_loaded",
+        ),
+        Failure::Overloaded { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_error",
+            "overloaded",
+        ),
+        Failure::EngineLost => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "service_unavailable_error",
+            "engine_lost",
+        ),
+        Failure::NodeLost => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "service_unavailable_error",
+            "node_lost",
+        ),
+        Failure::TimedOut { .. } => (
+            StatusCode::REQUEST_TIMEOUT,
+            "timeout_error",
+            "request_timeout",
+        ),
+        Failure::SlowReader => (StatusCode::REQUEST_TIMEOUT, "timeout_error", "slow_reader"),
+        Failure::Internal { .. } => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal_error",
+            "internal_error",
+        ),
+    }
+}
+
+/// The OpenAI envelope.
+pub(crate) fn envelope(failure: &Failure) -> Value {
+    let (_, kind, code) = classify(failure);
+    let parameter = match failure {
+        Failure::Invalid { parameter, .. } => parameter.clone(),
+        Failure::UnknownModel { .. } => Some("model".to_owned()),
+        _ => None,
+    };
+    json!({ "error": { "message": failure.to_string(), "type": kind, "param": parameter, "code": code } })
+}
+
+/// A whole response.
+pub(crate) fn response(failure: &Failure) -> Response<Body> {
+    let (status, _, _) = classify(failure);
+    let mut response = json_response(status, &envelope(failure));
+    if let Failure::Overloaded { retry_after_s, .. } = failure {
+        response
+            .headers_mut()
+            .insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_s));
+    }
+    response
+}
+
+/// A response for what no route answers.
+pub(crate) fn plain(status: StatusCode, code: &'static str, message: &str) -> Response<Body> {
+    let body = json!({ "error": { "message": message, "type": "invalid_request_error", "param": null, "code": code } });
+    json_response(status, &body)
+}
+
+/// JSON with a status.
+pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    response
+}

@@ -1,0 +1,194 @@
+//! `GET /metrics`: Prometheus text, rendered from the reports. A value that is not measured is
+//! left out, never zero.
+
+use std::fmt::Write;
+use std::sync::Arc;
+
+use pomona_common::report::{EngineReport, MachineReport, NodeReport};
+use pomona_common::{Histogram, NodeId};
+
+pub(crate) fn render(reports: &[(NodeId, String, Arc<NodeReport>)]) -> String {
+    let mut out = Text::default();
+    for (id, name, report) in reports {
+        let node = format!("node=\"{id}\",name=\"{}\"", escape(name));
+        machine(&mut out, &node, &report.machine);
+        out.value(
+            "pomona_engine_kills_total",
+            "counter",
+            &node,
+            report.engine_kills as f64,
+        );
+        if let Some(report) = &report.engine {
+            engine(&mut out, &node, report);
+        }
+    }
+    out.finish()
+}
+
+fn machine(out: &mut Text, node: &str, machine: &MachineReport) {
+    let bytes = [
+        ("pomona_node_swap_used_bytes", machine.swap_used),
+        ("pomona_node_memory_total_bytes", machine.memory_total),
+        (
+            "pomona_node_memory_available_bytes",
+            machine.memory_available,
+        ),
+        ("pomona_agent_resident_bytes", machine.agent.rss),
+        ("pomona_agent_footprint_bytes", machine.agent.footprint),
+        ("pomona_engine_resident_bytes", machine.engine.rss),
+        ("pomona_engine_footprint_bytes", machine.engine.footprint),
+    ];
+    for (name, reading) in bytes {
+        if let Some(bytes) = reading.value() {
+            out.value(name, "gauge", node, bytes.get() as f64);
+        }
+    }
+    if let Some(watts) = machine.power.value() {
+        let labels = format!("{node},source=\"{}\"", escape(&machine.power_source));
+        out.value(
+            "pomona_node_power_watts",
+            "gauge",
+            &labels,
+            f64::from(watts.get()),
+        );
+    }
+    if let Some(pressure) = machine.pressure.value() {
+        out.value(
+            "pomona_node_memory_pressure_percent",
+            "gauge",
+            node,
+            f64::from(pressure.get()),
+        );
+    }
+}
+
+fn engine(out: &mut Text, node: &str, engine: &EngineReport) {
+    let build = &engine.build;
+    let labels = format!(
+        "{node},backend=\"{}\",precision=\"{}\",mlx=\"{}\",build=\"{}\",scheduler=\"{}\"",
+        build.backend, build.precision, build.mlx_version, build.build, build.scheduler
+    );
+    out.value("pomona_engine_info", "gauge", &labels, 1.0);
+    out.value(
+        "pomona_engine_kv_bytes",
+        "gauge",
+        node,
+        engine.kv_used as f64,
+    );
+    out.value(
+        "pomona_engine_steps_total",
+        "counter",
+        node,
+        engine.steps as f64,
+    );
+    if let Some(steps) = &engine.step_ms {
+        out.histogram("pomona_engine_step_seconds", node, steps, 1e-3);
+    }
+    for (class, report) in &engine.classes {
+        let labels = format!("{node},class=\"{class}\"");
+        let gauges = [
+            ("pomona_sequences_waiting", report.waiting),
+            ("pomona_sequences_running", report.running),
+            ("pomona_sequences_paused", report.paused),
+        ];
+        for (name, value) in gauges {
+            out.value(name, "gauge", &labels, f64::from(value));
+        }
+        out.value(
+            "pomona_sequences_finished_total",
+            "counter",
+            &labels,
+            report.finished as f64,
+        );
+        out.value(
+            "pomona_sequences_cancelled_total",
+            "counter",
+            &labels,
+            report.cancelled as f64,
+        );
+        out.value(
+            "pomona_tokens_total",
+            "counter",
+            &labels,
+            report.tokens as f64,
+        );
+        out.histogram("pomona_ttft_seconds", &labels, &report.ttft_ms, 1e-3);
+        out.histogram(
+            "pomona_batch_window_seconds",
+            &labels,
+            &report.window_ms,
+            1e-3,
+        );
+        out.histogram("pomona_batch_size", &labels, &report.batch_size, 1.0);
+        out.histogram(
+            "pomona_slot_tokens_per_second",
+            &labels,
+            &report.slot_tok_s,
+            1.0,
+        );
+    }
+    for (model, loaded) in &engine.models {
+        let labels = format!("{node},model=\"{model}\"");
+        out.value(
+            "pomona_model_tokens_total",
+            "counter",
+            &labels,
+            loaded.tokens as f64,
+        );
+        out.value(
+            "pomona_model_weight_bytes",
+            "gauge",
+            &labels,
+            loaded.weight_bytes as f64,
+        );
+    }
+}
+
+/// Samples grouped by metric: the format wants all samples of one name together.
+#[derive(Default)]
+struct Text {
+    families: std::collections::BTreeMap<&'static str, (&'static str, String)>,
+}
+
+impl Text {
+    fn family(&mut self, name: &'static str, kind: &'static str) -> &mut String {
+        &mut self
+            .families
+            .entry(name)
+            .or_insert_with(|| (kind, String::new()))
+            .1
+    }
+
+    fn value(&mut self, name: &'static str, kind: &'static str, labels: &str, value: f64) {
+        let _ = writeln!(self.family(name, kind), "{name}{{{labels}}} {value}");
+    }
+
+    fn histogram(&mut self, name: &'static str, labels: &str, histogram: &Histogram, scale: f64) {
+        let mut seen = 0;
+        let family = self.family(name, "histogram");
+        for (bound, count) in histogram.buckets() {
+            seen += count;
+            let bound = if bound.is_finite() {
+                format!("{}", bound * scale)
+            } else {
+                "+Inf".into()
+            };
+            let _ = writeln!(family, "{name}_bucket{{{labels},le=\"{bound}\"}} {seen}");
+        }
+        let _ = writeln!(family, "{name}_sum{{{labels}}} {}", histogram.sum() * scale);
+        let _ = writeln!(family, "{name}_count{{{labels}}} {seen}");
+    }
+
+    fn finish(self) -> String {
+        self.families
+            .into_iter()
+            .map(|(name, (kind, samples))| format!("# TYPE {name} {kind}\n{samples}"))
+            .collect()
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}

@@ -1,0 +1,253 @@
+//! The route table: the only place that exposes a path.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, to_bytes};
+use axum::extract::{Path, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
+use axum::middleware::{self, Next};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use pomona_common::failure::InvalidCode;
+use pomona_common::{Failure, limits};
+use serde_json::{Value, json};
+
+use crate::backend::Backend;
+use crate::completions::complete;
+use crate::request::Kind;
+use crate::{error, metrics, stats};
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteRow {
+    /// Method.
+    pub method: &'static str,
+    /// Path.
+    pub path: &'static str,
+    /// Who may call it without a key: everybody, or callers on a loopback bind.
+    pub open_to: &'static str,
+    /// What it does beyond reading.
+    pub effect: &'static str,
+}
+
+/// Every path of `/v1` and its neighbours.
+pub const ROUTES: &[RouteRow] = &[
+    RouteRow {
+        method: "GET",
+        path: "/healthz",
+        open_to: "everybody",
+        effect: "none",
+    },
+    RouteRow {
+        method: "GET",
+        path: "/metrics",
+        open_to: "loopback",
+        effect: "none",
+    },
+    RouteRow {
+        method: "GET",
+        path: "/v1/ready",
+        open_to: "loopback",
+        effect: "none",
+    },
+    RouteRow {
+        method: "GET",
+        path: "/v1/models",
+        open_to: "loopback",
+        effect: "none",
+    },
+    RouteRow {
+        method: "GET",
+        path: "/v1/models/{*id}",
+        open_to: "loopback",
+        effect: "none",
+    },
+    RouteRow {
+        method: "GET",
+        path: "/v1/batch/stats",
+        open_to: "loopback",
+        effect: "none",
+    },
+    RouteRow {
+        method: "POST",
+        path: "/v1/chat/completions",
+        open_to: "loopback",
+        effect: "generates",
+    },
+    RouteRow {
+        method: "POST",
+        path: "/v1/completions",
+        open_to: "loopback",
+        effect: "generates",
+    },
+];
+
+/// The routes over a backend.
+pub fn router<B: Backend>(backend: Arc<B>) -> Router {
+    Router::new()
+        .route("/healthz", get(|| async { "ok" }))
+        .route("/metrics", get(metrics_text::<B>))
+        .route("/v1/ready", get(ready::<B>))
+        .route("/v1/models", get(models::<B>))
+        .route("/v1/models/{*id}", get(model::<B>))
+        .route("/v1/batch/stats", get(batch_stats::<B>))
+        .route("/v1/chat/completions", post(chat::<B>))
+        .route("/v1/completions", post(text::<B>))
+        .method_not_allowed_fallback(|| async {
+            error::plain(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this path has other methods",
+            )
+        })
+        .fallback(|| async {
+            error::plain(
+                StatusCode::NOT_FOUND,
+                "not_found",
+                "no such path; see `GET /v1/models` for a start",
+            )
+        })
+        .layer(middleware::from_fn(guard))
+        .with_state(backend)
+}
+
+/// Keeps browsers' pages of other sites away from a loopback endpoint: the `Host` must be this
+/// machine, and a cross-site request is refused (DNS rebinding, CVE-2024-28224).
+async fn guard(request: Request, next: Next) -> Response<Body> {
+    let headers = request.headers();
+    let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let host = text("host").unwrap_or_default();
+    let name = host.rsplit_once(':').map_or(host, |(name, port)| {
+        if port.bytes().all(|b| b.is_ascii_digit()) {
+            name
+        } else {
+            host
+        }
+    });
+    if !matches!(name, "localhost" | "127.0.0.1" | "[::1]" | "") {
+        return error::plain(
+            StatusCode::FORBIDDEN,
+            "host_not_allowed",
+            "this endpoint answers to localhost only",
+        );
+    }
+    if text("sec-fetch-site") == Some("cross-site") {
+        return error::plain(
+            StatusCode::FORBIDDEN,
+            "cross_site",
+            "requests of web pages are refused",
+        );
+    }
+    if request.uri().to_string().len() > limits::URI_BYTES {
+        return error::plain(
+            StatusCode::URI_TOO_LONG,
+            "uri_too_long",
+            "the request target is too long",
+        );
+    }
+    next.run(request).await
+}
+
+async fn chat<B: Backend>(
+    State(backend): State<Arc<B>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
+    generate(&*backend, Kind::Chat, &headers, body).await
+}
+
+async fn text<B: Backend>(
+    State(backend): State<Arc<B>>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
+    generate(&*backend, Kind::Text, &headers, body).await
+}
+
+async fn generate<B: Backend>(
+    backend: &B,
+    kind: Kind,
+    headers: &HeaderMap,
+    body: Body,
+) -> Response<Body> {
+    match read_body(body).await {
+        Ok(body) => complete(backend, kind, headers, body).await,
+        Err(failure) => error::response(&failure),
+    }
+}
+
+async fn read_body(body: Body) -> Result<Bytes, Failure> {
+    let limit_s = limits::BODY_READ_TIMEOUT.as_secs();
+    let read = tokio::time::timeout(
+        limits::BODY_READ_TIMEOUT,
+        to_bytes(body, limits::CHAT_BODY_BYTES),
+    );
+    read.await
+        .map_err(|_| Failure::TimedOut { limit_s })?
+        .map_err(|_| {
+            let message = format!(
+                "the body is cut off or larger than {} bytes",
+                limits::CHAT_BODY_BYTES
+            );
+            Failure::invalid("", InvalidCode::BodyTooLarge, message)
+        })
+}
+
+async fn models<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
+    let data: Vec<Value> = backend.models().iter().map(model_json).collect();
+    error::json_response(StatusCode::OK, &json!({ "object": "list", "data": data }))
+}
+
+async fn model<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Path(id): Path<String>,
+) -> Response<Body> {
+    match backend
+        .models()
+        .iter()
+        .find(|record| record.name.as_str() == id)
+    {
+        Some(record) => error::json_response(StatusCode::OK, &model_json(record)),
+        None => error::response(&Failure::UnknownModel {
+            model: id.chars().take(limits::MODEL_NAME_CHARS).collect(),
+        }),
+    }
+}
+
+fn model_json(record: &pomona_common::ModelRecord) -> Value {
+    json!({
+        "id": record.name,
+        "object": "model",
+        "created": record.created_s,
+        "owned_by": "pomona",
+        "context_window": record.context,
+    })
+}
+
+async fn ready<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
+    let failing = backend.not_ready();
+    let status = if failing.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let body =
+        json!({ "ready": failing.is_empty(), "failing": failing, "loaded": backend.loaded() });
+    error::json_response(status, &body)
+}
+
+async fn batch_stats<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
+    error::json_response(StatusCode::OK, &stats::batch_stats(&backend.reports()))
+}
+
+async fn metrics_text<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
+    let mut response = Response::new(Body::from(metrics::render(&backend.reports())));
+    let kind = HeaderValue::from_static("text/plain; version=0.0.4");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}
+
+/// Slow bodies end before the connection's own clock does.
+const _: () = assert!(limits::BODY_READ_TIMEOUT.as_secs() > Duration::from_secs(10).as_secs());

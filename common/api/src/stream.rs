@@ -1,0 +1,232 @@
+//! Answers as server-sent events.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, header};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::{self, SelectAll};
+use pomona_common::generation::{Chunk, GenerationEvent};
+use pomona_common::{Accounting, Failure, FinishReason, limits};
+use pomona_text::AnswerText;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::completions::Running;
+use crate::error;
+use crate::request::Kind;
+use crate::respond::{accounting_json, finish_reason, head, logprobs_json, object_name, usage};
+
+type Events = futures_util::stream::BoxStream<'static, (usize, Option<GenerationEvent>)>;
+
+/// State of one streamed response.
+struct Sse {
+    running: Running,
+    events: SelectAll<Events>,
+    answers: Vec<AnswerText>,
+    tokens: Vec<u32>,
+    open: usize,
+    accountings: BTreeMap<usize, Accounting>,
+    deadline: Instant,
+    begun: bool,
+    done: bool,
+}
+
+/// The response: headers now, events as they come. Dropping the body cancels everything.
+pub(crate) fn respond(mut running: Running) -> Response<Body> {
+    let mut events = SelectAll::new();
+    let mut answers = Vec::new();
+    for (index, generation) in std::mem::take(&mut running.streams).into_iter().enumerate() {
+        answers.push(running.text.answer(running.ask.stops.clone()));
+        events.push(numbered(index, generation.events));
+    }
+    let sse = Sse {
+        open: answers.len(),
+        tokens: vec![0; answers.len()],
+        answers,
+        events,
+        running,
+        accountings: BTreeMap::new(),
+        deadline: Instant::now() + limits::REQUEST_WALL_CLOCK,
+        begun: false,
+        done: false,
+    };
+    let body = stream::unfold(sse, |mut sse| async move {
+        let text = sse.next().await?;
+        Some((
+            Ok::<Bytes, std::convert::Infallible>(Bytes::from(text)),
+            sse,
+        ))
+    });
+    let mut response = Response::new(Body::from_stream(body));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    // Proxies that buffer would undo streaming.
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}
+
+/// The events of one answer under its number; after the last one, `None` once.
+fn numbered(index: usize, events: tokio::sync::mpsc::Receiver<GenerationEvent>) -> Events {
+    stream::unfold(Some(events), move |events| async move {
+        let mut events = events?;
+        let event = events.recv().await;
+        let rest = event.is_some().then_some(events);
+        Some(((index, event), rest))
+    })
+    .boxed()
+}
+
+impl Sse {
+    /// The next bytes to send; `None` at the end.
+    async fn next(&mut self) -> Option<String> {
+        if self.done {
+            return None;
+        }
+        if !self.begun {
+            self.begun = true;
+            if self.running.kind == Kind::Chat {
+                let roles = (0..self.answers.len()).map(|index| {
+                    self.data(
+                        index,
+                        json!({ "role": "assistant", "content": "" }),
+                        Value::Null,
+                        None,
+                    )
+                });
+                return Some(roles.collect());
+            }
+        }
+        loop {
+            let quiet = tokio::time::sleep(limits::SSE_KEEP_ALIVE);
+            tokio::select! {
+                () = quiet => return Some(": keep-alive\n\n".to_owned()),
+                () = tokio::time::sleep_until(self.deadline) => {
+                    let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
+                    return Some(self.fail(&Failure::TimedOut { limit_s }));
+                }
+                event = self.events.next() => {
+                    let Some((index, event)) = event else {
+                        return Some(self.fail(&Failure::NodeLost));
+                    };
+                    let text = self.on_event(index, event);
+                    if !text.is_empty() {
+                        return Some(text);
+                    }
+                }
+            }
+        }
+    }
+
+    fn on_event(&mut self, index: usize, event: Option<GenerationEvent>) -> String {
+        match event {
+            Some(GenerationEvent::Granted) => String::new(),
+            Some(GenerationEvent::Chunk(chunk)) => self.on_chunk(index, chunk),
+            Some(GenerationEvent::Finished { reason, accounting }) => {
+                let rest = self.answers[index].finish();
+                self.accountings.entry(index).or_insert(accounting);
+                self.end(index, rest, reason)
+            }
+            Some(GenerationEvent::Failed(failure)) => self.fail(&failure),
+            // After its end an answer's channel closes; before it, the node went away.
+            None if self.accountings.contains_key(&index) => String::new(),
+            None => self.fail(&Failure::NodeLost),
+        }
+    }
+
+    fn on_chunk(&mut self, index: usize, chunk: Chunk) -> String {
+        if self.accountings.contains_key(&index) {
+            return String::new();
+        }
+        let logprobs: Vec<_> = chunk.tokens.iter().copied().zip(chunk.logprobs).collect();
+        let logprobs = logprobs_json(self.running.kind, &self.running.text, &logprobs);
+        let mut text = String::new();
+        let mut stopped = false;
+        for token in chunk.tokens {
+            self.tokens[index] += 1;
+            let piece = self.answers[index].push(token);
+            text.push_str(&piece.text);
+            stopped |= piece.stopped;
+        }
+        if stopped {
+            let accounting = Accounting {
+                completion_tokens: self.tokens[index],
+                ..Accounting::default()
+            };
+            self.accountings.insert(index, accounting);
+            return self.end(index, text, FinishReason::Stop);
+        }
+        if text.is_empty() && logprobs.is_null() {
+            return String::new();
+        }
+        self.text(index, text, logprobs)
+    }
+
+    fn text(&self, index: usize, text: String, logprobs: Value) -> String {
+        self.data(index, json!({ "content": text }), logprobs, None)
+    }
+
+    /// The last events of one answer, and of the response after the last answer.
+    fn end(&mut self, index: usize, rest: String, reason: FinishReason) -> String {
+        let mut out = String::new();
+        if !rest.is_empty() {
+            out.push_str(&self.text(index, rest, Value::Null));
+        }
+        out.push_str(&self.data(index, json!({}), Value::Null, Some(reason)));
+        self.open -= 1;
+        if self.open == 0 {
+            self.done = true;
+            if self.running.ask.include_usage {
+                let accountings: Vec<&Accounting> = self.accountings.values().collect();
+                let mut last = head(&self.running, object_name(self.running.kind, true));
+                last["choices"] = json!([]);
+                last["usage"] = usage(&accountings);
+                last["pomona"] = accounting_json(&accountings);
+                out.push_str(&format!("data: {last}\n\n"));
+            }
+            out.push_str("data: [DONE]\n\n");
+        }
+        out
+    }
+
+    /// A well-formed end with an error.
+    fn fail(&mut self, failure: &Failure) -> String {
+        self.done = true;
+        self.events.clear();
+        format!("data: {}\n\ndata: [DONE]\n\n", error::envelope(failure))
+    }
+
+    fn data(
+        &self,
+        index: usize,
+        delta: Value,
+        logprobs: Value,
+        reason: Option<FinishReason>,
+    ) -> String {
+        let reason = reason.map(finish_reason);
+        let choice = match self.running.kind {
+            Kind::Chat => {
+                json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": reason })
+            }
+            Kind::Text => {
+                let text = delta["content"].as_str().unwrap_or_default();
+                json!({ "index": index, "text": text, "logprobs": logprobs, "finish_reason": reason })
+            }
+        };
+        let mut body = head(&self.running, object_name(self.running.kind, true));
+        body["choices"] = json!([choice]);
+        if self.running.ask.include_usage {
+            body["usage"] = Value::Null;
+        }
+        format!("data: {body}\n\n")
+    }
+}
+
+/// Kept well below the 15 s of silence that clients and proxies tolerate.
+const _: () = assert!(limits::SSE_KEEP_ALIVE.as_millis() < Duration::from_secs(15).as_millis());

@@ -1,0 +1,202 @@
+//! A UDP port that accepts and opens sessions.
+
+use std::net::SocketAddr;
+use std::sync::Mutex;
+
+use pomona_common::limits;
+use quinn::VarInt;
+
+use crate::identity::{Identity, Peer, Role};
+use crate::session::Session;
+use crate::{LinkError, tls};
+
+/// What a connection is for: each kind has its own, so that bulk never shares a flow-control
+/// window with a token stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// Control messages and token streams of a node.
+    Control,
+    /// Raft between coordinators.
+    Raft,
+}
+
+impl Purpose {
+    const ALL: [Purpose; 2] = [Purpose::Control, Purpose::Raft];
+
+    const fn alpn(self) -> &'static [u8] {
+        match self {
+            Purpose::Control => b"pomona-control/1",
+            Purpose::Raft => b"pomona-raft/1",
+        }
+    }
+
+    fn of_alpn(alpn: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|purpose| purpose.alpn() == alpn)
+    }
+
+    /// Who may be at the client's end.
+    fn admits(self, role: Role) -> bool {
+        matches!(
+            (self, role),
+            (Purpose::Control, Role::Node(_)) | (Purpose::Raft, Role::Coordinator(_))
+        )
+    }
+}
+
+/// See the module's documentation.
+pub struct Endpoint {
+    inner: quinn::Endpoint,
+    identity: Mutex<Identity>,
+}
+
+impl Endpoint {
+    /// Opens a port that accepts sessions and can dial from it.
+    ///
+    /// # Errors
+    /// The port is taken, or the identity is unusable.
+    pub fn server(address: SocketAddr, identity: Identity) -> Result<Self, LinkError> {
+        let config = server_config(&identity)?;
+        let inner = quinn::Endpoint::server(config, address)
+            .map_err(|source| LinkError::Bind { address, source })?;
+        Ok(Self {
+            inner,
+            identity: Mutex::new(identity),
+        })
+    }
+
+    /// Opens a port that only dials.
+    ///
+    /// # Errors
+    /// No port is free.
+    pub fn client(address: SocketAddr, identity: Identity) -> Result<Self, LinkError> {
+        let inner = quinn::Endpoint::client(address)
+            .map_err(|source| LinkError::Bind { address, source })?;
+        Ok(Self {
+            inner,
+            identity: Mutex::new(identity),
+        })
+    }
+
+    /// Uses a fresh certificate from now on; sessions that are open stay open.
+    ///
+    /// # Errors
+    /// The identity is unusable.
+    pub fn renew(&self, identity: Identity) -> Result<(), LinkError> {
+        if matches!(identity.role(), Role::Coordinator(_)) {
+            self.inner
+                .set_server_config(Some(server_config(&identity)?));
+        }
+        *self.lock() = identity;
+        Ok(())
+    }
+
+    /// The address it is bound to.
+    ///
+    /// # Errors
+    /// The socket is gone.
+    pub fn local_address(&self) -> Result<SocketAddr, LinkError> {
+        self.inner
+            .local_addr()
+            .map_err(|error| LinkError::Closed(error.to_string()))
+    }
+
+    /// Opens a session with the coordinator at `address`.
+    ///
+    /// # Errors
+    /// Nobody answers in time, or not with a coordinator's certificate of this cluster.
+    pub async fn dial(&self, address: SocketAddr, purpose: Purpose) -> Result<Session, LinkError> {
+        let identity = self.lock().clone();
+        let failed = |reason: String| LinkError::Connect { address, reason };
+        let config = tls::client_config(&identity, purpose.alpn())?;
+        let name = Role::Coordinator(0).server_name(identity.cluster());
+        let connecting = self
+            .inner
+            .connect_with(config, address, &name)
+            .map_err(|error| failed(error.to_string()))?;
+        let connection = tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, connecting)
+            .await
+            .map_err(|_| failed("no answer".to_owned()))?
+            .map_err(|error| failed(error.to_string()))?;
+        let (peer, _) = tls::peer(&connection, identity.cluster())?;
+        match peer.role {
+            Role::Coordinator(_) => Ok(Session::new(connection, peer, purpose)),
+            Role::Node(_) => Err(failed(
+                "a node answered where a coordinator belongs".to_owned(),
+            )),
+        }
+    }
+
+    /// The next session that a peer opened and proved its role for; `None` once closed.
+    /// Handshakes run one after the other in the caller's tasks: see [`Incoming::finish`].
+    pub async fn accept(&self) -> Option<Incoming> {
+        loop {
+            let incoming = self.inner.accept().await?;
+            let busy = self.inner.open_connections() > limits::NODES;
+            if busy && !incoming.remote_address_validated() && incoming.may_retry() {
+                // The client comes back with proof of its address.
+                let _ = incoming.retry();
+                continue;
+            }
+            let cluster = self.lock().cluster();
+            return Some(Incoming { incoming, cluster });
+        }
+    }
+
+    /// Ends all sessions and closes the port.
+    pub async fn close(&self) {
+        self.inner.close(VarInt::from_u32(0), b"shutting down");
+        let _ = tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, self.inner.wait_idle()).await;
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Identity> {
+        self.identity
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A handshake that has begun.
+pub struct Incoming {
+    incoming: quinn::Incoming,
+    cluster: pomona_common::ClusterId,
+}
+
+impl Incoming {
+    /// Finishes the handshake and checks that the peer may do what it came for.
+    ///
+    /// # Errors
+    /// It may not, or is too slow.
+    pub async fn finish(self) -> Result<Session, LinkError> {
+        let address = self.incoming.remote_address();
+        let failed = |reason: String| LinkError::Connect { address, reason };
+        let connecting = self
+            .incoming
+            .accept()
+            .map_err(|error| failed(error.to_string()))?;
+        let connection = tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, connecting)
+            .await
+            .map_err(|_| failed("handshake took too long".to_owned()))?
+            .map_err(|error| failed(error.to_string()))?;
+        let refused = |connection: &quinn::Connection, why: String| {
+            connection.close(VarInt::from_u32(1), b"identity");
+            failed(why)
+        };
+        let (peer, alpn) = match tls::peer(&connection, self.cluster) {
+            Ok(found) => found,
+            Err(error) => return Err(refused(&connection, error.to_string())),
+        };
+        match Purpose::of_alpn(&alpn) {
+            Some(purpose) if purpose.admits(peer.role) => {
+                Ok(Session::new(connection, peer, purpose))
+            }
+            _ => {
+                let Peer { role } = peer;
+                Err(refused(&connection, format!("{role} may not do this")))
+            }
+        }
+    }
+}
+
+fn server_config(identity: &Identity) -> Result<quinn::ServerConfig, LinkError> {
+    tls::server_config(identity, &Purpose::ALL.map(Purpose::alpn))
+}

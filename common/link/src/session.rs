@@ -1,0 +1,190 @@
+//! A session with one peer, and its streams of frames.
+
+use std::time::Duration;
+
+use pomona_wire::{Message, WireError};
+use quinn::VarInt;
+
+use crate::LinkError;
+use crate::endpoint::Purpose;
+use crate::identity::Peer;
+
+/// Opening a stream waits at most this long for the peer to allow one more.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that takes no bytes for this long is stuck.
+const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// The code of a stream that was given up.
+const CANCELLED: VarInt = VarInt::from_u32(1);
+
+/// A session; clones are handles of the same one.
+#[derive(Debug, Clone)]
+pub struct Session {
+    connection: quinn::Connection,
+    peer: Peer,
+    purpose: Purpose,
+}
+
+impl Session {
+    pub(crate) fn new(connection: quinn::Connection, peer: Peer, purpose: Purpose) -> Self {
+        Self {
+            connection,
+            peer,
+            purpose,
+        }
+    }
+
+    /// The other end.
+    pub fn peer(&self) -> Peer {
+        self.peer
+    }
+
+    /// What it is for.
+    pub fn purpose(&self) -> Purpose {
+        self.purpose
+    }
+
+    /// Opens a stream. The peer learns of it with the first frame.
+    ///
+    /// # Errors
+    /// The session has ended, or too many streams are open for too long.
+    pub async fn open(&self) -> Result<(FrameSender, FrameReceiver), LinkError> {
+        let opened = tokio::time::timeout(OPEN_TIMEOUT, self.connection.open_bi())
+            .await
+            .map_err(|_| LinkError::Deadline(OPEN_TIMEOUT))?;
+        let (send, receive) = opened.map_err(closed)?;
+        Ok((
+            FrameSender {
+                inner: send,
+                finished: false,
+            },
+            FrameReceiver { inner: receive },
+        ))
+    }
+
+    /// The next stream that the peer opens.
+    ///
+    /// # Errors
+    /// The session has ended.
+    pub async fn accept(&self) -> Result<(FrameSender, FrameReceiver), LinkError> {
+        let (send, receive) = self.connection.accept_bi().await.map_err(closed)?;
+        Ok((
+            FrameSender {
+                inner: send,
+                finished: false,
+            },
+            FrameReceiver { inner: receive },
+        ))
+    }
+
+    /// Waits for the end of the session.
+    pub async fn ended(&self) -> String {
+        self.connection.closed().await.to_string()
+    }
+
+    /// Ends the session.
+    pub fn close(&self, reason: &str) {
+        self.connection
+            .close(VarInt::from_u32(0), reason.as_bytes());
+    }
+}
+
+/// Sends frames. Dropping it without [`FrameSender::finish`] resets the stream, so that the
+/// peer never takes half an answer for a whole one.
+#[derive(Debug)]
+pub struct FrameSender {
+    inner: quinn::SendStream,
+    finished: bool,
+}
+
+impl FrameSender {
+    /// Sends one frame.
+    ///
+    /// # Errors
+    /// The peer stopped the stream, is stuck, or the session has ended.
+    pub async fn send<M: Message>(&mut self, message: &M) -> Result<(), LinkError> {
+        let frame = pomona_wire::encode(message)?;
+        self.send_bytes(&frame).await
+    }
+
+    /// Sends bytes that are framed already.
+    ///
+    /// # Errors
+    /// As [`FrameSender::send`].
+    pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<(), LinkError> {
+        tokio::time::timeout(SEND_TIMEOUT, self.inner.write_all(bytes))
+            .await
+            .map_err(|_| LinkError::Deadline(SEND_TIMEOUT))?
+            .map_err(closed)
+    }
+
+    /// Ends the stream after what was sent.
+    pub fn finish(mut self) {
+        // Fails only when the stream has ended already.
+        let _ = self.inner.finish();
+        self.finished = true;
+    }
+
+    /// Waits until the peer gives the stream up or the session ends.
+    pub fn given_up(&self) -> impl Future<Output = ()> + Send + use<> {
+        let stopped = self.inner.stopped();
+        async move {
+            let _ = stopped.await;
+        }
+    }
+}
+
+impl Drop for FrameSender {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Fails only when the stream has ended already.
+            let _ = self.inner.reset(CANCELLED);
+        }
+    }
+}
+
+/// Receives frames. Dropping it tells the peer to stop.
+#[derive(Debug)]
+pub struct FrameReceiver {
+    inner: quinn::RecvStream,
+}
+
+impl FrameReceiver {
+    /// The next frame; `None` at the end of the stream.
+    ///
+    /// # Errors
+    /// The peer gave up, the session ended, or the frame is bad.
+    pub async fn next<M: Message>(&mut self) -> Result<Option<M>, LinkError> {
+        let mut length = [0; 4];
+        match self.inner.read_exact(&mut length).await {
+            Ok(()) => {}
+            Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
+            Err(error) => return Err(closed(error)),
+        }
+        let mut body = vec![0; pomona_wire::body_len::<M>(length)?];
+        self.inner.read_exact(&mut body).await.map_err(closed)?;
+        Ok(Some(pomona_wire::decode_body(&body)?))
+    }
+
+    /// The next frame, within a deadline.
+    ///
+    /// # Errors
+    /// As [`FrameReceiver::next`], or nothing came in time or at all.
+    pub async fn expect<M: Message>(&mut self, within: Duration) -> Result<M, LinkError> {
+        tokio::time::timeout(within, self.next())
+            .await
+            .map_err(|_| LinkError::Deadline(within))??
+            .ok_or(LinkError::Frame(WireError::Truncated))
+    }
+
+    /// All bytes up to the end of the stream, at most `limit`.
+    ///
+    /// # Errors
+    /// More bytes, or the session ended.
+    pub async fn rest(&mut self, limit: usize) -> Result<Vec<u8>, LinkError> {
+        self.inner.read_to_end(limit).await.map_err(closed)
+    }
+}
+
+fn closed(error: impl std::fmt::Display) -> LinkError {
+    LinkError::Closed(error.to_string())
+}

@@ -1,0 +1,139 @@
+//! TLS 1.3 with ring, client certificates required, no resumption, no early data.
+
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
+use quinn::{IdleTimeout, TransportConfig, VarInt};
+use rustls::client::Resumption;
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+
+use pomona_common::{ClusterId, limits};
+
+use crate::LinkError;
+use crate::identity::{Identity, Peer, Role};
+
+pub(crate) fn server_config(
+    identity: &Identity,
+    alpn: &[&[u8]],
+) -> Result<quinn::ServerConfig, LinkError> {
+    let (roots, chain, key) = material(identity)?;
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .build()
+        .map_err(trouble)?;
+    let mut tls = ServerConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(trouble)?
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, key)
+        .map_err(trouble)?;
+    tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    tls.max_early_data_size = 0;
+    tls.send_tls13_tickets = 0;
+    tls.session_storage = Arc::new(NoServerSessionStorage {});
+    let crypto = QuicServerConfig::try_from(tls).map_err(trouble)?;
+    let mut config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+    config
+        .transport_config(transport()?)
+        .max_incoming(limits::QUIC_HANDSHAKES)
+        .incoming_buffer_size(64 * 1024)
+        .incoming_buffer_size_total(4 * 1024 * 1024)
+        .migration(true);
+    Ok(config)
+}
+
+pub(crate) fn client_config(
+    identity: &Identity,
+    alpn: &[u8],
+) -> Result<quinn::ClientConfig, LinkError> {
+    let (roots, chain, key) = material(identity)?;
+    let mut tls = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(trouble)?
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .map_err(trouble)?;
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.resumption = Resumption::disabled();
+    tls.enable_early_data = false;
+    let crypto = QuicClientConfig::try_from(tls).map_err(trouble)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport()?);
+    Ok(config)
+}
+
+/// Role and protocol of a connection's other end. Its certificate was verified by rustls; here
+/// its name is read and must be of our cluster.
+pub(crate) fn peer(
+    connection: &quinn::Connection,
+    cluster: ClusterId,
+) -> Result<(Peer, Vec<u8>), LinkError> {
+    let wrong = |what: &str| LinkError::Certificate(what.to_owned());
+    let chain = connection
+        .peer_identity()
+        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
+        .ok_or_else(|| wrong("peer shows no certificate"))?;
+    let leaf = chain
+        .first()
+        .ok_or_else(|| wrong("peer shows no certificate"))?;
+    let leaf = webpki::EndEntityCert::try_from(leaf)
+        .map_err(|_| wrong("peer certificate does not parse"))?;
+    let mut names = leaf.valid_uri_names();
+    let (Some(uri), None) = (names.next(), names.next()) else {
+        return Err(wrong("peer certificate has not exactly one URI"));
+    };
+    let role =
+        Role::from_uri(uri, cluster).ok_or_else(|| wrong("peer belongs to another cluster"))?;
+    let protocol = connection
+        .handshake_data()
+        .and_then(|data| data.downcast::<HandshakeData>().ok())
+        .and_then(|data| data.protocol.clone())
+        .ok_or_else(|| wrong("peer negotiated no protocol"))?;
+    Ok((Peer { role }, protocol))
+}
+
+type Material = (
+    Arc<RootCertStore>,
+    Vec<CertificateDer<'static>>,
+    PrivateKeyDer<'static>,
+);
+
+fn material(identity: &Identity) -> Result<Material, LinkError> {
+    let parse = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(trouble);
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(parse(&identity.authority_pem)?)
+        .map_err(trouble)?;
+    let chain = vec![parse(&identity.certificate_pem)?];
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(trouble)?;
+    Ok((Arc::new(roots), chain, key))
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::ring::default_provider())
+}
+
+/// Every limit of quinn, set: its defaults are made for the open internet.
+fn transport() -> Result<Arc<TransportConfig>, LinkError> {
+    let mut config = TransportConfig::default();
+    let idle = IdleTimeout::try_from(limits::QUIC_IDLE).map_err(trouble)?;
+    config
+        .max_concurrent_bidi_streams(VarInt::from_u32(limits::QUIC_BIDI_STREAMS))
+        .max_concurrent_uni_streams(VarInt::from_u32(0))
+        .stream_receive_window(VarInt::from_u32(limits::QUIC_STREAM_WINDOW))
+        .receive_window(VarInt::from_u32(limits::QUIC_CONNECTION_WINDOW))
+        .send_window(u64::from(limits::QUIC_CONNECTION_WINDOW))
+        .max_idle_timeout(Some(idle))
+        .keep_alive_interval(Some(limits::QUIC_KEEP_ALIVE))
+        .datagram_receive_buffer_size(None)
+        .datagram_send_buffer_size(0)
+        .allow_spin(false);
+    Ok(Arc::new(config))
+}
+
+fn trouble(error: impl std::fmt::Display) -> LinkError {
+    LinkError::Certificate(error.to_string())
+}

@@ -1,0 +1,144 @@
+//! What a command does. Total and deterministic: the same log gives the same state everywhere.
+
+use pomona_common::limits;
+
+use crate::command::{Command, Reply};
+use crate::state::{ClusterState, NodeRecord};
+
+/// Kills that are remembered per node: more than any gate looks back for.
+const KILLS: usize = 32;
+
+/// Applies one command.
+pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
+    match command {
+        Command::Found(id) => match state.cluster {
+            None => {
+                state.cluster = Some(*id);
+                Reply::Done
+            }
+            Some(own) if own == *id => Reply::Unchanged,
+            Some(own) => Reply::Refused(format!("this is cluster {own}")),
+        },
+        Command::AdmitNode { id, name, now_s } => {
+            if let Some(record) = state.nodes.get_mut(id) {
+                if record.name == *name {
+                    return Reply::Unchanged;
+                }
+                record.name.clone_from(name);
+                return Reply::Done;
+            }
+            if state.nodes.len() >= limits::NODES {
+                return Reply::Refused(format!(
+                    "the cluster has {} nodes, the limit",
+                    limits::NODES
+                ));
+            }
+            let record = NodeRecord {
+                name: name.clone(),
+                joined_s: *now_s,
+                kills_s: Vec::new(),
+            };
+            state.nodes.insert(*id, record);
+            Reply::Done
+        }
+        Command::AddModel(record) => match state.catalogue.get(&record.name) {
+            Some(own) if own.digests == record.digests => Reply::Unchanged,
+            Some(_) => Reply::Refused(format!(
+                "`{}` is in the catalogue with other contents",
+                record.name
+            )),
+            None if state.catalogue.len() >= limits::MODELS => Reply::Refused(format!(
+                "the catalogue has {} models, the limit",
+                limits::MODELS
+            )),
+            None => {
+                state.catalogue.insert(record.name.clone(), record.clone());
+                Reply::Done
+            }
+        },
+        Command::RemoveModel(name) => match state.catalogue.remove(name) {
+            Some(_) => Reply::Done,
+            None => Reply::Unchanged,
+        },
+        Command::SetPlan(plan) => {
+            if plan.id == state.plan.id && *plan == state.plan {
+                return Reply::Unchanged;
+            }
+            let follows = plan.parent == Some(state.plan.id) && plan.id == state.plan.id + 1;
+            let backwards = plan.nodes.iter().any(|(id, target)| {
+                let own = state.plan.nodes.get(id).map_or(0, |own| own.generation);
+                target.generation < own
+            });
+            if !follows || backwards {
+                return Reply::Refused(format!(
+                    "plan {} does not follow plan {}",
+                    plan.id, state.plan.id
+                ));
+            }
+            state.plan = plan.clone();
+            Reply::Done
+        }
+        Command::RecordKill { node, now_s } => {
+            let Some(record) = state.nodes.get_mut(node) else {
+                return Reply::Refused(format!("no node {node}"));
+            };
+            if record.kills_s.len() == KILLS {
+                record.kills_s.remove(0);
+            }
+            record.kills_s.push(*now_s);
+            Reply::Done
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::plan::Plan;
+    use pomona_common::{ClusterId, NodeId};
+
+    use super::*;
+
+    #[test]
+    fn a_cluster_is_founded_once() {
+        let mut state = ClusterState::default();
+        let found = |id| Command::Found(ClusterId::from_bits(id));
+        assert_eq!(apply(&mut state, &found(1)), Reply::Done);
+        assert_eq!(apply(&mut state, &found(1)), Reply::Unchanged);
+        assert!(matches!(apply(&mut state, &found(2)), Reply::Refused(_)));
+    }
+
+    #[test]
+    fn only_a_child_of_the_target_becomes_the_target() {
+        let mut state = ClusterState::default();
+        let plan = |id, parent| {
+            Command::SetPlan(Plan {
+                id,
+                parent: Some(parent),
+                ..Plan::default()
+            })
+        };
+        assert_eq!(apply(&mut state, &plan(1, 0)), Reply::Done);
+        assert!(matches!(apply(&mut state, &plan(1, 0)), Reply::Unchanged));
+        assert!(matches!(apply(&mut state, &plan(3, 2)), Reply::Refused(_)));
+        assert_eq!(apply(&mut state, &plan(2, 1)), Reply::Done);
+    }
+
+    #[test]
+    fn kills_are_bounded() {
+        let mut state = ClusterState::default();
+        let node = NodeId::from_bits(1);
+        apply(
+            &mut state,
+            &Command::AdmitNode {
+                id: node,
+                name: "a".into(),
+                now_s: 0,
+            },
+        );
+        for now_s in 0..100 {
+            apply(&mut state, &Command::RecordKill { node, now_s });
+        }
+        assert_eq!(state.nodes[&node].kills_s.len(), 32);
+        assert_eq!(state.nodes[&node].kills_s[31], 99);
+    }
+}

@@ -1,0 +1,73 @@
+//! Where a request goes: a decision over a snapshot of the nodes that hold its model.
+
+use pomona_common::NodeId;
+
+/// A report older than this says little about a queue.
+pub const STALE_MS: u64 = 3000;
+
+/// A node that has the model loaded.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// The node.
+    pub node: NodeId,
+    /// Age of its last report.
+    pub report_age_ms: u64,
+    /// Sequences waiting and running there, by the last report.
+    pub queued: u32,
+    /// Sequences this router has sent there and not seen end.
+    pub in_flight: u32,
+}
+
+/// One place to try.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// The node.
+    pub node: NodeId,
+    /// Why here.
+    pub reason: &'static str,
+}
+
+/// Orders the candidates, the best first: fresh before stale, then the least loaded; ties by id
+/// so that the order is one. The node has the last word: a refusal goes to the next.
+pub fn route(candidates: &[Candidate]) -> Vec<Route> {
+    let mut order: Vec<&Candidate> = candidates.iter().collect();
+    let load = |c: &Candidate| c.in_flight.max(c.queued);
+    order.sort_by_key(|c| (c.report_age_ms > STALE_MS, load(c), c.node));
+    let alone = order.len() == 1;
+    order
+        .into_iter()
+        .map(|candidate| Route {
+            node: candidate.node,
+            reason: match (alone, candidate.report_age_ms > STALE_MS) {
+                (true, _) => "the only replica",
+                (false, false) => "least loaded replica",
+                (false, true) => "its last report is stale",
+            },
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fresh_and_idle_nodes_come_first() {
+        let node = |id, report_age_ms, queued, in_flight| Candidate {
+            node: NodeId::from_bits(id),
+            report_age_ms,
+            queued,
+            in_flight,
+        };
+        let order: Vec<u128> = route(&[
+            node(1, 100, 5, 0),
+            node(2, 9000, 0, 0),
+            node(3, 100, 0, 2),
+            node(4, 100, 1, 0),
+        ])
+        .into_iter()
+        .map(|route| route.node.bits())
+        .collect();
+        assert_eq!(order, [4, 3, 1, 2]);
+    }
+}

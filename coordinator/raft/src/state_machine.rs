@@ -1,0 +1,164 @@
+//! The applied state in redb, in one transaction with the log id it was applied up to, and in
+//! memory for readers.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use openraft::storage::RaftStateMachine;
+use openraft::{
+    BasicNode, Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot,
+    SnapshotMeta, StorageError, StorageIOError, StoredMembership,
+};
+use pomona_decide::{ClusterState, Reply, apply};
+use redb::{Database, TableDefinition};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::TypeConfig;
+use crate::tables::{DbResult, Values, decode, encode, get, put, write};
+
+const STATE: Values = TableDefinition::new("state_machine");
+
+type IoError = StorageIOError<u64>;
+type Fault = StorageError<u64>;
+
+/// Everything that must change together.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct Applied {
+    log_id: Option<LogId<u64>>,
+    membership: StoredMembership<u64, BasicNode>,
+    state: ClusterState,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct StateMachine {
+    db: Arc<Database>,
+    applied: Applied,
+    published: watch::Sender<Arc<ClusterState>>,
+}
+
+impl StateMachine {
+    pub(crate) fn open(db: Arc<Database>) -> DbResult<(Self, watch::Receiver<Arc<ClusterState>>)> {
+        write(&db, |transaction| {
+            transaction.open_table(STATE)?;
+            Ok(())
+        })?;
+        let applied: Applied = get(&db, STATE, "applied")?.unwrap_or_default();
+        let (published, reader) = watch::channel(Arc::new(applied.state.clone()));
+        let machine = Self {
+            db,
+            applied,
+            published,
+        };
+        Ok((machine, reader))
+    }
+
+    fn save(&self) -> DbResult<()> {
+        write(&self.db, |transaction| {
+            put(transaction, STATE, "applied", &self.applied)
+        })?;
+        self.published
+            .send_replace(Arc::new(self.applied.state.clone()));
+        Ok(())
+    }
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, Fault> {
+        // Reads the database, not this clone: the snapshot is exactly what was synced last.
+        let build = || -> DbResult<(SnapshotMeta<u64, BasicNode>, Vec<u8>)> {
+            let applied: Applied = get(&self.db, STATE, "applied")?.unwrap_or_default();
+            let index = applied.log_id.map_or(0, |id| id.index);
+            let meta = SnapshotMeta {
+                last_log_id: applied.log_id,
+                last_membership: applied.membership.clone(),
+                snapshot_id: format!("snapshot-{index}"),
+            };
+            let data = encode(&applied.state)?;
+            write(&self.db, |transaction| {
+                put(
+                    transaction,
+                    STATE,
+                    "snapshot",
+                    &(meta.clone(), data.clone()),
+                )
+            })?;
+            Ok((meta, data))
+        };
+        let (meta, data) = build().map_err(|error| IoError::write_snapshot(None, &error))?;
+        Ok(Snapshot {
+            meta,
+            snapshot: Box::new(Cursor::new(data)),
+        })
+    }
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>), Fault> {
+        Ok((self.applied.log_id, self.applied.membership.clone()))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<Reply>, Fault>
+    where
+        I: IntoIterator<Item = Entry<TypeConfig>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut replies = Vec::new();
+        for entry in entries {
+            self.applied.log_id = Some(entry.log_id);
+            replies.push(match entry.payload {
+                EntryPayload::Blank => Reply::Unchanged,
+                EntryPayload::Normal(command) => apply(&mut self.applied.state, &command),
+                EntryPayload::Membership(membership) => {
+                    self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
+                    Reply::Done
+                }
+            });
+        }
+        self.save()
+            .map_err(|error| IoError::write_state_machine(&error))?;
+        Ok(replies)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, Fault> {
+        Ok(Box::new(Cursor::new(Vec::new())))
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta<u64, BasicNode>,
+        snapshot: Box<Cursor<Vec<u8>>>,
+    ) -> Result<(), Fault> {
+        let data = snapshot.into_inner();
+        let fault = |error: redb::Error| IoError::write_snapshot(Some(meta.signature()), &error);
+        let state = decode(&data).map_err(|error| fault(error.into()))?;
+        self.applied = Applied {
+            log_id: meta.last_log_id,
+            membership: meta.last_membership.clone(),
+            state,
+        };
+        self.save().map_err(fault)?;
+        write(&self.db, |transaction| {
+            put(transaction, STATE, "snapshot", &(meta.clone(), data))
+        })
+        .map_err(|error| fault(error).into())
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, Fault> {
+        let stored: Option<(SnapshotMeta<u64, BasicNode>, Vec<u8>)> =
+            get(&self.db, STATE, "snapshot")
+                .map_err(|error| IoError::read_snapshot(None, &error))?;
+        Ok(stored.map(|(meta, data)| Snapshot {
+            meta,
+            snapshot: Box::new(Cursor::new(data)),
+        }))
+    }
+}

@@ -1,0 +1,54 @@
+//! Small helpers over redb: one value per key, encoded as stored values of `pomona-wire`.
+
+use pomona_wire::stored;
+use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+/// A table of single values.
+pub(crate) type Values = TableDefinition<'static, &'static str, &'static [u8]>;
+
+pub(crate) type DbResult<T> = Result<T, redb::Error>;
+
+pub(crate) fn encode<T: Serialize>(value: &T) -> std::io::Result<Vec<u8>> {
+    stored::encode(value).map_err(std::io::Error::other)
+}
+
+pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T> {
+    stored::decode(bytes).map_err(std::io::Error::other)
+}
+
+/// Runs one transaction and syncs it.
+pub(crate) fn write<T>(
+    db: &Database,
+    change: impl FnOnce(&WriteTransaction) -> DbResult<T>,
+) -> DbResult<T> {
+    let transaction = db.begin_write()?;
+    let value = change(&transaction)?;
+    transaction.commit()?;
+    Ok(value)
+}
+
+pub(crate) fn put<T: Serialize>(
+    transaction: &WriteTransaction,
+    table: Values,
+    key: &str,
+    value: &T,
+) -> DbResult<()> {
+    let mut table = transaction.open_table(table)?;
+    table.insert(key, encode(value)?.as_slice())?;
+    Ok(())
+}
+
+pub(crate) fn get<T: DeserializeOwned>(
+    db: &Database,
+    table: Values,
+    key: &str,
+) -> DbResult<Option<T>> {
+    let table = db.begin_read()?.open_table(table)?;
+    let value = table
+        .get(key)?
+        .map(|guard| decode(guard.value()))
+        .transpose()?;
+    Ok(value)
+}
