@@ -24,6 +24,8 @@ pub struct ModelRecord {
     pub digests: ModelDigests,
     /// Bytes of its weight files.
     pub weight_bytes: u64,
+    /// Bytes of its weights as 32-bit floats: what a back end takes that dequantises.
+    pub dequantized_bytes: u64,
     /// Bytes of KV cache for one token at two bytes a number; a CPU back end takes twice that.
     pub kv_bytes_per_token: u64,
     /// Longest prompt and answer together, in tokens.

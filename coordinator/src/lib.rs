@@ -1,1 +1,192 @@
-//! The coordinator: sessions of nodes, replicated state, cluster /v1
+//! The coordinator: it terminates the sessions of the nodes, keeps the replicated state, plans
+//! while it leads, and serves the cluster's `/v1` with or without a leader.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod backend;
+mod leader;
+mod raft_link;
+mod sessions;
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pomona_cluster_config::Config;
+use pomona_common::ClusterId;
+use pomona_decide::Command;
+use pomona_link::{Authority, Endpoint, LinkError, Purpose, Role};
+use pomona_raft::{RaftError, Replica, ReplicaConfig};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use backend::CoordinatorBackend;
+use raft_link::RaftLink;
+use sessions::Sessions;
+
+/// Certificates are replaced at half of their 24 hours.
+const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
+/// A cluster of one elects itself within the election timeout; longer means trouble.
+const ELECTION: Duration = Duration::from_secs(10);
+
+/// Why a coordinator does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum CoordinatorError {
+    /// The state folder cannot be used.
+    #[error("cannot use {path}")]
+    State {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The HTTP port is taken.
+    #[error("cannot listen on http {address}; is another coordinator running?")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Keys or sockets of the cluster.
+    #[error("cluster link")]
+    Link(#[from] LinkError),
+    /// The replicated state.
+    #[error("replicated state")]
+    Raft(#[from] RaftError),
+}
+
+/// A running coordinator.
+pub struct Coordinator {
+    replica: Replica,
+    endpoint: Arc<Endpoint>,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+    socket: PathBuf,
+}
+
+/// Opens the cluster's certificate authority below the state folder, or makes one.
+///
+/// # Errors
+/// The files cannot be read or written.
+pub fn open_authority(config: &Config, new_cluster: ClusterId) -> Result<Arc<Authority>, LinkError> {
+    Ok(Arc::new(Authority::open_or_create(&config.state.join("cluster"), new_cluster)?))
+}
+
+impl Coordinator {
+    /// Starts everything and waits until a leader is known.
+    ///
+    /// # Errors
+    /// A port is taken, or the state cannot be opened.
+    pub async fn start(config: &Config, authority: Arc<Authority>) -> Result<Self, CoordinatorError> {
+        const NUMBER: u64 = 1;
+        let folder = config.state.join("coordinator");
+        let state_error = |path: &PathBuf| {
+            let path = path.clone();
+            move |source| CoordinatorError::State { path, source }
+        };
+        fs::create_dir_all(&folder).map_err(state_error(&folder))?;
+        let listener = TcpListener::bind(config.coordinator_http)
+            .await
+            .map_err(|source| CoordinatorError::Listen {
+                address: config.coordinator_http,
+                source,
+            })?;
+        let identity = authority.issue(Role::Coordinator(NUMBER))?;
+        let endpoint = Arc::new(Endpoint::server(config.quic, identity)?);
+        let replica_config = ReplicaConfig {
+            id: NUMBER,
+            address: endpoint.local_address()?.to_string(),
+            folder,
+        };
+        let replica = Replica::start(replica_config, RaftLink::new(endpoint.clone())).await?;
+        replica.found().await?;
+        if !replica.wait_for_leader(ELECTION).await {
+            return Err(RaftError::Stopped("no leader was elected".into()).into());
+        }
+        if replica.is_leader() {
+            replica.write(Command::Found(authority.cluster())).await?;
+        }
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        let sessions = Arc::new(Sessions::default());
+        tasks.spawn(accept(endpoint.clone(), sessions.clone(), replica.clone(), stop.clone()));
+        tasks.spawn(leader::run(replica.clone(), sessions.clone(), stop.clone()));
+        tasks.spawn(renew(endpoint.clone(), authority, stop.clone()));
+        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone()));
+        let router = pomona_api::router(backend.clone());
+        let http_stop = stop.clone();
+        tasks.spawn(async move {
+            if let Err(error) = pomona_api::serve_http(listener, router, http_stop.cancelled()).await {
+                tracing::error!(%error, "http server ended");
+            }
+        });
+        let socket = config.state.join("admin.sock");
+        admin::serve(&socket, backend, &mut tasks, stop.clone()).map_err(state_error(&socket))?;
+        tracing::info!(http = %config.coordinator_http, quic = %config.quic, "coordinator is up");
+        Ok(Self {
+            replica,
+            endpoint,
+            tasks,
+            stop,
+            socket,
+        })
+    }
+
+    /// Ends the coordinator; what was acknowledged is on disk.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let finish = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(Duration::from_secs(8), finish).await.is_err() {
+            self.tasks.shutdown().await;
+        }
+        self.replica.stop().await;
+        self.endpoint.close().await;
+        let _ = fs::remove_file(&self.socket);
+    }
+}
+
+async fn accept(endpoint: Arc<Endpoint>, sessions: Arc<Sessions>, replica: Replica, stop: CancellationToken) {
+    let mut peers = JoinSet::new();
+    loop {
+        let incoming = tokio::select! {
+            incoming = endpoint.accept() => incoming,
+            _ = peers.join_next(), if !peers.is_empty() => continue,
+            () = stop.cancelled() => return,
+        };
+        let Some(incoming) = incoming else {
+            return;
+        };
+        let (sessions, replica) = (sessions.clone(), replica.clone());
+        peers.spawn(async move {
+            match incoming.finish().await {
+                Ok(session) => match session.purpose() {
+                    Purpose::Control => sessions.serve(session, replica).await,
+                    Purpose::Raft => raft_link::serve(session, replica).await,
+                },
+                Err(error) => tracing::info!(%error, "session refused"),
+            }
+        });
+    }
+}
+
+async fn renew(endpoint: Arc<Endpoint>, authority: Arc<Authority>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let renewed = authority
+            .issue(Role::Coordinator(1))
+            .and_then(|identity| endpoint.renew(identity));
+        if let Err(error) = renewed {
+            tracing::error!(%error, "certificate not renewed");
+        }
+    }
+}

@@ -1,1 +1,172 @@
-//! The node agent: engine supervisor, reporter, store, local endpoint
+//! The agent on each machine: it owns the store, the engine process and the slots, reports every
+//! second, follows its target, and serves `/v1` on loopback, with or without a coordinator.
+#![forbid(unsafe_code)]
+
+mod backend;
+pub mod echo;
+pub mod hub;
+mod pipes;
+mod reporter;
+mod session;
+pub mod store;
+mod supervisor;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use pomona_cluster_config::{Config, EngineKind};
+use pomona_common::NodeId;
+use pomona_link::{Authority, LinkError};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use backend::NodeBackend;
+use reporter::Reporter;
+use store::Store;
+use supervisor::{EngineProgram, Supervisor};
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// The state folder cannot be used.
+    #[error("cannot use {path}")]
+    State {
+        /// The path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The HTTP port is taken.
+    #[error("cannot listen on http {address}; is another node running?")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// `pomona-engine` is not where it is looked for.
+    #[error("pomona-engine is not beside this program; build it with `cargo xtask up`, or set engine.program")]
+    NoEngine,
+    /// Keys or sockets of the cluster.
+    #[error("cluster link")]
+    Link(#[from] LinkError),
+}
+
+/// A running node; dropping it ends its tasks and its engine.
+pub struct Node {
+    id: NodeId,
+    tasks: JoinSet<()>,
+    stop: CancellationToken,
+}
+
+impl Node {
+    /// Starts everything. `authority` issues this node's certificates; without it the node
+    /// serves its own machine only.
+    ///
+    /// # Errors
+    /// A port is taken, or the state folder or engine is missing.
+    pub async fn start(config: &Config, authority: Option<Arc<Authority>>) -> Result<Self, NodeError> {
+        let folder = config.state.join("node");
+        let models = folder.join("models");
+        fs::create_dir_all(&models).map_err(state_error(&models))?;
+        let id = node_id(&folder.join("id"))?;
+        let listener = TcpListener::bind(config.node_http)
+            .await
+            .map_err(|source| NodeError::Listen {
+                address: config.node_http,
+                source,
+            })?;
+        let program = engine_program(config)?;
+        let name = if config.node_name.is_empty() { pomona_probe::host_name() } else { config.node_name.clone() };
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let mut tasks = JoinSet::new();
+        let store = Store::open(models, &mut tasks, stopped.clone());
+        let supervisor = Supervisor::start(id, program, config.knobs.clone(), store.clone(), &mut tasks, stopped.clone());
+        let reporter = Reporter::start(config, &supervisor, &mut tasks, stopped.clone());
+        let backend = Arc::new(NodeBackend::new(id, name.clone(), store.clone(), supervisor.clone(), reporter.clone()));
+        let router = pomona_api::router(backend.clone());
+        let http_stop = stopped.clone();
+        tasks.spawn(async move {
+            if let Err(error) = pomona_api::serve_http(listener, router, http_stop.cancelled()).await {
+                tracing::error!(%error, "http server ended");
+            }
+        });
+        match authority {
+            Some(authority) => {
+                let session = session::SessionTask {
+                    id,
+                    name,
+                    authority,
+                    coordinators: config.coordinators.clone(),
+                    backend,
+                    store,
+                    supervisor,
+                    reporter,
+                };
+                tasks.spawn(session.run(stopped));
+            }
+            None => supervisor.follow_store(store, &mut tasks, stopped),
+        }
+        tracing::info!(node = %id, http = %config.node_http, "node is up");
+        Ok(Self { id, tasks, stop })
+    }
+
+    /// Its id.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// Ends the node: running answers get a moment, the engine is ended.
+    pub async fn stop(mut self) {
+        self.stop.cancel();
+        let finish = async { while self.tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(std::time::Duration::from_secs(8), finish).await.is_err() {
+            self.tasks.shutdown().await;
+        }
+    }
+}
+
+fn engine_program(config: &Config) -> Result<EngineProgram, NodeError> {
+    match &config.engine {
+        EngineKind::None => Ok(EngineProgram::None),
+        EngineKind::Echo { step_ms } => Ok(EngineProgram::Echo { step_ms: *step_ms }),
+        EngineKind::Mlx => {
+            let found = config.engine_program.clone().or_else(|| {
+                let beside = std::env::current_exe().ok()?.parent()?.join("pomona-engine");
+                beside.exists().then_some(beside)
+            });
+            match found.filter(|path| path.exists()) {
+                Some(path) => Ok(EngineProgram::Mlx(path)),
+                None => Err(NodeError::NoEngine),
+            }
+        }
+    }
+}
+
+/// The node's id: drawn once, kept in a file.
+fn node_id(path: &Path) -> Result<NodeId, NodeError> {
+    if let Ok(text) = fs::read_to_string(path)
+        && let Ok(id) = text.trim().parse()
+    {
+        return Ok(id);
+    }
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).map_err(|error| NodeError::State {
+        path: path.to_owned(),
+        source: io::Error::other(error),
+    })?;
+    let id = NodeId::from_bits(u128::from_le_bytes(bits));
+    fs::write(path, id.to_string()).map_err(state_error(path))?;
+    Ok(id)
+}
+
+fn state_error(path: &Path) -> impl FnOnce(io::Error) -> NodeError + use<> {
+    let path = path.to_owned();
+    move |source| NodeError::State { path, source }
+}

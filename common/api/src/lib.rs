@@ -12,7 +12,9 @@ mod router;
 mod serve;
 mod stats;
 mod stream;
+mod text_cache;
 
 pub use backend::{Backend, GenerationStream};
 pub use router::{ROUTES, RouteRow, router};
+pub use text_cache::TextCache;
 pub use serve::{ServeError, serve_http};

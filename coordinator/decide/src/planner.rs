@@ -23,9 +23,8 @@ pub struct NodeInventory {
     pub memory_total: Option<u64>,
     /// KV budget of its engine.
     pub kv_budget: u64,
-    /// Bytes that a stored byte of weights takes when loaded, in percent: a CPU back end
-    /// dequantises to f32.
-    pub expansion_percent: u64,
+    /// Whether its back end turns all weights into 32-bit floats.
+    pub dequantizes: bool,
 }
 
 /// The result of planning.
@@ -92,7 +91,7 @@ fn place_on(node: &NodeInventory, catalogue: &BTreeMap<ModelName, ModelRecord>) 
             refused.insert(name.clone(), "other contents under this name".to_owned());
             continue;
         }
-        let need = record.weight_bytes * node.expansion_percent.max(100) / 100;
+        let need = if node.dequantizes { record.dequantized_bytes } else { record.weight_bytes };
         if room.is_some_and(|room| used + need > room) {
             let why = format!("{need} bytes of weights do not fit beside {used}");
             refused.insert(name.clone(), why);
@@ -121,6 +120,7 @@ mod tests {
                 template: "c".into(),
             },
             weight_bytes,
+            dequantized_bytes: 8 * weight_bytes,
             kv_bytes_per_token: 1,
             context: 1024,
             created_s: 0,
@@ -146,7 +146,7 @@ mod tests {
                     stored: stored.clone(),
                     memory_total: Some(total * GIB),
                     kv_budget: GIB,
-                    expansion_percent: 100,
+                    dequantizes: false,
                 };
                 (NodeId::from_bits(i as u128), node)
             }).collect();

@@ -67,6 +67,22 @@ impl ModelFolder {
             .sum()
     }
 
+    /// Bytes of all weights as 32-bit floats.
+    pub fn dequantized_bytes(&self) -> u64 {
+        let numbers = |name: &str, tensor: &TensorInfo| match tensor.dtype.as_str() {
+            "U32" => {
+                let layer = name.trim_end_matches(".weight");
+                let affine = self.config.quantization.as_ref().and_then(|q| q.of(layer));
+                tensor.bytes * 8 / u64::from(affine.map_or(32, |affine| affine.bits))
+            }
+            "F32" => tensor.bytes / 4,
+            _ if name.ends_with(".scales") || name.ends_with(".biases") => 0,
+            _ => tensor.bytes / 2,
+        };
+        let tensors = self.files.iter().flat_map(|file| &file.tensors);
+        tensors.map(|(name, tensor)| 4 * numbers(name, tensor)).sum()
+    }
+
     /// The record of this folder for the catalogue; reads every byte once for the digest.
     ///
     /// # Errors
@@ -89,6 +105,7 @@ impl ModelFolder {
                 template: digest::of_bytes(bundle.chat_template.as_bytes()),
             },
             weight_bytes: self.weight_bytes(),
+            dequantized_bytes: self.dequantized_bytes(),
             kv_bytes_per_token: 2 * self.config.kv_numbers_per_token(),
             context: self.config.context,
             created_s,

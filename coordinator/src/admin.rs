@@ -1,0 +1,127 @@
+//! The admin API, on a Unix socket whose peer must be the same user.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{Path as UrlPath, State};
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::{delete, get};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use pomona_api::Backend;
+use pomona_common::{ModelName, limits};
+use pomona_decide::{Command, Reply};
+use serde_json::{Value, json};
+use tokio::net::UnixListener;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::CoordinatorBackend;
+
+/// Admin connections at once: a few terminals and a dashboard.
+const CONNECTIONS: usize = 32;
+
+/// Serves the admin API on `path` until the stop.
+pub(crate) fn serve(
+    path: &Path,
+    backend: Arc<CoordinatorBackend>,
+    tasks: &mut JoinSet<()>,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    // Left over from a process that was killed; a running one holds the HTTP port.
+    let _ = fs::remove_file(path);
+    let listener = UnixListener::bind(path)?;
+    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(path)?);
+    let router = Router::new()
+        .route("/admin/v1/status", get(status))
+        .route("/admin/v1/models/{*name}", delete(remove_model))
+        .with_state(backend);
+    tasks.spawn(async move {
+        let mut connections = JoinSet::new();
+        loop {
+            let socket = tokio::select! {
+                accepted = listener.accept() => match accepted {
+                    Ok((socket, _)) => socket,
+                    Err(_) => continue,
+                },
+                _ = connections.join_next(), if !connections.is_empty() => continue,
+                () = stop.cancelled() => return,
+            };
+            let same_user = socket.peer_cred().is_ok_and(|peer| peer.uid() == owner);
+            if !same_user || connections.len() >= CONNECTIONS {
+                continue;
+            }
+            let service = TowerToHyperService::new(router.clone());
+            let mut builder = http1::Builder::new();
+            builder.timer(TokioTimer::new()).header_read_timeout(limits::HEADER_READ_TIMEOUT);
+            let connection = builder.serve_connection(TokioIo::new(socket), service);
+            connections.spawn(async move {
+                let _ = connection.await;
+            });
+        }
+    });
+    Ok(())
+}
+
+fn reply(status: StatusCode, body: &Value) -> impl IntoResponse + use<> {
+    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string())
+}
+
+async fn status(State(backend): State<Arc<CoordinatorBackend>>) -> impl IntoResponse {
+    let (term, applied, leader) = backend.replica.summary();
+    let state = backend.replica.state();
+    let state = state.borrow().clone();
+    let nodes: Vec<Value> = state
+        .nodes
+        .iter()
+        .map(|(id, record)| {
+            let connected = backend.sessions.get(*id);
+            let report = connected.as_ref().and_then(|connected| connected.report());
+            json!({
+                "id": id,
+                "name": record.name,
+                "connected": connected.is_some(),
+                "connected_s": connected.as_ref().map(|connected| connected.since.elapsed().as_secs()),
+                "version": connected.as_ref().map(|connected| connected.version.clone()),
+                "report_age_ms": report.as_ref().map(|(age, _)| age.as_millis() as u64),
+                "report": report.map(|(_, report)| report),
+                "target": state.plan.nodes.get(id),
+                "kills_s": record.kills_s,
+            })
+        })
+        .collect();
+    let body = json!({
+        "version": env!("CARGO_PKG_VERSION"),
+        "cluster": state.cluster,
+        "raft": { "term": term, "applied": applied, "leader": leader, "leads": backend.replica.is_leader() },
+        "plan": state.plan.id,
+        "nodes": nodes,
+        "models": state.catalogue.values().collect::<Vec<_>>(),
+        "loaded": backend.loaded(),
+        "not_ready": backend.not_ready(),
+    });
+    reply(StatusCode::OK, &body)
+}
+
+/// Takes a model out of the catalogue. One that a connected node still stores comes back with
+/// the next round, so the store is cleared first.
+async fn remove_model(
+    State(backend): State<Arc<CoordinatorBackend>>,
+    UrlPath(name): UrlPath<String>,
+) -> impl IntoResponse {
+    let name: ModelName = match name.parse() {
+        Ok(name) => name,
+        Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": format!("{error}") })),
+    };
+    match backend.replica.write(Command::RemoveModel(name)).await {
+        Ok(Reply::Done | Reply::Unchanged) => reply(StatusCode::OK, &json!({ "removed": true })),
+        Ok(Reply::Refused(why)) => reply(StatusCode::CONFLICT, &json!({ "error": why })),
+        Err(error) => reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error.to_string() })),
+    }
+}

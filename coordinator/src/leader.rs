@@ -1,0 +1,96 @@
+//! What only the leader does: admit nodes, catalogue what they store, count kills, plan.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pomona_common::NodeId;
+use pomona_decide::{Command, Inventory, NodeInventory, Reply, plan};
+use pomona_raft::{RaftError, Replica};
+use tokio_util::sync::CancellationToken;
+
+use crate::sessions::{Connected, Sessions};
+
+/// Looked at without news this often; news are looked at at once.
+const PERIOD: Duration = Duration::from_millis(500);
+
+/// Runs until the stop. On a coordinator that does not lead it only waits.
+pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
+    let mut counted: BTreeMap<NodeId, u64> = BTreeMap::new();
+    loop {
+        if replica.is_leader()
+            && let Err(error) = lead(&replica, &sessions, &mut counted).await
+        {
+            tracing::warn!(%error, "leader's round failed");
+        }
+        tokio::select! {
+            () = sessions.changed.notified() => {}
+            () = tokio::time::sleep(PERIOD) => {}
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
+async fn lead(
+    replica: &Replica,
+    sessions: &Sessions,
+    counted: &mut BTreeMap<NodeId, u64>,
+) -> Result<(), RaftError> {
+    let now_s = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let nodes = sessions.all();
+    let state = replica.state();
+    for (id, connected) in &nodes {
+        let known = state.borrow().nodes.get(id).map(|record| record.name.clone());
+        if known.as_deref() != Some(&connected.name) {
+            let name = connected.name.clone();
+            commit(replica, Command::AdmitNode { id: *id, name, now_s }).await?;
+        }
+        for record in connected.stored() {
+            if !state.borrow().catalogue.contains_key(&record.name) {
+                commit(replica, Command::AddModel(record)).await?;
+            }
+        }
+        let kills = connected.report().map_or(0, |(_, report)| report.engine_kills);
+        let before = counted.entry(*id).or_insert(0);
+        while *before < kills {
+            *before += 1;
+            commit(replica, Command::RecordKill { node: *id, now_s }).await?;
+        }
+        // A restarted node counts from zero again.
+        *before = kills;
+    }
+    let inventory = inventory(&nodes);
+    let outcome = plan(&state.borrow(), &inventory);
+    if let Some(next) = outcome.plan {
+        tracing::info!(plan = next.id, unplaced = ?outcome.unplaced, "new plan");
+        commit(replica, Command::SetPlan(next)).await?;
+    }
+    Ok(())
+}
+
+async fn commit(replica: &Replica, command: Command) -> Result<(), RaftError> {
+    if let Reply::Refused(why) = replica.write(command).await? {
+        tracing::warn!(why, "command refused");
+    }
+    Ok(())
+}
+
+/// Nodes that have reported: before that, nothing is known about their memory.
+fn inventory(nodes: &BTreeMap<NodeId, Arc<Connected>>) -> Inventory {
+    nodes
+        .iter()
+        .filter_map(|(id, connected)| {
+            let (_, report) = connected.report()?;
+            let engine = report.engine.as_ref();
+            let node = NodeInventory {
+                stored: connected.stored(),
+                memory_total: report.machine.memory_total.value().map(|bytes| bytes.get()),
+                kv_budget: engine.map_or(0, |engine| engine.knobs.kv_budget_bytes),
+                dequantizes: engine.is_none_or(|engine| engine.build.backend == "cpu"),
+            };
+            Some((*id, node))
+        })
+        .collect()
+}

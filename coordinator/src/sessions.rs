@@ -1,0 +1,191 @@
+//! The nodes that are connected to this coordinator. Soft state: losing it costs seconds.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pomona_common::control::{CoordinatorMessage, NodeMessage};
+use pomona_common::report::NodeReport;
+use pomona_common::{ModelRecord, NodeId, limits};
+use pomona_link::{LinkError, Role, Session};
+use pomona_raft::Replica;
+
+/// A node introduces itself within this time.
+const HELLO: Duration = Duration::from_secs(5);
+
+/// One connected node.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    pub(crate) session: Session,
+    pub(crate) name: String,
+    pub(crate) version: String,
+    pub(crate) since: Instant,
+    /// Requests of this coordinator that run there.
+    pub(crate) in_flight: AtomicU32,
+    soft: Mutex<Soft>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Soft {
+    stored: Vec<ModelRecord>,
+    report: Option<(Instant, Arc<NodeReport>)>,
+}
+
+impl Connected {
+    pub(crate) fn stored(&self) -> Vec<ModelRecord> {
+        self.soft().stored.clone()
+    }
+
+    /// The last report and its age.
+    pub(crate) fn report(&self) -> Option<(Duration, Arc<NodeReport>)> {
+        let soft = self.soft();
+        soft.report.as_ref().map(|(at, report)| (at.elapsed(), report.clone()))
+    }
+
+    fn soft(&self) -> MutexGuard<'_, Soft> {
+        self.soft.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All connected nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    nodes: Mutex<BTreeMap<NodeId, Arc<Connected>>>,
+    /// Something the planner should look at.
+    pub(crate) changed: tokio::sync::Notify,
+}
+
+impl Sessions {
+    pub(crate) fn all(&self) -> BTreeMap<NodeId, Arc<Connected>> {
+        self.lock().clone()
+    }
+
+    pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Connected>> {
+        self.lock().get(&id).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Connected>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Serves a node until its session ends.
+    pub(crate) async fn serve(&self, session: Session, replica: Replica) {
+        let Role::Node(id) = session.peer().role else {
+            return;
+        };
+        match self.converse(id, session, replica).await {
+            Ok(()) => tracing::info!(node = %id, "node left"),
+            Err(error) => tracing::info!(node = %id, %error, "node lost"),
+        }
+    }
+
+    async fn converse(&self, id: NodeId, session: Session, replica: Replica) -> Result<(), LinkError> {
+        let (mut send, mut receive) = tokio::time::timeout(HELLO, session.accept())
+            .await
+            .map_err(|_| LinkError::Deadline(HELLO))??;
+        let NodeMessage::Hello { name, version, models } = receive.expect(HELLO).await? else {
+            return Err(LinkError::Closed("no hello".into()));
+        };
+        let welcome = CoordinatorMessage::Welcome {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        send.send(&welcome).await?;
+        let connected = Arc::new(Connected {
+            session: session.clone(),
+            name: name.chars().take(64).collect(),
+            version,
+            since: Instant::now(),
+            in_flight: AtomicU32::new(0),
+            soft: Mutex::new(Soft { stored: bounded(models), report: None }),
+        });
+        let _guard = self.register(id, connected.clone())?;
+        tracing::info!(node = %id, name = connected.name, "node connected");
+        let mut state = replica.state();
+        let mut sent_generation = None;
+        loop {
+            let target = state.borrow_and_update().plan.nodes.get(&id).cloned();
+            if let Some(target) = target
+                && sent_generation != Some(target.generation)
+            {
+                sent_generation = Some(target.generation);
+                send.send(&CoordinatorMessage::Target(target)).await?;
+            }
+            tokio::select! {
+                message = receive.next::<NodeMessage>() => match message? {
+                    Some(message) => self.on_message(&connected, message),
+                    None => return Ok(()),
+                },
+                changed = state.changed() => if changed.is_err() {
+                    return Ok(());
+                },
+            }
+        }
+    }
+
+    fn on_message(&self, connected: &Connected, message: NodeMessage) {
+        match message {
+            NodeMessage::Hello { models, .. } | NodeMessage::Store { models } => {
+                connected.soft().stored = bounded(models);
+                self.changed.notify_one();
+            }
+            NodeMessage::Report(report) => {
+                let first = connected.soft().report.replace((Instant::now(), Arc::new(*report))).is_none();
+                if first {
+                    self.changed.notify_one();
+                }
+            }
+        }
+    }
+
+    /// Puts a node on the list; the newest session of a node wins over an older one.
+    fn register(&self, id: NodeId, connected: Arc<Connected>) -> Result<Registered<'_>, LinkError> {
+        let mut nodes = self.lock();
+        if nodes.len() >= limits::NODES && !nodes.contains_key(&id) {
+            return Err(LinkError::Closed(format!("{} nodes are connected, the limit", limits::NODES)));
+        }
+        if let Some(older) = nodes.insert(id, connected.clone()) {
+            older.session.close("replaced by a newer session");
+        }
+        self.changed.notify_one();
+        Ok(Registered { sessions: self, id, connected })
+    }
+}
+
+/// Takes a node off the list when its session ends.
+struct Registered<'a> {
+    sessions: &'a Sessions,
+    id: NodeId,
+    connected: Arc<Connected>,
+}
+
+impl Drop for Registered<'_> {
+    fn drop(&mut self) {
+        let mut nodes = self.sessions.lock();
+        if nodes.get(&self.id).is_some_and(|now| Arc::ptr_eq(now, &self.connected)) {
+            nodes.remove(&self.id);
+        }
+        self.sessions.changed.notify_one();
+    }
+}
+
+/// Counts a request while it runs on a node.
+pub(crate) struct InFlight(Arc<Connected>);
+
+impl InFlight {
+    pub(crate) fn new(connected: Arc<Connected>) -> Self {
+        connected.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self(connected)
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+fn bounded(mut models: Vec<ModelRecord>) -> Vec<ModelRecord> {
+    models.truncate(limits::MODELS);
+    models
+}

@@ -1,0 +1,1 @@
+//! Pulls models from a hub.

@@ -1,0 +1,72 @@
+//! The node's report, once a second.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pomona_cluster_config::Config;
+use pomona_common::report::{MachineReport, NodeReport, REPORT_VERSION};
+use pomona_probe::Probe;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::supervisor::Supervisor;
+
+/// A handle on the latest report; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Reporter {
+    latest: watch::Receiver<Arc<NodeReport>>,
+}
+
+impl Reporter {
+    pub(crate) fn start(
+        config: &Config,
+        supervisor: &Supervisor,
+        tasks: &mut JoinSet<()>,
+        stopped: CancellationToken,
+    ) -> Self {
+        let mut probe = Probe::new(config.probe_power, config.probe_script.clone());
+        let interval = config.probe_interval;
+        let engine = supervisor.view();
+        let (publish, latest) = watch::channel(Arc::new(report(0, MachineReport::default(), &engine)));
+        tasks.spawn(async move {
+            let mut sequence = 0;
+            loop {
+                sequence += 1;
+                let pid = engine.borrow().pid;
+                let machine = probe.sample(pid);
+                publish.send_replace(Arc::new(report(sequence, machine, &engine)));
+                tokio::select! {
+                    () = tokio::time::sleep(interval) => {}
+                    () = stopped.cancelled() => return,
+                }
+            }
+        });
+        Self { latest }
+    }
+
+    /// The latest report, and news of it.
+    pub(crate) fn latest(&self) -> watch::Receiver<Arc<NodeReport>> {
+        self.latest.clone()
+    }
+}
+
+fn report(
+    sequence: u64,
+    machine: MachineReport,
+    engine: &watch::Receiver<crate::supervisor::EngineView>,
+) -> NodeReport {
+    let view = engine.borrow();
+    NodeReport {
+        version: REPORT_VERSION,
+        wall_ms: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_millis() as u64),
+        sequence,
+        machine,
+        engine: view.report.as_deref().cloned(),
+        engine_kills: view.kills,
+        reached_generation: view.generation,
+        blocked: view.blocked(),
+    }
+}

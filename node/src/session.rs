@@ -1,0 +1,183 @@
+//! The node's session with a coordinator: dialled, kept, and dialled again.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pomona_api::Backend;
+use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
+use pomona_common::generation::GenerationEvent;
+use pomona_common::{Failure, Generation, NodeId};
+use pomona_link::{Authority, Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, Role};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::backend::NodeBackend;
+use crate::reporter::Reporter;
+use crate::store::Store;
+use crate::supervisor::Supervisor;
+
+/// Waits between attempts to reach a coordinator.
+const REDIAL_FIRST: Duration = Duration::from_millis(100);
+const REDIAL_LAST: Duration = Duration::from_secs(5);
+/// A coordinator answers a hello, and a peer sends its first frame, within this time.
+const ANSWER: Duration = Duration::from_secs(5);
+
+pub(crate) struct SessionTask {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) coordinators: Vec<SocketAddr>,
+    pub(crate) backend: Arc<NodeBackend>,
+    pub(crate) store: Store,
+    pub(crate) supervisor: Supervisor,
+    pub(crate) reporter: Reporter,
+}
+
+impl SessionTask {
+    pub(crate) async fn run(self, stopped: CancellationToken) {
+        let mut wait = REDIAL_FIRST;
+        let mut next = 0;
+        loop {
+            let address = self.coordinators[next % self.coordinators.len()];
+            let outcome = tokio::select! {
+                outcome = self.one_session(address, &mut wait) => outcome,
+                () = stopped.cancelled() => return,
+            };
+            if let Err(error) = outcome {
+                tracing::info!(%address, %error, "coordinator not reached or lost");
+            }
+            next += 1;
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = stopped.cancelled() => return,
+            }
+            wait = (wait * 2).min(REDIAL_LAST);
+        }
+    }
+
+    /// Dials, says hello, and serves until the session ends.
+    async fn one_session(&self, address: SocketAddr, wait: &mut Duration) -> Result<(), LinkError> {
+        // A fresh certificate for every session: it is short-lived.
+        let identity = self.authority.issue(Role::Node(self.id))?;
+        let local = SocketAddr::new(address.ip(), 0);
+        let endpoint = Endpoint::client(local, identity)?;
+        let session = endpoint.dial(address, Purpose::Control).await?;
+        let (mut send, mut receive) = session.open().await?;
+        let mut models = self.store.models();
+        let hello = NodeMessage::Hello {
+            name: self.name.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            models: models.borrow_and_update().to_vec(),
+        };
+        send.send(&hello).await?;
+        let CoordinatorMessage::Welcome { version } = receive.expect(ANSWER).await? else {
+            return Err(LinkError::Closed("no welcome".into()));
+        };
+        tracing::info!(%address, version, "session with coordinator");
+        *wait = REDIAL_FIRST;
+        let mut streams = JoinSet::new();
+        let mut reports = self.reporter.latest();
+        loop {
+            tokio::select! {
+                message = receive.next::<CoordinatorMessage>() => match message? {
+                    Some(message) => self.on_message(message).await,
+                    None => return Err(LinkError::Closed("coordinator left".into())),
+                },
+                stream = session.accept() => {
+                    let (send, receive) = stream?;
+                    streams.spawn(serve_stream(self.backend.clone(), self.store.clone(), send, receive));
+                }
+                _ = streams.join_next(), if !streams.is_empty() => {}
+                changed = models.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let models = models.borrow_and_update().to_vec();
+                    send.send(&NodeMessage::Store { models }).await?;
+                }
+                changed = reports.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    let report = reports.borrow_and_update().clone();
+                    send.send(&NodeMessage::Report(Box::new((*report).clone()))).await?;
+                }
+            }
+        }
+    }
+
+    async fn on_message(&self, message: CoordinatorMessage) {
+        match message {
+            CoordinatorMessage::Welcome { .. } => {}
+            CoordinatorMessage::Target(target) => {
+                let models = target
+                    .models
+                    .into_keys()
+                    .map(|name| {
+                        let path = self.store.path(&name);
+                        (name, path)
+                    })
+                    .collect();
+                self.supervisor.set_target(target.generation, models).await;
+            }
+        }
+    }
+}
+
+async fn serve_stream(backend: Arc<NodeBackend>, store: Store, send: FrameSender, mut receive: FrameReceiver) {
+    let outcome = match receive.expect::<StreamRequest>(ANSWER).await {
+        Ok(StreamRequest::Generate(generation)) => serve_generation(&backend, *generation, send).await,
+        Ok(StreamRequest::FetchText(model)) => {
+            let bundle = tokio::task::spawn_blocking(move || store.text(&model)).await;
+            match bundle {
+                Ok(Ok(bundle)) => send_and_finish(send, &bundle).await,
+                // The reset of the stream tells the coordinator.
+                Ok(Err(_)) | Err(_) => Ok(()),
+            }
+        }
+        Err(error) => Err(error),
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%error, "stream ended");
+    }
+}
+
+async fn send_and_finish<M: pomona_wire::Message>(mut send: FrameSender, message: &M) -> Result<(), LinkError> {
+    send.send(message).await?;
+    send.finish();
+    Ok(())
+}
+
+/// Passes events on until the end, or until the coordinator gives the stream up: then dropping
+/// the events cancels the sequence.
+async fn serve_generation(
+    backend: &NodeBackend,
+    generation: Generation,
+    mut send: FrameSender,
+) -> Result<(), LinkError> {
+    if let Err(failure) = backend.check_digests(&generation) {
+        return send_and_finish(send, &GenerationEvent::Failed(failure)).await;
+    }
+    let mut stream = match backend.generate(generation).await {
+        Ok(stream) => stream,
+        Err(failure) => return send_and_finish(send, &GenerationEvent::Failed(failure)).await,
+    };
+    send.send(&GenerationEvent::Granted).await?;
+    loop {
+        let event = tokio::select! {
+            event = stream.events.recv() => event,
+            () = send.given_up() => return Ok(()),
+        };
+        let Some(event) = event else {
+            return send_and_finish(send, &GenerationEvent::Failed(Failure::EngineLost)).await;
+        };
+        let last = matches!(event, GenerationEvent::Finished { .. } | GenerationEvent::Failed(_));
+        send.send(&event).await?;
+        if last {
+            send.finish();
+            return Ok(());
+        }
+    }
+}
+

@@ -1,0 +1,143 @@
+//! The models on this machine: folders below one directory, each with a record that is computed
+//! once and kept beside it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use pomona_common::control::TextBundle;
+use pomona_common::{ModelName, ModelRecord};
+use pomona_store::{ModelFolder, StoreError};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+/// How often the directory is looked at: a pull by another process appears within this time.
+const RESCAN: Duration = Duration::from_secs(2);
+/// The record, kept in the model's folder.
+const RECORD: &str = "pomona.json";
+/// A folder that is being written; its name tells scans to leave it alone.
+const PARTIAL: &str = ".partial";
+
+/// A handle on the store; clones share it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    folder: Arc<PathBuf>,
+    models: watch::Receiver<Arc<Vec<ModelRecord>>>,
+}
+
+impl Store {
+    pub(crate) fn open(folder: PathBuf, tasks: &mut JoinSet<()>, stopped: CancellationToken) -> Self {
+        let (sender, models) = watch::channel(Arc::new(Vec::new()));
+        let folder = Arc::new(folder);
+        let scanned = folder.clone();
+        tasks.spawn(async move {
+            loop {
+                let folder = scanned.clone();
+                if let Ok(found) = tokio::task::spawn_blocking(move || scan(&folder)).await {
+                    sender.send_if_modified(|known| {
+                        let changed = **known != found;
+                        if changed {
+                            *known = Arc::new(found);
+                        }
+                        changed
+                    });
+                }
+                tokio::select! {
+                    () = tokio::time::sleep(RESCAN) => {}
+                    () = stopped.cancelled() => return,
+                }
+            }
+        });
+        Self { folder, models }
+    }
+
+    /// Models in the store, and news of them.
+    pub fn models(&self) -> watch::Receiver<Arc<Vec<ModelRecord>>> {
+        self.models.clone()
+    }
+
+    /// The folder of a model.
+    pub fn path(&self, model: &ModelName) -> PathBuf {
+        self.folder.join(model.as_folder())
+    }
+
+    /// Tokenizer and template of a model.
+    ///
+    /// # Errors
+    /// The folder is gone or damaged.
+    pub fn text(&self, model: &ModelName) -> Result<TextBundle, StoreError> {
+        let folder = ModelFolder::open(&self.path(model))?;
+        pomona_store::text_bundle(&folder.path, &folder.config)
+    }
+}
+
+/// Every sound model of a directory; the others are left out with a warning.
+pub fn scan(folder: &Path) -> Vec<ModelRecord> {
+    let entries = fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+    let mut records: Vec<ModelRecord> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.ends_with(PARTIAL) || !entry.path().is_dir() {
+                return None;
+            }
+            let model: ModelName = name.replace("--", "/").parse().ok()?;
+            match record(&entry.path(), model) {
+                Ok(record) => Some(record),
+                Err(error) => {
+                    tracing::warn!(folder = %entry.path().display(), %error, "model left out");
+                    None
+                }
+            }
+        })
+        .collect();
+    records.sort_by(|a, b| a.name.cmp(&b.name));
+    records
+}
+
+/// The record of a folder: the kept one when it is newer than every file, else a new one.
+fn record(folder: &Path, name: ModelName) -> Result<ModelRecord, StoreError> {
+    let kept = folder.join(RECORD);
+    let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    let newest = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name() != RECORD)
+        .filter_map(|entry| changed(&entry.path()))
+        .max();
+    if changed(&kept).zip(newest).is_some_and(|(kept, newest)| kept >= newest)
+        && let Ok(bytes) = fs::read(&kept)
+        && let Ok(record) = serde_json::from_slice::<ModelRecord>(&bytes)
+        && record.name == name
+    {
+        return Ok(record);
+    }
+    write_record(folder, name, &mut |_| {})
+}
+
+/// Checks a folder, computes its record and keeps it there.
+///
+/// # Errors
+/// The folder is not a sound model.
+pub fn write_record(
+    folder: &Path,
+    name: ModelName,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ModelRecord, StoreError> {
+    let created_s = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let record = ModelFolder::open(folder)?.record(name, created_s, progress)?;
+    let path = folder.join(RECORD);
+    let json = serde_json::to_vec_pretty(&record)
+        .map_err(|error| StoreError::invalid(&path, error.to_string()))?;
+    fs::write(&path, json).map_err(StoreError::io(&path))?;
+    Ok(record)
+}
+
+/// Where a model is put together before it is moved to its name.
+pub fn partial_folder(models: &Path, name: &ModelName) -> PathBuf {
+    models.join(format!("{}{PARTIAL}", name.as_folder()))
+}

@@ -1,0 +1,153 @@
+//! The engine process: started, watched, counted, restarted. Sequences that had not answered
+//! when it died start again; the others end with an error.
+
+mod actor;
+mod process;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pomona_common::generation::GenerationEvent;
+use pomona_common::report::EngineReport;
+use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::store::Store;
+
+/// What is run as engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum EngineProgram {
+    /// `pomona-engine` at this path.
+    Mlx(PathBuf),
+    /// This program's own echo engine.
+    Echo {
+        /// Milliseconds per step.
+        step_ms: u64,
+    },
+    /// Nothing.
+    None,
+}
+
+/// What the rest of the node sees of the engine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct EngineView {
+    /// Process id while it runs.
+    pub(crate) pid: Option<u32>,
+    /// Its last report.
+    pub(crate) report: Option<Arc<EngineReport>>,
+    /// Models that answer.
+    pub(crate) loaded: BTreeSet<ModelName>,
+    /// Models that could not be loaded, and why.
+    pub(crate) failed: BTreeMap<ModelName, String>,
+    /// Exits by signal.
+    pub(crate) kills: u64,
+    /// Generation of the target that is being followed.
+    pub(crate) generation: u64,
+}
+
+impl EngineView {
+    /// Why the target is not reached, if so.
+    pub(crate) fn blocked(&self) -> Option<String> {
+        let (model, why) = self.failed.first_key_value()?;
+        Some(format!("{model}: {why}"))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) enum Request {
+    Start {
+        generation: Box<Generation>,
+        events: mpsc::Sender<GenerationEvent>,
+    },
+    Target {
+        generation: u64,
+        models: BTreeMap<ModelName, PathBuf>,
+    },
+}
+
+/// A handle on the supervisor; clones share it.
+#[derive(Debug, Clone)]
+pub(crate) struct Supervisor {
+    requests: mpsc::Sender<Request>,
+    view: watch::Receiver<EngineView>,
+}
+
+impl Supervisor {
+    pub(crate) fn start(
+        node: NodeId,
+        program: EngineProgram,
+        knobs: EngineKnobs,
+        store: Store,
+        tasks: &mut JoinSet<()>,
+        stopped: CancellationToken,
+    ) -> Self {
+        // As many as may wait in a queue; more are refused before they come here.
+        let (requests, receiver) = mpsc::channel(limits::QUEUE.capacity);
+        let (publish, view) = watch::channel(EngineView::default());
+        let actor = actor::Actor::new(node, program, knobs, store, publish);
+        tasks.spawn(actor.run(receiver, stopped));
+        Self { requests, view }
+    }
+
+    /// Starts a sequence. The first event, a grant or a refusal, comes at once.
+    pub(crate) async fn generate(
+        &self,
+        generation: Generation,
+    ) -> Result<mpsc::Receiver<GenerationEvent>, Failure> {
+        let (events, mut receiver) = mpsc::channel(limits::STREAM_EVENTS);
+        let request = Request::Start {
+            generation: Box::new(generation),
+            events,
+        };
+        self.requests.try_send(request).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Failure::Overloaded {
+                detail: "this node's queue is full".into(),
+                retry_after_s: 5,
+            },
+            mpsc::error::TrySendError::Closed(_) => Failure::NodeLost,
+        })?;
+        match receiver.recv().await {
+            Some(GenerationEvent::Granted) => Ok(receiver),
+            Some(GenerationEvent::Failed(failure)) => Err(failure),
+            Some(GenerationEvent::Chunk(_) | GenerationEvent::Finished { .. }) | None => {
+                Err(Failure::NodeLost)
+            }
+        }
+    }
+
+    /// Sets what should be loaded.
+    pub(crate) async fn set_target(&self, generation: u64, models: BTreeMap<ModelName, PathBuf>) {
+        // Fails only when the node is stopping.
+        let _ = self.requests.send(Request::Target { generation, models }).await;
+    }
+
+    /// The engine as it is, and news of it.
+    pub(crate) fn view(&self) -> watch::Receiver<EngineView> {
+        self.view.clone()
+    }
+
+    /// Without a cluster: everything in the store is the target.
+    pub(crate) fn follow_store(&self, store: Store, tasks: &mut JoinSet<()>, stopped: CancellationToken) {
+        let supervisor = self.clone();
+        tasks.spawn(async move {
+            let mut models = store.models();
+            let mut generation = 0;
+            loop {
+                generation += 1;
+                let records = models.borrow_and_update().clone();
+                let target = records
+                    .iter()
+                    .map(|record| (record.name.clone(), store.path(&record.name)))
+                    .collect();
+                supervisor.set_target(generation, target).await;
+                tokio::select! {
+                    changed = models.changed() => if changed.is_err() { return },
+                    () = stopped.cancelled() => return,
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,404 @@
+//! The task that owns the engine.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pomona_common::engine::{EngineCommand, EngineEvent};
+use pomona_common::generation::GenerationEvent;
+use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use crate::store::Store;
+use crate::supervisor::process::EngineProcess;
+use crate::supervisor::{EngineProgram, EngineView, Request};
+
+/// First wait before a restart; doubled while the engine dies young.
+const RESTART_FIRST: Duration = Duration::from_millis(100);
+/// Longest wait before a restart.
+const RESTART_LAST: Duration = Duration::from_secs(30);
+/// An engine that lived this long died of something new.
+const GROWN_UP: Duration = Duration::from_secs(10);
+/// How often the engine is asked for its report.
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+struct Active {
+    generation: Generation,
+    events: mpsc::Sender<GenerationEvent>,
+    granted: bool,
+    answered: bool,
+    restarts: u32,
+    /// Not with the engine, since then.
+    parked: Option<Instant>,
+}
+
+pub(super) struct Actor {
+    node: NodeId,
+    program: EngineProgram,
+    knobs: EngineKnobs,
+    store: Store,
+    publish: watch::Sender<EngineView>,
+    view: EngineView,
+    engine: Option<EngineProcess>,
+    born: Instant,
+    restart_at: Instant,
+    restart_wait: Duration,
+    target: BTreeMap<ModelName, PathBuf>,
+    loading: BTreeSet<ModelName>,
+    active: BTreeMap<u64, Active>,
+    next: u64,
+    /// Watches for clients that go away, one task a sequence; they end with the sequence.
+    watchers: JoinSet<u64>,
+}
+
+impl Actor {
+    pub(super) fn new(
+        node: NodeId,
+        program: EngineProgram,
+        knobs: EngineKnobs,
+        store: Store,
+        publish: watch::Sender<EngineView>,
+    ) -> Self {
+        Self {
+            node,
+            program,
+            knobs,
+            store,
+            publish,
+            view: EngineView::default(),
+            engine: None,
+            born: Instant::now(),
+            restart_at: Instant::now(),
+            restart_wait: RESTART_FIRST,
+            target: BTreeMap::new(),
+            loading: BTreeSet::new(),
+            active: BTreeMap::new(),
+            next: 0,
+            watchers: JoinSet::new(),
+        }
+    }
+
+    pub(super) async fn run(mut self, mut requests: mpsc::Receiver<Request>, stopped: CancellationToken) {
+        let mut ticks = tokio::time::interval(REPORT_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let may_start = self.engine.is_none() && self.program != EngineProgram::None && !self.target.is_empty();
+            tokio::select! {
+                () = stopped.cancelled() => break,
+                request = requests.recv() => match request {
+                    Some(request) => self.on_request(request),
+                    None => break,
+                },
+                event = next_event(&mut self.engine) => match event {
+                    Some(event) => self.on_event(event),
+                    None => self.on_engine_end().await,
+                },
+                gone = self.watchers.join_next(), if !self.watchers.is_empty() => {
+                    if let Some(Ok(sequence)) = gone {
+                        self.cancel(sequence);
+                    }
+                }
+                () = tokio::time::sleep_until(self.restart_at), if may_start => self.start_engine(),
+                _ = ticks.tick() => self.on_tick(),
+            }
+        }
+        // Closing the pipe ends the engine; kill_on_drop makes sure of it.
+        if let Some(engine) = self.engine.take() {
+            drop(engine);
+        }
+    }
+
+    fn on_request(&mut self, request: Request) {
+        match request {
+            Request::Start { generation, events } => self.start(*generation, events),
+            Request::Target { generation, models } => {
+                // An older target never wins over a newer one.
+                if generation >= self.view.generation {
+                    self.view.generation = generation;
+                    self.target = models;
+                    self.view.failed.clear();
+                    self.reconcile();
+                    self.publish();
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>) {
+        if !self.target.contains_key(&generation.model) {
+            let failure = Failure::ModelNotLoaded {
+                model: generation.model.to_string(),
+                detail: "it is not among this node's models".into(),
+            };
+            let _ = events.try_send(GenerationEvent::Failed(failure));
+            return;
+        }
+        if let Some(why) = self.view.failed.get(&generation.model) {
+            let failure = Failure::ModelNotLoaded {
+                model: generation.model.to_string(),
+                detail: why.clone(),
+            };
+            let _ = events.try_send(GenerationEvent::Failed(failure));
+            return;
+        }
+        let parked = self.active.values().filter(|active| active.parked.is_some()).count();
+        if parked >= limits::QUEUE.capacity {
+            let failure = Failure::Overloaded {
+                detail: "the engine is starting and this node's queue is full".into(),
+                retry_after_s: 5,
+            };
+            let _ = events.try_send(GenerationEvent::Failed(failure));
+            return;
+        }
+        self.next += 1;
+        let sequence = self.next;
+        let watched = events.clone();
+        self.watchers.spawn(async move {
+            watched.closed().await;
+            sequence
+        });
+        let active = Active {
+            generation,
+            events,
+            granted: false,
+            answered: false,
+            restarts: 0,
+            parked: Some(Instant::now()),
+        };
+        self.active.insert(sequence, active);
+        self.submit(sequence);
+    }
+
+    /// Gives a sequence to the engine, or parks it until its model is loaded.
+    fn submit(&mut self, sequence: u64) {
+        let Some(active) = self.active.get_mut(&sequence) else {
+            return;
+        };
+        let ready = self.view.loaded.contains(&active.generation.model);
+        if let Some(engine) = self.engine.as_ref().filter(|_| ready) {
+            let command = EngineCommand::Start {
+                sequence,
+                generation: Box::new(active.generation.clone()),
+            };
+            if engine.send(command) {
+                active.parked = None;
+                return;
+            }
+        }
+        if !active.granted {
+            active.granted = true;
+            let _ = active.events.try_send(GenerationEvent::Granted);
+        }
+    }
+
+    fn cancel(&mut self, sequence: u64) {
+        if self.active.remove(&sequence).is_some()
+            && let Some(engine) = &self.engine
+        {
+            engine.send(EngineCommand::Cancel { sequence });
+        }
+    }
+
+    fn start_engine(&mut self) {
+        self.born = Instant::now();
+        match EngineProcess::spawn(&self.program) {
+            Ok(engine) => {
+                tracing::info!(pid = engine.pid(), "engine started");
+                engine.send(EngineCommand::Knobs(self.knobs.clone()));
+                self.view.pid = engine.pid();
+                self.engine = Some(engine);
+                self.loading.clear();
+                self.reconcile();
+            }
+            Err(error) => {
+                tracing::error!(%error, "engine cannot be started");
+                self.wait_before_restart();
+            }
+        }
+        self.publish();
+    }
+
+    /// Moves what is loaded towards the target.
+    fn reconcile(&mut self) {
+        let Some(engine) = &self.engine else {
+            return;
+        };
+        for (model, folder) in &self.target {
+            let settled = self.view.loaded.contains(model)
+                || self.loading.contains(model)
+                || self.view.failed.contains_key(model);
+            if !settled {
+                let command = EngineCommand::Load {
+                    model: model.clone(),
+                    folder: folder.to_string_lossy().into_owned(),
+                };
+                if engine.send(command) {
+                    self.loading.insert(model.clone());
+                }
+            }
+        }
+        for model in self.view.loaded.iter().filter(|model| !self.target.contains_key(*model)) {
+            engine.send(EngineCommand::Unload(model.clone()));
+        }
+    }
+
+    fn on_event(&mut self, event: EngineEvent) {
+        match event {
+            EngineEvent::Ready(build) => {
+                tracing::info!(
+                    backend = build.backend, precision = build.precision, threads = build.threads,
+                    blas = build.blas, mlx = build.mlx_version, build = build.build, "engine is ready"
+                );
+            }
+            EngineEvent::Loading { model, done, total } => {
+                tracing::debug!(%model, done, total, "loading");
+            }
+            EngineEvent::Loaded { model } => {
+                tracing::info!(%model, "model loaded");
+                self.loading.remove(&model);
+                self.view.loaded.insert(model.clone());
+                self.resume_parked(&model);
+                self.publish();
+            }
+            EngineEvent::LoadFailed { model, reason } => {
+                tracing::error!(%model, reason, "model not loaded");
+                self.loading.remove(&model);
+                self.view.failed.insert(model, reason);
+                self.publish();
+            }
+            EngineEvent::Unloaded(model) => {
+                self.view.loaded.remove(&model);
+                self.publish();
+            }
+            EngineEvent::Sequence { sequence, event } => self.on_sequence_event(sequence, event),
+            EngineEvent::Report(report) => {
+                self.view.report = Some(Arc::new(*report));
+                self.publish();
+            }
+        }
+    }
+
+    fn on_sequence_event(&mut self, sequence: u64, mut event: GenerationEvent) {
+        let Some(active) = self.active.get_mut(&sequence) else {
+            return;
+        };
+        let last = match &mut event {
+            GenerationEvent::Granted if active.granted => return,
+            GenerationEvent::Granted => {
+                active.granted = true;
+                false
+            }
+            GenerationEvent::Chunk(_) => {
+                active.answered = true;
+                false
+            }
+            GenerationEvent::Finished { accounting, .. } => {
+                accounting.node = Some(self.node);
+                true
+            }
+            GenerationEvent::Failed(_) => true,
+        };
+        let sent = active.events.try_send(event);
+        if last {
+            self.active.remove(&sequence);
+        } else if sent.is_err() {
+            // The client is gone, or so slow that every buffer is full.
+            tracing::debug!(sequence, "stream given up");
+            self.cancel(sequence);
+        }
+    }
+
+    fn resume_parked(&mut self, model: &ModelName) {
+        let parked: Vec<u64> = self
+            .active
+            .iter()
+            .filter(|(_, active)| active.parked.is_some() && active.generation.model == *model)
+            .map(|(sequence, _)| *sequence)
+            .collect();
+        for sequence in parked {
+            self.submit(sequence);
+        }
+    }
+
+    async fn on_engine_end(&mut self) {
+        let Some(engine) = self.engine.take() else {
+            return;
+        };
+        let status = engine.end().await;
+        let killed = status.is_some_and(|status: ExitStatus| status.signal().is_some());
+        self.view.kills += u64::from(killed);
+        tracing::warn!(?status, killed, sequences = self.active.len(), "engine ended");
+        self.view.pid = None;
+        self.view.report = None;
+        self.view.loaded.clear();
+        self.loading.clear();
+        self.wait_before_restart();
+        let now = Instant::now();
+        let mut lost = Vec::new();
+        for (sequence, active) in &mut self.active {
+            active.restarts += 1;
+            if active.answered || active.restarts > limits::RETRIES {
+                lost.push(*sequence);
+            } else {
+                active.parked.get_or_insert(now);
+            }
+        }
+        for sequence in lost {
+            self.fail(sequence, Failure::EngineLost);
+        }
+        self.publish();
+    }
+
+    fn wait_before_restart(&mut self) {
+        self.restart_wait = if self.born.elapsed() > GROWN_UP {
+            RESTART_FIRST
+        } else {
+            (self.restart_wait * 2).min(RESTART_LAST)
+        };
+        self.restart_at = Instant::now() + self.restart_wait;
+    }
+
+    fn on_tick(&mut self) {
+        if let Some(engine) = &self.engine {
+            engine.send(EngineCommand::Report);
+        }
+        let expired: Vec<(u64, String)> = self
+            .active
+            .iter()
+            .filter(|(_, active)| active.parked.is_some_and(|since| since.elapsed() > limits::QUEUE.wait))
+            .map(|(sequence, active)| (*sequence, active.generation.model.to_string()))
+            .collect();
+        for (sequence, model) in expired {
+            let detail = "the engine did not come back in time".to_owned();
+            self.fail(sequence, Failure::ModelNotLoaded { model, detail });
+        }
+        // A folder that was repaired is tried again when the store tells of it.
+        let store = self.store.models();
+        let known = store.borrow();
+        self.view.failed.retain(|model, _| known.iter().any(|record| record.name == *model));
+    }
+
+    fn fail(&mut self, sequence: u64, failure: Failure) {
+        if let Some(active) = self.active.remove(&sequence) {
+            let _ = active.events.try_send(GenerationEvent::Failed(failure));
+        }
+    }
+
+    fn publish(&self) {
+        self.publish.send_replace(self.view.clone());
+    }
+}
+
+/// The next event of a running engine, `None` at its end; never completes without an engine.
+async fn next_event(engine: &mut Option<EngineProcess>) -> Option<EngineEvent> {
+    match engine {
+        Some(engine) => engine.events.recv().await,
+        None => std::future::pending().await,
+    }
+}
