@@ -1,1 +1,88 @@
-fn main() {}
+//! `pomona`: wiring and subcommands.
+#![forbid(unsafe_code)]
+
+mod admin;
+mod arguments;
+mod chat;
+mod models;
+mod run;
+mod tables;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use pomona_cluster_config::{Config, ConfigError};
+
+use arguments::{Arguments, Command, ModelCommand};
+
+/// The configuration is wrong (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    tracing_subscriber::fmt()
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("POMONA_LOG")
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn")),
+        )
+        .with_writer(std::io::stderr)
+        .init();
+    if let Command::EchoEngine { step_ms } = arguments.command {
+        return finish(pomona_node::echo::run(std::time::Duration::from_millis(step_ms)).map_err(Into::into));
+    }
+    let config = match load_config(&arguments) {
+        Ok(config) => config,
+        Err(error) => {
+            tables::complain(&error);
+            return ExitCode::from(USAGE);
+        }
+    };
+    finish(dispatch(&config, arguments))
+}
+
+fn dispatch(config: &Config, arguments: Arguments) -> anyhow::Result<()> {
+    let json = arguments.json;
+    match arguments.command {
+        Command::Up => run::run(config, run::Parts::Both),
+        Command::Coordinator => run::run(config, run::Parts::Coordinator),
+        Command::Node => run::run(config, run::Parts::Node),
+        Command::Status => tables::status(config, json),
+        Command::Nodes => tables::nodes(config, json),
+        Command::Models => tables::models(config, json),
+        Command::Model { command } => match command {
+            ModelCommand::Pull { source, name } => models::pull(config, &source, name.as_deref(), json),
+            ModelCommand::List => models::list(config, json),
+            ModelCommand::Remove { name } => models::remove(config, &name),
+        },
+        Command::Chat(chat) => chat::chat(config, &chat),
+        Command::EchoEngine { .. } => Ok(()),
+    }
+}
+
+fn load_config(arguments: &Arguments) -> Result<Config, anyhow::Error> {
+    let text = match &arguments.config {
+        Some(path) => std::fs::read_to_string(path)
+            .map_err(|error| anyhow::anyhow!("cannot read {}: {error}", path.display()))?,
+        None => String::new(),
+    };
+    Config::load(&text, &Process).map_err(|error: ConfigError| error.into())
+}
+
+/// The environment of this process.
+struct Process;
+
+impl pomona_cluster_config::Environment for Process {
+    fn get(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+fn finish(result: anyhow::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tables::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}

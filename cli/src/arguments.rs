@@ -1,0 +1,97 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Turns a team's Macs into one inference service.
+///
+/// `pomona up` starts a whole cluster on this machine: one OpenAI-compatible endpoint for
+/// clients at http://127.0.0.1:7711/v1, and the node's own at http://127.0.0.1:7710/v1.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 100, after_long_help = environment_help())]
+pub(crate) struct Arguments {
+    /// Configuration file (TOML); the environment overrides it.
+    #[arg(long, global = true, env = "POMONA_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+    /// Print JSON instead of tables, for scripts.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start coordinator, node and engine on this machine, until Ctrl-C.
+    Up,
+    /// Start a coordinator only.
+    Coordinator,
+    /// Start a node only; it dials the coordinators of the configuration.
+    Node,
+    /// Show how the cluster is: leader, nodes, models, and what is not ready.
+    Status,
+    /// List the nodes with their load, memory and power.
+    Nodes,
+    /// List the models of the cluster.
+    Models,
+    /// Work with the models stored on this machine.
+    Model {
+        #[command(subcommand)]
+        command: ModelCommand,
+    },
+    /// Talk to a model; the answer streams into the terminal.
+    Chat(Chat),
+    /// Speak the engine protocol with made-up tokens (benchmarks and tests).
+    #[command(hide = true)]
+    EchoEngine {
+        /// Milliseconds per step.
+        #[arg(long, default_value_t = 0)]
+        step_ms: u64,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelCommand {
+    /// Bring a model to this machine: a hub name (mlx-community/…), a folder, or a .gguf file.
+    Pull {
+        /// Hub name, folder, or .gguf file.
+        source: String,
+        /// Name to serve it under; needed for folders and files.
+        #[arg(long)]
+        name: Option<String>,
+    },
+    /// List the models stored on this machine.
+    List,
+    /// Delete a model from this machine and from the catalogue.
+    Remove {
+        /// Its name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// What to say; without it, the chat goes on until end of input.
+    pub(crate) message: Vec<String>,
+    /// The model; the first of the cluster by default.
+    #[arg(long, short)]
+    pub(crate) model: Option<String>,
+    /// Instructions for the model.
+    #[arg(long)]
+    pub(crate) system: Option<String>,
+    /// 0 is deterministic.
+    #[arg(long, default_value_t = 0.7)]
+    pub(crate) temperature: f32,
+    /// Longest answer, in tokens.
+    #[arg(long, default_value_t = 1024)]
+    pub(crate) max_tokens: u32,
+}
+
+fn environment_help() -> String {
+    let variables: Vec<String> = pomona_cluster_config::VARIABLES
+        .iter()
+        .map(|(name, meaning)| format!("  {name:36} {meaning}"))
+        .collect();
+    format!("Environment:\n{}", variables.join("\n"))
+}

@@ -1,0 +1,66 @@
+//! The long-running commands.
+
+use anyhow::Context;
+use pomona_cluster_config::Config;
+use pomona_common::ClusterId;
+use pomona_coordinator::Coordinator;
+use pomona_link::Authority;
+use pomona_node::Node;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// What to run in this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Parts {
+    Both,
+    Coordinator,
+    Node,
+}
+
+/// Runs until SIGINT or SIGTERM.
+pub(crate) fn run(config: &Config, parts: Parts) -> anyhow::Result<()> {
+    // Two threads: the agent's work is small, and the cores belong to the engine.
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(8)
+        .enable_all()
+        .build()?;
+    runtime.block_on(run_parts(config, parts))
+}
+
+async fn run_parts(config: &Config, parts: Parts) -> anyhow::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let authority = match parts {
+        Parts::Both | Parts::Coordinator => Some(pomona_coordinator::open_authority(config, new_cluster()?)?),
+        // On the machine of the coordinator the node uses the same authority.
+        Parts::Node => Authority::open(&config.state.join("cluster")).ok().map(Into::into),
+    };
+    let coordinator = match (parts, &authority) {
+        (Parts::Both | Parts::Coordinator, Some(authority)) => {
+            Some(Coordinator::start(config, authority.clone()).await?)
+        }
+        _ => None,
+    };
+    let node = match parts {
+        Parts::Both | Parts::Node => Some(Node::start(config, authority).await?),
+        Parts::Coordinator => None,
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!("stopping");
+    if let Some(node) = node {
+        node.stop().await;
+    }
+    if let Some(coordinator) = coordinator {
+        coordinator.stop().await;
+    }
+    Ok(())
+}
+
+fn new_cluster() -> anyhow::Result<ClusterId> {
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).context("the system gives no randomness")?;
+    Ok(ClusterId::from_bits(u128::from_le_bytes(bits)))
+}

@@ -1,0 +1,150 @@
+//! What people read: tables that fit a terminal, and errors.
+#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the program's output")]
+
+use comfy_table::{ContentArrangement, Table, presets};
+use hyper::Method;
+use pomona_cluster_config::Config;
+use serde_json::Value;
+
+use crate::admin::ask;
+
+const STATUS: &str = "/admin/v1/status";
+
+/// An error with its causes, in one sentence after the other.
+pub(crate) fn complain(error: &anyhow::Error) {
+    eprintln!("error: {error:#}");
+}
+
+/// Prints a line.
+pub(crate) fn say(text: &str) {
+    println!("{text}");
+}
+
+/// Prints JSON.
+pub(crate) fn print_json(value: &Value) {
+    println!("{value:#}");
+}
+
+/// A table in the house style.
+pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Dynamic)
+        .set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    println!("{}", table.trim_fmt());
+}
+
+pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
+    let status = ask(config, &Method::GET, STATUS)?;
+    if json {
+        print_json(&status);
+        return Ok(());
+    }
+    let connected = list(&status["nodes"]).iter().filter(|node| node["connected"] == true).count();
+    say(&format!("cluster   {}", text(&status["cluster"])));
+    say(&format!(
+        "raft      term {}, applied {}, {}",
+        status["raft"]["term"],
+        status["raft"]["applied"],
+        if status["raft"]["leads"] == true { "this coordinator leads" } else { "follower" }
+    ));
+    say(&format!("nodes     {connected} of {} connected", list(&status["nodes"]).len()));
+    say(&format!("plan      {}", status["plan"]));
+    say(&format!("loaded    {}", words(&status["loaded"])));
+    match words(&status["not_ready"]).as_str() {
+        "-" => say(&format!("ready     yes: http://{}/v1", config.coordinator_http)),
+        why => say(&format!("ready     no: {why}")),
+    }
+    Ok(())
+}
+
+pub(crate) fn nodes(config: &Config, json: bool) -> anyhow::Result<()> {
+    let status = ask(config, &Method::GET, STATUS)?;
+    if json {
+        print_json(&status["nodes"]);
+        return Ok(());
+    }
+    let rows = list(&status["nodes"])
+        .iter()
+        .map(|node| {
+            let machine = &node["report"]["machine"];
+            let engine = &node["report"]["engine"];
+            let sequences = |field: &str| -> u64 {
+                let classes = engine["classes"].as_object();
+                classes.into_iter().flatten().filter_map(|(_, class)| class[field].as_u64()).sum()
+            };
+            let id = text(&node["id"]);
+            vec![
+                id.chars().take(8).collect(),
+                text(&node["name"]),
+                if node["connected"] == true { "up".into() } else { "away".into() },
+                engine["build"]["backend"].as_str().unwrap_or("-").to_owned(),
+                format!("{}/{}", sequences("running"), sequences("waiting")),
+                reading(&machine["power"], |watts| format!("{watts:.0} W")),
+                reading(&machine["memory_available"], gib),
+                reading(&machine["swap_used"], gib),
+                reading(&machine["engine"]["rss"], gib),
+                node["report"]["engine_kills"].to_string(),
+            ]
+        })
+        .collect();
+    table(
+        &["ID", "NAME", "STATE", "ENGINE", "RUN/WAIT", "POWER", "MEM FREE", "SWAP", "ENGINE RSS", "KILLS"],
+        rows,
+    );
+    Ok(())
+}
+
+pub(crate) fn models(config: &Config, json: bool) -> anyhow::Result<()> {
+    let status = ask(config, &Method::GET, STATUS)?;
+    if json {
+        print_json(&status["models"]);
+        return Ok(());
+    }
+    let rows = list(&status["models"])
+        .iter()
+        .map(|model| {
+            let holds = |node: &&Value| !node["report"]["engine"]["models"][text(&model["name"])].is_null();
+            let nodes: Vec<String> = list(&status["nodes"]).iter().filter(holds).map(|n| text(&n["name"])).collect();
+            vec![
+                text(&model["name"]),
+                gib(model["weight_bytes"].as_f64().unwrap_or(0.0)),
+                model["context"].to_string(),
+                if nodes.is_empty() { "not loaded".into() } else { nodes.join(", ") },
+            ]
+        })
+        .collect();
+    table(&["MODEL", "SIZE", "CONTEXT", "LOADED ON"], rows);
+    Ok(())
+}
+
+/// Bytes as gibibytes.
+pub(crate) fn gib(bytes: f64) -> String {
+    format!("{:.2} GiB", bytes / (1u64 << 30) as f64)
+}
+
+fn list(value: &Value) -> &[Value] {
+    value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_default().to_owned()
+}
+
+fn words(value: &Value) -> String {
+    let words: Vec<String> = list(value).iter().map(text).collect();
+    if words.is_empty() { "-".into() } else { words.join(", ") }
+}
+
+/// A reading that says when it is scripted or not to be had.
+fn reading(value: &Value, show: impl Fn(f64) -> String) -> String {
+    match (value["Measured"].as_f64(), value["Scripted"].as_f64()) {
+        (Some(number), _) => show(number),
+        (None, Some(number)) => format!("{} (scripted)", show(number)),
+        (None, None) => "-".into(),
+    }
+}
