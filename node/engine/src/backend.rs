@@ -94,13 +94,16 @@ fn blas_threads() -> u32 {
         .unwrap_or(1)
 }
 
-/// File name of the mapped BLAS library; empty off Linux or when none is mapped.
+/// File name of the BLAS library in use; empty off Linux or when none is mapped. The wheel's
+/// reference BLAS may be mapped as well: OpenBLAS comes first in the search order when it is there.
 pub fn blas_library() -> String {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    maps.lines()
+    let mapped: Vec<&str> = maps
+        .lines()
         .filter_map(|line| line.split_whitespace().nth(5))
         .filter_map(|path| path.rsplit('/').next())
-        .find(|file| file.contains("blas"))
-        .unwrap_or_default()
-        .to_owned()
+        .filter(|file| file.contains("blas"))
+        .collect();
+    let openblas = mapped.iter().find(|file| file.contains("openblas"));
+    openblas.or(mapped.first()).map_or_else(String::new, |file| (*file).to_owned())
 }

@@ -116,11 +116,12 @@ impl KvSlabs {
         let stop = [row as i32 + 1, self.kv_heads, len as i32, self.dim];
         let mut saved = Vec::with_capacity(self.layers);
         for layer in self.slab(capacity).iter() {
-            // `deep_clone`: a view would keep the whole slab alive and stop in-place updates.
+            // A view would keep the whole slab alive and stop in-place updates, and `contiguous`
+            // may give one; `deep_clone` copies, but only what is computed and contiguous.
             let copy = |array: &Array| -> Result<Array, Exception> {
-                let part = ops::slice(array, &start, &stop)?;
+                let part = ops::slice(array, &start, &stop)?.contiguous()?;
                 part.eval()?;
-                Ok(part.contiguous()?.deep_clone())
+                Ok(part.deep_clone())
             };
             saved.push(LayerKv {
                 keys: copy(&layer.keys)?,

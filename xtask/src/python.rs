@@ -1,0 +1,47 @@
+//! Packages from the Python index, as pip is configured here. `--target` keeps out of the
+//! system's Python, which Debian does not let pip write to, and needs no venv module.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::bail;
+
+use crate::commands::{exists, run};
+
+/// Installs a requirements file of `xtask/mlx` into a folder below `target/py`, once. Files with
+/// hashes are installed without dependencies.
+pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
+    let file = crate::root().join("xtask/mlx").join(format!("{requirements}.txt"));
+    let folder = crate::target().join("py").join(requirements);
+    let done = folder.join(".done");
+    let wanted = std::fs::read_to_string(&file)?;
+    if std::fs::read_to_string(&done).is_ok_and(|installed| installed == wanted) {
+        return Ok(folder);
+    }
+    if !exists("python3") {
+        bail!("python3 is needed: apt-get install python3 python3-pip");
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+    std::fs::create_dir_all(&folder)?;
+    println!("installing {requirements} (Python packages)");
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--root-user-action=ignore"])
+        .args(["--no-compile", "--only-binary", ":all:", "--quiet", "--progress-bar", "on"])
+        .arg("--target")
+        .arg(&folder)
+        .arg("-r")
+        .arg(&file);
+    if wanted.contains("--hash=") {
+        pip.args(["--no-deps", "--require-hashes"]);
+    }
+    run("pip", &mut pip)?;
+    std::fs::write(done, wanted)?;
+    Ok(folder)
+}
+
+/// Python with the packages of a folder.
+pub(crate) fn python(packages: &Path) -> Command {
+    let mut command = Command::new("python3");
+    command.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+}

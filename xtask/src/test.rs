@@ -1,0 +1,39 @@
+//! `cargo xtask test`: what CI runs, and `full` for the long figures.
+
+use anyhow::bail;
+
+use crate::commands::{cargo, run};
+use crate::report::Report;
+use crate::{darwin, mlx, model, python, up, verify};
+
+/// Everything of a submission; `full` adds the long figures.
+pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()> {
+    let full = match kind {
+        None => false,
+        Some("full") => true,
+        Some(other) => bail!("no such kind of test: `{other}` (there is `full`)"),
+    };
+    report.step("set-up", mlx::ensure)?;
+    report.step("build", || up::build().map(|_| ()))?;
+    let gguf = model::gguf()?;
+    let clients = python::install("clients")?;
+    let oracle = if full { Some(python::install("oracle")?) } else { None };
+    report.step("tests", || {
+        let mut command = cargo();
+        command
+            .args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
+            .env("POMONA_TEST_GGUF", &gguf)
+            .env("POMONA_TEST_CLIENTS", &clients)
+            .env("POMONA_TEST_PROGRAMS", crate::target().join("release"));
+        if let Some(oracle) = &oracle {
+            command.env("POMONA_TEST_ORACLE", oracle);
+        }
+        // Real processes share two cores: tests of one binary run one after the other there.
+        run("cargo test", &mut command)
+    })?;
+    if !full {
+        report.skip("live comparison with mlx-lm", "long; `cargo xtask test full` runs it, goldens ran");
+    }
+    verify::verify(report)?;
+    darwin::check(report)
+}
