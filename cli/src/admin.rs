@@ -11,10 +11,15 @@ use serde_json::Value;
 /// One request, one answer.
 pub(crate) fn ask(config: &Config, method: &Method, path: &str) -> anyhow::Result<Value> {
     let socket = config.state.join("admin.sock");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     runtime.block_on(async {
         let stream = tokio::net::UnixStream::connect(&socket).await.with_context(|| {
-            format!("no coordinator answers at {}; start one with `pomona up`", socket.display())
+            format!(
+                "no coordinator answers at {}; start one with `pomona up`",
+                socket.display()
+            )
         })?;
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         let exchange = async {
@@ -27,7 +32,10 @@ pub(crate) fn ask(config: &Config, method: &Method, path: &str) -> anyhow::Resul
             let status = response.status();
             let body: Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
             if !status.is_success() {
-                bail!("the coordinator refuses: {}", body["error"].as_str().unwrap_or("no reason given"));
+                bail!(
+                    "the coordinator refuses: {}",
+                    body["error"].as_str().unwrap_or("no reason given")
+                );
             }
             Ok(body)
         };

@@ -52,7 +52,9 @@ fn first_model(agent: &ureq::Agent, base: &str) -> anyhow::Result<String> {
         .with_context(|| format!("nothing answers at {base}; start it with `pomona up`"))?;
     let body: Value = response.body_mut().read_json()?;
     let first = body["data"][0]["id"].as_str();
-    Ok(first.context("no model is stored; `pomona model pull` brings one")?.to_owned())
+    Ok(first
+        .context("no model is stored; `pomona model pull` brings one")?
+        .to_owned())
 }
 
 /// Streams an answer and gives its text.
@@ -76,7 +78,12 @@ fn answer(
         .with_context(|| format!("nothing answers at {base}; start it with `pomona up`"))?;
     if !response.status().is_success() {
         let body: Value = response.body_mut().read_json()?;
-        bail!("{}", body["error"]["message"].as_str().unwrap_or("the request was refused"));
+        bail!(
+            "{}",
+            body["error"]["message"]
+                .as_str()
+                .unwrap_or("the request was refused")
+        );
     }
     let mut text = String::new();
     for line in BufReader::new(response.into_body().into_reader()).lines() {

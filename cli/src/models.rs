@@ -50,7 +50,10 @@ pub(crate) fn pull(config: &Config, source: &str, name: Option<&str>, json: bool
         tables::print_json(&serde_json::to_value(&record)?);
     } else {
         let size = tables::gib(record.weight_bytes as f64);
-        tables::say(&format!("{} is stored ({size}); a running node loads it by itself", record.name));
+        tables::say(&format!(
+            "{} is stored ({size}); a running node loads it by itself",
+            record.name
+        ));
     }
     Ok(())
 }

@@ -33,7 +33,9 @@ async fn run_parts(config: &Config, parts: Parts) -> anyhow::Result<()> {
     let authority = match parts {
         Parts::Both | Parts::Coordinator => Some(pomona_coordinator::open_authority(config, new_cluster()?)?),
         // On the machine of the coordinator the node uses the same authority.
-        Parts::Node => Authority::open(&config.state.join("cluster")).ok().map(Into::into),
+        Parts::Node => Authority::open(&config.state.join("cluster"))
+            .ok()
+            .map(Into::into),
     };
     let coordinator = match (parts, &authority) {
         (Parts::Both | Parts::Coordinator, Some(authority)) => {

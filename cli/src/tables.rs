@@ -1,5 +1,9 @@
 //! What people read: tables that fit a terminal, and errors.
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the program's output")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is the program's output"
+)]
 
 use comfy_table::{ContentArrangement, Table, presets};
 use hyper::Method;
@@ -44,15 +48,25 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
         print_json(&status);
         return Ok(());
     }
-    let connected = list(&status["nodes"]).iter().filter(|node| node["connected"] == true).count();
+    let connected = list(&status["nodes"])
+        .iter()
+        .filter(|node| node["connected"] == true)
+        .count();
     say(&format!("cluster   {}", text(&status["cluster"])));
     say(&format!(
         "raft      term {}, applied {}, {}",
         status["raft"]["term"],
         status["raft"]["applied"],
-        if status["raft"]["leads"] == true { "this coordinator leads" } else { "follower" }
+        if status["raft"]["leads"] == true {
+            "this coordinator leads"
+        } else {
+            "follower"
+        }
     ));
-    say(&format!("nodes     {connected} of {} connected", list(&status["nodes"]).len()));
+    say(&format!(
+        "nodes     {connected} of {} connected",
+        list(&status["nodes"]).len()
+    ));
     say(&format!("plan      {}", status["plan"]));
     say(&format!("loaded    {}", words(&status["loaded"])));
     match words(&status["not_ready"]).as_str() {
@@ -75,13 +89,21 @@ pub(crate) fn nodes(config: &Config, json: bool) -> anyhow::Result<()> {
             let engine = &node["report"]["engine"];
             let sequences = |field: &str| -> u64 {
                 let classes = engine["classes"].as_object();
-                classes.into_iter().flatten().filter_map(|(_, class)| class[field].as_u64()).sum()
+                classes
+                    .into_iter()
+                    .flatten()
+                    .filter_map(|(_, class)| class[field].as_u64())
+                    .sum()
             };
             let id = text(&node["id"]);
             vec![
                 id.chars().take(8).collect(),
                 text(&node["name"]),
-                if node["connected"] == true { "up".into() } else { "away".into() },
+                if node["connected"] == true {
+                    "up".into()
+                } else {
+                    "away".into()
+                },
                 engine["build"]["backend"].as_str().unwrap_or("-").to_owned(),
                 format!("{}/{}", sequences("running"), sequences("waiting")),
                 reading(&machine["power"], |watts| format!("{watts:.0} W")),
@@ -93,7 +115,18 @@ pub(crate) fn nodes(config: &Config, json: bool) -> anyhow::Result<()> {
         })
         .collect();
     table(
-        &["ID", "NAME", "STATE", "ENGINE", "RUN/WAIT", "POWER", "MEM FREE", "SWAP", "ENGINE RSS", "KILLS"],
+        &[
+            "ID",
+            "NAME",
+            "STATE",
+            "ENGINE",
+            "RUN/WAIT",
+            "POWER",
+            "MEM FREE",
+            "SWAP",
+            "ENGINE RSS",
+            "KILLS",
+        ],
         rows,
     );
     Ok(())
@@ -109,12 +142,20 @@ pub(crate) fn models(config: &Config, json: bool) -> anyhow::Result<()> {
         .iter()
         .map(|model| {
             let holds = |node: &&Value| !node["report"]["engine"]["models"][text(&model["name"])].is_null();
-            let nodes: Vec<String> = list(&status["nodes"]).iter().filter(holds).map(|n| text(&n["name"])).collect();
+            let nodes: Vec<String> = list(&status["nodes"])
+                .iter()
+                .filter(holds)
+                .map(|n| text(&n["name"]))
+                .collect();
             vec![
                 text(&model["name"]),
                 gib(model["weight_bytes"].as_f64().unwrap_or(0.0)),
                 model["context"].to_string(),
-                if nodes.is_empty() { "not loaded".into() } else { nodes.join(", ") },
+                if nodes.is_empty() {
+                    "not loaded".into()
+                } else {
+                    nodes.join(", ")
+                },
             ]
         })
         .collect();
@@ -137,7 +178,11 @@ fn text(value: &Value) -> String {
 
 fn words(value: &Value) -> String {
     let words: Vec<String> = list(value).iter().map(text).collect();
-    if words.is_empty() { "-".into() } else { words.join(", ") }
+    if words.is_empty() {
+        "-".into()
+    } else {
+        words.join(", ")
+    }
 }
 
 /// A reading that says when it is scripted or not to be had.

@@ -28,21 +28,12 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("POMONA_NODE_HTTP", "node's HTTP address (127.0.0.1:7710)"),
     ("POMONA_QUIC", "coordinator's QUIC address (127.0.0.1:7712)"),
     ("POMONA_NODE_NAME", "what people call this node (host name)"),
-    (
-        "POMONA_ENGINE",
-        "mlx, echo, echo:MILLISECONDS or none (mlx)",
-    ),
+    ("POMONA_ENGINE", "mlx, echo, echo:MILLISECONDS or none (mlx)"),
     ("POMONA_ENGINE_PROGRAM", "path of pomona-engine"),
     ("POMONA_KV_BUDGET_MIB", "memory for KV caches (2048)"),
     ("POMONA_TOTAL_SLOTS", "sequences that run at once (24)"),
-    (
-        "POMONA_PROBE_INTERVAL_MS",
-        "how often sensors are read (1000)",
-    ),
-    (
-        "POMONA_PROBE_POWER",
-        "true or false: read power sensors (true)",
-    ),
+    ("POMONA_PROBE_INTERVAL_MS", "how often sensors are read (1000)"),
+    ("POMONA_PROBE_POWER", "true or false: read power sensors (true)"),
     (
         "POMONA_PROBE_SCRIPT",
         "JSON file of readings, reported as scripted",
@@ -57,16 +48,12 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ),
     (
         "MLX_BATCH_BATCH_PREFILL_STEP_SIZE",
-        "prompt tokens of the batch class in one step (48)",
+        "prompt tokens of the batch class in one step (32)",
     ),
 ];
 
 /// Applies the variables; problems are added to `problems`.
-pub(crate) fn apply(
-    mut config: Config,
-    environment: &dyn Environment,
-    problems: &mut Vec<String>,
-) -> Config {
+pub(crate) fn apply(mut config: Config, environment: &dyn Environment, problems: &mut Vec<String>) -> Config {
     let mut reader = Reader {
         environment,
         problems,
@@ -81,11 +68,7 @@ pub(crate) fn apply(
         }
     }
     let address = "an address and port like 127.0.0.1:7710";
-    reader.parse(
-        "POMONA_COORDINATOR_HTTP",
-        address,
-        &mut config.coordinator_http,
-    );
+    reader.parse("POMONA_COORDINATOR_HTTP", address, &mut config.coordinator_http);
     reader.parse("POMONA_NODE_HTTP", address, &mut config.node_http);
     let quic_before = config.quic;
     reader.parse("POMONA_QUIC", address, &mut config.quic);
@@ -120,11 +103,7 @@ pub(crate) fn apply(
     let mut interval_ms = config.probe_interval.as_millis() as u64;
     reader.parse("POMONA_PROBE_INTERVAL_MS", number, &mut interval_ms);
     config.probe_interval = std::time::Duration::from_millis(interval_ms);
-    reader.parse(
-        "POMONA_PROBE_POWER",
-        "true or false",
-        &mut config.probe_power,
-    );
+    reader.parse("POMONA_PROBE_POWER", "true or false", &mut config.probe_power);
     if let Some(script) = reader.text("POMONA_PROBE_SCRIPT") {
         config.probe_script = Some(script.into());
     }
@@ -147,9 +126,7 @@ impl Reader<'_> {
         };
         match value.trim().parse() {
             Ok(value) => *target = value,
-            Err(_) => self
-                .problems
-                .push(format!("{name}: `{value}` is not {expected}")),
+            Err(_) => self.problems.push(format!("{name}: `{value}` is not {expected}")),
         }
     }
 }

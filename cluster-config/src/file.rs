@@ -176,12 +176,7 @@ impl Reader<'_> {
         }
     }
 
-    fn nested(
-        &mut self,
-        name: &str,
-        value: &Value,
-        entry: impl FnMut(&mut Self, &str, &Value) -> bool,
-    ) {
+    fn nested(&mut self, name: &str, value: &Value, entry: impl FnMut(&mut Self, &str, &Value) -> bool) {
         match value.as_table() {
             Some(table) => self.section(table, name, entry),
             None => self.problems.push(format!("{name}: must be a table")),
@@ -204,9 +199,7 @@ impl Reader<'_> {
     }
 
     fn number<T: TryFrom<i64>>(&mut self, name: &str, value: &Value, target: &mut T) {
-        let number = value
-            .as_integer()
-            .and_then(|number| T::try_from(number).ok());
+        let number = value.as_integer().and_then(|number| T::try_from(number).ok());
         self.expect(name, number, "a whole number, not negative", target);
     }
 
@@ -234,14 +227,11 @@ impl Reader<'_> {
     }
 
     fn addresses(&mut self, name: &str, value: &Value, target: &mut Vec<SocketAddr>) {
-        let addresses = value
-            .as_array()
-            .filter(|list| !list.is_empty())
-            .and_then(|list| {
-                list.iter()
-                    .map(|item| item.as_str().and_then(|text| text.parse().ok()))
-                    .collect()
-            });
+        let addresses = value.as_array().filter(|list| !list.is_empty()).and_then(|list| {
+            list.iter()
+                .map(|item| item.as_str().and_then(|text| text.parse().ok()))
+                .collect()
+        });
         self.expect(
             name,
             addresses,

@@ -75,10 +75,7 @@ fn count(problems: &[String]) -> String {
 }
 
 fn list(problems: &[String]) -> String {
-    let lines: Vec<String> = problems
-        .iter()
-        .map(|problem| format!("  - {problem}"))
-        .collect();
+    let lines: Vec<String> = problems.iter().map(|problem| format!("  - {problem}")).collect();
     lines.join("\n")
 }
 
@@ -152,15 +149,11 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_wins_over_the_file_and_the_long_name_over_the_short()
-    -> Result<(), ConfigError> {
+    fn the_environment_wins_over_the_file_and_the_long_name_over_the_short() -> Result<(), ConfigError> {
         let file = "[engine.batch]\nwindow_ms = 70\nmax_slots = 3\n";
         assert_eq!(load(file, &[])?.knobs.batch.window_ms, 70);
         assert_eq!(
-            load(file, &[("BATCH_WINDOW_MS", "80")])?
-                .knobs
-                .batch
-                .window_ms,
+            load(file, &[("BATCH_WINDOW_MS", "80")])?.knobs.batch.window_ms,
             80
         );
         let both = [
@@ -189,10 +182,7 @@ mod tests {
         let file = "colour = 1\n[http]\nnode = \"0.0.0.0:1\"\ncoordinator = \"nowhere\"\n[engine.batch]\nwindow_ms = -1\n";
         let result = load(
             file,
-            &[
-                ("MLX_BATCH_MAX_BATCH_SIZE", "many"),
-                ("POMONA_ENGINE", "abacus"),
-            ],
+            &[("MLX_BATCH_MAX_BATCH_SIZE", "many"), ("POMONA_ENGINE", "abacus")],
         );
         let problems = result.map_or_else(|error| error.problems, |_| Vec::new());
         for word in [

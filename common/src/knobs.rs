@@ -51,7 +51,7 @@ impl ClassKnobs {
                 window_ms: 50,
                 max_slots: 10,
                 reserved_slots: 0,
-                prefill_chunk: 48,
+                prefill_chunk: 32,
                 step_share: 100,
             },
         }
@@ -134,15 +134,10 @@ impl EngineKnobs {
             check(knobs.window_ms <= 10_000, "window_ms must be at most 10000");
         }
         if self.interactive.window_ms != 0 {
-            problems.push(
-                "interactive: window_ms must be 0, interactive requests never wait for company"
-                    .into(),
-            );
+            problems
+                .push("interactive: window_ms must be 0, interactive requests never wait for company".into());
         }
-        let reserved: u32 = Class::ALL
-            .iter()
-            .map(|c| self.class(*c).reserved_slots)
-            .sum();
+        let reserved: u32 = Class::ALL.iter().map(|c| self.class(*c).reserved_slots).sum();
         if !(1..=1024).contains(&self.total_slots) {
             problems.push("total_slots must be 1 to 1024".into());
         } else if reserved > self.total_slots {

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 /// Body of a chat or completion request. Long agent prompts stay below 1 MiB.
 pub const CHAT_BODY_BYTES: usize = 2 * 1024 * 1024;
+/// Of a body over its limit, so much is read and dropped so that the client sees the refusal.
+pub const DRAIN_BYTES: usize = 32 * 1024 * 1024;
 /// Body of an admin request: none carries data.
 pub const ADMIN_BODY_BYTES: usize = 64 * 1024;
 /// All request headers together (vLLM CVE-2025-48956 was a flood of them).

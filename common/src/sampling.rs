@@ -91,10 +91,7 @@ impl Sampling {
             if sound {
                 Ok(())
             } else {
-                Err(SamplingError {
-                    parameter,
-                    expected,
-                })
+                Err(SamplingError { parameter, expected })
             }
         };
         check(
@@ -108,11 +105,7 @@ impl Sampling {
             "above 0 and at most 1",
         )?;
         check(self.top_k <= 1_000_000, "top_k", "between 0 and 1000000")?;
-        check(
-            (0.0..=1.0).contains(&self.min_p),
-            "min_p",
-            "between 0 and 1",
-        )?;
+        check((0.0..=1.0).contains(&self.min_p), "min_p", "between 0 and 1")?;
         check(
             self.repetition_penalty > 0.0 && self.repetition_penalty <= 10.0,
             "repetition_penalty",

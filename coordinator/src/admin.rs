@@ -59,7 +59,9 @@ pub(crate) fn serve(
             }
             let service = TowerToHyperService::new(router.clone());
             let mut builder = http1::Builder::new();
-            builder.timer(TokioTimer::new()).header_read_timeout(limits::HEADER_READ_TIMEOUT);
+            builder
+                .timer(TokioTimer::new())
+                .header_read_timeout(limits::HEADER_READ_TIMEOUT);
             let connection = builder.serve_connection(TokioIo::new(socket), service);
             connections.spawn(async move {
                 let _ = connection.await;
@@ -70,7 +72,11 @@ pub(crate) fn serve(
 }
 
 fn reply(status: StatusCode, body: &Value) -> impl IntoResponse + use<> {
-    (status, [(header::CONTENT_TYPE, "application/json")], body.to_string())
+    (
+        status,
+        [(header::CONTENT_TYPE, "application/json")],
+        body.to_string(),
+    )
 }
 
 async fn status(State(backend): State<Arc<CoordinatorBackend>>) -> impl IntoResponse {
@@ -122,6 +128,9 @@ async fn remove_model(
     match backend.replica.write(Command::RemoveModel(name)).await {
         Ok(Reply::Done | Reply::Unchanged) => reply(StatusCode::OK, &json!({ "removed": true })),
         Ok(Reply::Refused(why)) => reply(StatusCode::CONFLICT, &json!({ "error": why })),
-        Err(error) => reply(StatusCode::SERVICE_UNAVAILABLE, &json!({ "error": error.to_string() })),
+        Err(error) => reply(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({ "error": error.to_string() }),
+        ),
     }
 }

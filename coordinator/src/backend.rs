@@ -85,7 +85,10 @@ impl CoordinatorBackend {
 
     async fn fetch_text(&self, model: &ModelRecord) -> Result<TextBundle, Failure> {
         for connected in self.sessions.all().into_values() {
-            let has_it = connected.stored().iter().any(|stored| stored.digests == model.digests);
+            let has_it = connected
+                .stored()
+                .iter()
+                .any(|stored| stored.digests == model.digests);
             if !has_it {
                 continue;
             }
@@ -108,7 +111,13 @@ async fn fetch_from(connected: &Connected, model: &ModelName) -> Result<TextBund
 
 impl Backend for CoordinatorBackend {
     fn models(&self) -> Vec<ModelRecord> {
-        self.replica.state().borrow().catalogue.values().cloned().collect()
+        self.replica
+            .state()
+            .borrow()
+            .catalogue
+            .values()
+            .cloned()
+            .collect()
     }
 
     async fn text(&self, model: &ModelRecord) -> Result<Arc<ModelText>, Failure> {
@@ -178,7 +187,11 @@ impl Backend for CoordinatorBackend {
 }
 
 /// Asks a node; its first event is its answer.
-async fn start(connected: Arc<Connected>, node: NodeId, generation: Generation) -> Result<GenerationStream, Failure> {
+async fn start(
+    connected: Arc<Connected>,
+    node: NodeId,
+    generation: Generation,
+) -> Result<GenerationStream, Failure> {
     let lost = |error: LinkError| {
         tracing::debug!(%error, "stream to node failed");
         Failure::NodeLost
@@ -216,7 +229,10 @@ async fn forward(
             // The session is gone: the end of the channel says so.
             Ok(None) | Err(_) => return,
         };
-        let last = matches!(event, GenerationEvent::Finished { .. } | GenerationEvent::Failed(_));
+        let last = matches!(
+            event,
+            GenerationEvent::Finished { .. } | GenerationEvent::Failed(_)
+        );
         if sender.try_send(event).is_err() {
             return;
         }

@@ -76,7 +76,10 @@ pub struct Coordinator {
 /// # Errors
 /// The files cannot be read or written.
 pub fn open_authority(config: &Config, new_cluster: ClusterId) -> Result<Arc<Authority>, LinkError> {
-    Ok(Arc::new(Authority::open_or_create(&config.state.join("cluster"), new_cluster)?))
+    Ok(Arc::new(Authority::open_or_create(
+        &config.state.join("cluster"),
+        new_cluster,
+    )?))
 }
 
 impl Coordinator {
@@ -116,10 +119,15 @@ impl Coordinator {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let sessions = Arc::new(Sessions::default());
-        tasks.spawn(accept(endpoint.clone(), sessions.clone(), replica.clone(), stop.clone()));
+        tasks.spawn(accept(
+            endpoint.clone(),
+            sessions.clone(),
+            replica.clone(),
+            stop.clone(),
+        ));
         tasks.spawn(leader::run(replica.clone(), sessions.clone(), stop.clone()));
         tasks.spawn(renew(endpoint.clone(), authority, stop.clone()));
-        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone()));
+        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions));
         let router = pomona_api::router(backend.clone());
         let http_stop = stop.clone();
         tasks.spawn(async move {
@@ -143,7 +151,10 @@ impl Coordinator {
     pub async fn stop(mut self) {
         self.stop.cancel();
         let finish = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(Duration::from_secs(8), finish).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(8), finish)
+            .await
+            .is_err()
+        {
             self.tasks.shutdown().await;
         }
         self.replica.stop().await;

@@ -93,7 +93,11 @@ pub(crate) async fn serve(session: Session, replica: Replica) {
     }
 }
 
-async fn answer(mut send: FrameSender, mut receive: FrameReceiver, replica: Replica) -> Result<(), LinkError> {
+async fn answer(
+    mut send: FrameSender,
+    mut receive: FrameReceiver,
+    replica: Replica,
+) -> Result<(), LinkError> {
     let message = tokio::time::timeout(CALL, receive.rest(MESSAGE))
         .await
         .map_err(|_| LinkError::Deadline(CALL))??;

@@ -40,7 +40,9 @@ impl Connected {
     /// The last report and its age.
     pub(crate) fn report(&self) -> Option<(Duration, Arc<NodeReport>)> {
         let soft = self.soft();
-        soft.report.as_ref().map(|(at, report)| (at.elapsed(), report.clone()))
+        soft.report
+            .as_ref()
+            .map(|(at, report)| (at.elapsed(), report.clone()))
     }
 
     fn soft(&self) -> MutexGuard<'_, Soft> {
@@ -84,7 +86,12 @@ impl Sessions {
         let (mut send, mut receive) = tokio::time::timeout(HELLO, session.accept())
             .await
             .map_err(|_| LinkError::Deadline(HELLO))??;
-        let NodeMessage::Hello { name, version, models } = receive.expect(HELLO).await? else {
+        let NodeMessage::Hello {
+            name,
+            version,
+            models,
+        } = receive.expect(HELLO).await?
+        else {
             return Err(LinkError::Closed("no hello".into()));
         };
         let welcome = CoordinatorMessage::Welcome {
@@ -97,7 +104,10 @@ impl Sessions {
             version,
             since: Instant::now(),
             in_flight: AtomicU32::new(0),
-            soft: Mutex::new(Soft { stored: bounded(models), report: None }),
+            soft: Mutex::new(Soft {
+                stored: bounded(models),
+                report: None,
+            }),
         });
         let _guard = self.register(id, connected.clone())?;
         tracing::info!(node = %id, name = connected.name, "node connected");
@@ -130,7 +140,11 @@ impl Sessions {
                 self.changed.notify_one();
             }
             NodeMessage::Report(report) => {
-                let first = connected.soft().report.replace((Instant::now(), Arc::new(*report))).is_none();
+                let first = connected
+                    .soft()
+                    .report
+                    .replace((Instant::now(), Arc::new(*report)))
+                    .is_none();
                 if first {
                     self.changed.notify_one();
                 }
@@ -142,13 +156,20 @@ impl Sessions {
     fn register(&self, id: NodeId, connected: Arc<Connected>) -> Result<Registered<'_>, LinkError> {
         let mut nodes = self.lock();
         if nodes.len() >= limits::NODES && !nodes.contains_key(&id) {
-            return Err(LinkError::Closed(format!("{} nodes are connected, the limit", limits::NODES)));
+            return Err(LinkError::Closed(format!(
+                "{} nodes are connected, the limit",
+                limits::NODES
+            )));
         }
         if let Some(older) = nodes.insert(id, connected.clone()) {
             older.session.close("replaced by a newer session");
         }
         self.changed.notify_one();
-        Ok(Registered { sessions: self, id, connected })
+        Ok(Registered {
+            sessions: self,
+            id,
+            connected,
+        })
     }
 }
 
@@ -162,7 +183,10 @@ struct Registered<'a> {
 impl Drop for Registered<'_> {
     fn drop(&mut self) {
         let mut nodes = self.sessions.lock();
-        if nodes.get(&self.id).is_some_and(|now| Arc::ptr_eq(now, &self.connected)) {
+        if nodes
+            .get(&self.id)
+            .is_some_and(|now| Arc::ptr_eq(now, &self.connected))
+        {
             nodes.remove(&self.id);
         }
         self.sessions.changed.notify_one();

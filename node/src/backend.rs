@@ -21,7 +21,13 @@ pub(crate) struct NodeBackend {
 }
 
 impl NodeBackend {
-    pub(crate) fn new(id: NodeId, name: String, store: Store, supervisor: Supervisor, reporter: Reporter) -> Self {
+    pub(crate) fn new(
+        id: NodeId,
+        name: String,
+        store: Store,
+        supervisor: Supervisor,
+        reporter: Reporter,
+    ) -> Self {
         Self {
             id,
             name,
@@ -38,7 +44,10 @@ impl NodeBackend {
         let models = models.borrow();
         match models.iter().find(|record| record.name == generation.model) {
             Some(record) if record.digests == generation.digests => Ok(()),
-            Some(_) => Err(not_here(generation, "this node has other contents under the name")),
+            Some(_) => Err(not_here(
+                generation,
+                "this node has other contents under the name",
+            )),
             None => Err(not_here(generation, "it is not in this node's store")),
         }
     }
@@ -70,7 +79,10 @@ impl Backend for NodeBackend {
 
     async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
         let events = self.supervisor.generate(generation).await?;
-        Ok(GenerationStream { node: self.id, events })
+        Ok(GenerationStream {
+            node: self.id,
+            events,
+        })
     }
 
     fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)> {
@@ -86,7 +98,10 @@ impl Backend for NodeBackend {
             failing.push("the engine is not running".to_owned());
         }
         if view.loaded.is_empty() {
-            failing.push(view.blocked().unwrap_or_else(|| "no model is loaded yet".to_owned()));
+            failing.push(
+                view.blocked()
+                    .unwrap_or_else(|| "no model is loaded yet".to_owned()),
+            );
         }
         failing
     }

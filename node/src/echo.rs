@@ -86,7 +86,9 @@ fn build() -> EngineBuild {
 
 /// Token `i` of the answer to a prompt: small ids, which every tokenizer has.
 fn token(prompt: &[u32], i: u32) -> u32 {
-    let sum = prompt.iter().fold(17u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token));
+    let sum = prompt
+        .iter()
+        .fold(17u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token));
     40 + sum.wrapping_add(i.wrapping_mul(7)) % 50
 }
 
@@ -151,7 +153,8 @@ impl Echo {
                 events.push((*sequence, GenerationEvent::Finished { reason, accounting }));
             }
         }
-        self.running.retain(|_, (generation, emitted)| *emitted < generation.max_tokens);
+        self.running
+            .retain(|_, (generation, emitted)| *emitted < generation.max_tokens);
         for (sequence, event) in events {
             self.tell(sequence, event)?;
         }

@@ -88,7 +88,11 @@ impl Puller {
     ///
     /// # Errors
     /// The hub fails for good, or the contents are not what it promised.
-    pub fn pull(&self, name: &ModelName, progress: &mut dyn FnMut(Progress)) -> Result<ModelRecord, PullError> {
+    pub fn pull(
+        &self,
+        name: &ModelName,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<ModelRecord, PullError> {
         let agent = agent();
         let files = self.list(&agent, name)?;
         let partial = partial_folder(&self.models, name);
@@ -200,7 +204,9 @@ impl Puller {
             })
             .collect();
         if files.is_empty() {
-            return Err(failed("no model files (config.json, *.safetensors, tokenizer.json)".to_owned()));
+            return Err(failed(
+                "no model files (config.json, *.safetensors, tokenizer.json)".to_owned(),
+            ));
         }
         Ok(files)
     }
@@ -271,7 +277,9 @@ impl Puller {
         let mut body = response.into_body().into_reader();
         let mut buffer = vec![0; 1 << 18];
         loop {
-            let n = body.read(&mut buffer).map_err(|error| Stop::Again(error.to_string()))?;
+            let n = body
+                .read(&mut buffer)
+                .map_err(|error| Stop::Again(error.to_string()))?;
             if n == 0 {
                 break;
             }
@@ -289,7 +297,9 @@ impl Puller {
             });
         }
         match file.size {
-            Some(size) if done < size => Err(Stop::Again(format!("the body ended at {done} of {size} bytes"))),
+            Some(size) if done < size => {
+                Err(Stop::Again(format!("the body ended at {done} of {size} bytes")))
+            }
             _ => Ok(()),
         }
     }
@@ -334,7 +344,11 @@ fn check(file: &RemoteFile, path: &Path) -> Result<(), PullError> {
         }
         hasher.update(&buffer[..n]);
     }
-    let got: String = hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    let got: String = hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     if got == *expected {
         return Ok(());
     }

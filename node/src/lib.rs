@@ -50,7 +50,9 @@ pub enum NodeError {
         source: io::Error,
     },
     /// `pomona-engine` is not where it is looked for.
-    #[error("pomona-engine is not beside this program; build it with `cargo xtask up`, or set engine.program")]
+    #[error(
+        "pomona-engine is not beside this program; build it with `cargo xtask up`, or set engine.program"
+    )]
     NoEngine,
     /// Keys or sockets of the cluster.
     #[error("cluster link")]
@@ -82,14 +84,31 @@ impl Node {
                 source,
             })?;
         let program = engine_program(config)?;
-        let name = if config.node_name.is_empty() { pomona_probe::host_name() } else { config.node_name.clone() };
+        let name = if config.node_name.is_empty() {
+            pomona_probe::host_name()
+        } else {
+            config.node_name.clone()
+        };
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let mut tasks = JoinSet::new();
         let store = Store::open(models, &mut tasks, stopped.clone());
-        let supervisor = Supervisor::start(id, program, config.knobs.clone(), store.clone(), &mut tasks, stopped.clone());
+        let supervisor = Supervisor::start(
+            id,
+            program,
+            config.knobs.clone(),
+            store.clone(),
+            &mut tasks,
+            stopped.clone(),
+        );
         let reporter = Reporter::start(config, &supervisor, &mut tasks, stopped.clone());
-        let backend = Arc::new(NodeBackend::new(id, name.clone(), store.clone(), supervisor.clone(), reporter.clone()));
+        let backend = Arc::new(NodeBackend::new(
+            id,
+            name.clone(),
+            store.clone(),
+            supervisor.clone(),
+            reporter.clone(),
+        ));
         let router = pomona_api::router(backend.clone());
         let http_stop = stopped.clone();
         tasks.spawn(async move {
@@ -126,7 +145,10 @@ impl Node {
     pub async fn stop(mut self) {
         self.stop.cancel();
         let finish = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(std::time::Duration::from_secs(8), finish).await.is_err() {
+        if tokio::time::timeout(std::time::Duration::from_secs(8), finish)
+            .await
+            .is_err()
+        {
             self.tasks.shutdown().await;
         }
     }

@@ -125,7 +125,12 @@ impl SessionTask {
     }
 }
 
-async fn serve_stream(backend: Arc<NodeBackend>, store: Store, send: FrameSender, mut receive: FrameReceiver) {
+async fn serve_stream(
+    backend: Arc<NodeBackend>,
+    store: Store,
+    send: FrameSender,
+    mut receive: FrameReceiver,
+) {
     let outcome = match receive.expect::<StreamRequest>(ANSWER).await {
         Ok(StreamRequest::Generate(generation)) => serve_generation(&backend, *generation, send).await,
         Ok(StreamRequest::FetchText(model)) => {
@@ -143,7 +148,10 @@ async fn serve_stream(backend: Arc<NodeBackend>, store: Store, send: FrameSender
     }
 }
 
-async fn send_and_finish<M: pomona_wire::Message>(mut send: FrameSender, message: &M) -> Result<(), LinkError> {
+async fn send_and_finish<M: pomona_wire::Message>(
+    mut send: FrameSender,
+    message: &M,
+) -> Result<(), LinkError> {
     send.send(message).await?;
     send.finish();
     Ok(())
@@ -172,7 +180,10 @@ async fn serve_generation(
         let Some(event) = event else {
             return send_and_finish(send, &GenerationEvent::Failed(Failure::EngineLost)).await;
         };
-        let last = matches!(event, GenerationEvent::Finished { .. } | GenerationEvent::Failed(_));
+        let last = matches!(
+            event,
+            GenerationEvent::Finished { .. } | GenerationEvent::Failed(_)
+        );
         send.send(&event).await?;
         if last {
             send.finish();
@@ -180,4 +191,3 @@ async fn serve_generation(
         }
     }
 }
-

@@ -107,7 +107,9 @@ fn record(folder: &Path, name: ModelName) -> Result<ModelRecord, StoreError> {
         .filter(|entry| entry.file_name() != RECORD)
         .filter_map(|entry| changed(&entry.path()))
         .max();
-    if changed(&kept).zip(newest).is_some_and(|(kept, newest)| kept >= newest)
+    if changed(&kept)
+        .zip(newest)
+        .is_some_and(|(kept, newest)| kept >= newest)
         && let Ok(bytes) = fs::read(&kept)
         && let Ok(record) = serde_json::from_slice::<ModelRecord>(&bytes)
         && record.name == name
@@ -131,8 +133,8 @@ pub fn write_record(
         .map_or(0, |since| since.as_secs());
     let record = ModelFolder::open(folder)?.record(name, created_s, progress)?;
     let path = folder.join(RECORD);
-    let json = serde_json::to_vec_pretty(&record)
-        .map_err(|error| StoreError::invalid(&path, error.to_string()))?;
+    let json =
+        serde_json::to_vec_pretty(&record).map_err(|error| StoreError::invalid(&path, error.to_string()))?;
     fs::write(&path, json).map_err(StoreError::io(&path))?;
     Ok(record)
 }

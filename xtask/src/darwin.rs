@@ -11,23 +11,44 @@ const TARGET: &str = "aarch64-apple-darwin";
 
 /// Checks every crate for the target. On Linux the C in build scripts is compiled by zig.
 pub(crate) fn check(report: &mut Report) -> anyhow::Result<()> {
-    let sysroot = output("rustc", std::process::Command::new("rustc").args(["--print", "sysroot"]))?;
-    let library = std::path::Path::new(sysroot.trim()).join("lib/rustlib").join(TARGET);
+    let sysroot = output(
+        "rustc",
+        std::process::Command::new("rustc").args(["--print", "sysroot"]),
+    )?;
+    let library = std::path::Path::new(sysroot.trim())
+        .join("lib/rustlib")
+        .join(TARGET);
     if !library.exists() {
-        let added = run("rustup", std::process::Command::new("rustup").args(["target", "add", TARGET]));
+        let added = run(
+            "rustup",
+            std::process::Command::new("rustup").args(["target", "add", TARGET]),
+        );
         if let Err(error) = added {
             if in_ci() {
                 return Err(error);
             }
-            report.skip("check-darwin", "the target is not installed and rustup cannot fetch it");
+            report.skip(
+                "check-darwin",
+                "the target is not installed and rustup cannot fetch it",
+            );
             return Ok(());
         }
     }
     report.step("check-darwin", || {
         let mut command = cargo();
         command.args([
-            "clippy", "--release", "--locked", "--workspace", "--quiet", "--target", TARGET,
-            "--features", "pomona-engine/metal", "--", "-D", "warnings",
+            "clippy",
+            "--release",
+            "--locked",
+            "--workspace",
+            "--quiet",
+            "--target",
+            TARGET,
+            "--features",
+            "pomona-engine/metal",
+            "--",
+            "-D",
+            "warnings",
         ]);
         if !cfg!(target_os = "macos") {
             let compiler = zig_compiler()?;

@@ -37,7 +37,14 @@ pub(crate) struct Mixed {
 }
 
 /// One streamed chat: seconds to the first content, and tokens by `usage`.
-fn one(agent: &ureq::Agent, server: &Server, model: &str, prompt: &str, max_tokens: u32, extra: &Value) -> anyhow::Result<(f64, u64)> {
+fn one(
+    agent: &ureq::Agent,
+    server: &Server,
+    model: &str,
+    prompt: &str,
+    max_tokens: u32,
+    extra: &Value,
+) -> anyhow::Result<(f64, u64)> {
     let mut body = json!({
         "model": model, "stream": true, "max_tokens": max_tokens, "temperature": 0,
         "stream_options": { "include_usage": true },
@@ -47,9 +54,15 @@ fn one(agent: &ureq::Agent, server: &Server, model: &str, prompt: &str, max_toke
         body[key] = value.clone();
     }
     let began = Instant::now();
-    let mut response = agent.post(format!("{}/chat/completions", server.base)).send_json(&body)?;
+    let mut response = agent
+        .post(format!("{}/chat/completions", server.base))
+        .send_json(&body)?;
     if !response.status().is_success() {
-        bail!("status {}: {}", response.status(), response.body_mut().read_to_string()?);
+        bail!(
+            "status {}: {}",
+            response.status(),
+            response.body_mut().read_to_string()?
+        );
     }
     let (mut first, mut tokens, mut done) = (None, None, false);
     for line in BufReader::new(response.into_body().into_reader()).lines() {
@@ -68,12 +81,19 @@ fn one(agent: &ureq::Agent, server: &Server, model: &str, prompt: &str, max_toke
             first = Some(began.elapsed().as_secs_f64());
         }
     }
-    let tokens = tokens.filter(|_| done).context("the stream ended without usage or [DONE]")?;
+    let tokens = tokens
+        .filter(|_| done)
+        .context("the stream ended without usage or [DONE]")?;
     Ok((first.context("no content")?, tokens))
 }
 
 /// `streams` clients that send one request after the other, `requests` in all.
-pub(crate) fn closed_loop(server: &Server, streams: usize, requests: usize, max_tokens: u32) -> anyhow::Result<Loop> {
+pub(crate) fn closed_loop(
+    server: &Server,
+    streams: usize,
+    requests: usize,
+    max_tokens: u32,
+) -> anyhow::Result<Loop> {
     let agent = agent();
     let prompt = |i: usize| format!("{i}. {}", "Tell me a long story about a mac mini. ".repeat(6));
     one(&agent, server, &server.model, &prompt(0), max_tokens, &json!({}))?;
@@ -88,17 +108,24 @@ pub(crate) fn closed_loop(server: &Server, streams: usize, requests: usize, max_
                     return Ok(());
                 }
                 let sample = one(&agent, server, &server.model, &prompt(i), max_tokens, &json!({}))?;
-                results.lock().map_err(|_| anyhow::anyhow!("a client panicked"))?.push(sample);
+                results
+                    .lock()
+                    .map_err(|_| anyhow::anyhow!("a client panicked"))?
+                    .push(sample);
             }
         };
         let clients: Vec<_> = (0..streams).map(|_| scope.spawn(client)).collect();
         for client in clients {
-            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+            client
+                .join()
+                .map_err(|_| anyhow::anyhow!("a client panicked"))??;
         }
         Ok(())
     })?;
     let seconds = began.elapsed().as_secs_f64();
-    let results = results.into_inner().map_err(|_| anyhow::anyhow!("a client panicked"))?;
+    let results = results
+        .into_inner()
+        .map_err(|_| anyhow::anyhow!("a client panicked"))?;
     Ok(Loop {
         tok_s: results.iter().map(|(_, tokens)| *tokens as f64).sum::<f64>() / seconds,
         ttft_s: results.iter().map(|(first, _)| *first).collect(),
@@ -114,7 +141,9 @@ pub(crate) fn mixed(server: &Server, streams: usize, seconds: u64) -> anyhow::Re
     one(&agent, server, &server.model, "warm up", 4, &server.batch)?;
     let mut mixed = Mixed::default();
     for i in 0..6 {
-        mixed.unloaded_s.push(interactive(&format!("def add_{i}(a, b):"))?.0);
+        mixed
+            .unloaded_s
+            .push(interactive(&format!("def add_{i}(a, b):"))?.0);
     }
     let began = Instant::now();
     let end = began + Duration::from_secs(seconds);
@@ -131,7 +160,9 @@ pub(crate) fn mixed(server: &Server, streams: usize, seconds: u64) -> anyhow::Re
             }
             Ok(())
         };
-        let clients: Vec<_> = (0..streams).map(|stream| scope.spawn(move || batch(stream))).collect();
+        let clients: Vec<_> = (0..streams)
+            .map(|stream| scope.spawn(move || batch(stream)))
+            .collect();
         std::thread::sleep(Duration::from_secs(3));
         let mut samples = Vec::new();
         while Instant::now() + Duration::from_secs(2) < end {
@@ -139,7 +170,9 @@ pub(crate) fn mixed(server: &Server, streams: usize, seconds: u64) -> anyhow::Re
             std::thread::sleep(Duration::from_secs(1));
         }
         for client in clients {
-            client.join().map_err(|_| anyhow::anyhow!("a client panicked"))??;
+            client
+                .join()
+                .map_err(|_| anyhow::anyhow!("a client panicked"))??;
         }
         Ok(samples)
     })?;
@@ -151,7 +184,9 @@ pub(crate) fn mixed(server: &Server, streams: usize, seconds: u64) -> anyhow::Re
 pub(crate) fn one_token(agent: &ureq::Agent, server: &Server) -> anyhow::Result<f64> {
     let body = json!({ "model": server.model, "prompt": "a", "max_tokens": 1, "temperature": 0 });
     let began = Instant::now();
-    let mut response = agent.post(format!("{}/completions", server.base)).send_json(&body)?;
+    let mut response = agent
+        .post(format!("{}/completions", server.base))
+        .send_json(&body)?;
     let text = response.body_mut().read_to_string()?;
     if !response.status().is_success() {
         bail!("status {}: {text}", response.status());

@@ -1,7 +1,11 @@
 //! `cargo xtask`: everything a newcomer types. Each command does the set-up it needs, and says
 //! at its end what ran and what was skipped, and why.
 #![forbid(unsafe_code)]
-#![expect(clippy::print_stdout, clippy::print_stderr, reason = "this is a tool for the terminal")]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "this is a tool for the terminal"
+)]
 
 mod bench;
 mod commands;

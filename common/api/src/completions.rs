@@ -8,9 +8,7 @@ use axum::http::{HeaderMap, HeaderValue, Response};
 use bytes::Bytes;
 use pomona_common::class::classify;
 use pomona_common::failure::InvalidCode;
-use pomona_common::{
-    Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits,
-};
+use pomona_common::{Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits};
 use pomona_text::{ModelText, TemplateError};
 
 use crate::backend::{Backend, GenerationStream};
@@ -46,10 +44,7 @@ pub(crate) async fn complete<B: Backend>(
             let headers = [
                 ("x-pomona-node", running.node.to_string()),
                 ("x-pomona-class", running.class.to_string()),
-                (
-                    "x-pomona-class-reason",
-                    running.class_reason.as_str().to_owned(),
-                ),
+                ("x-pomona-class-reason", running.class_reason.as_str().to_owned()),
             ];
             let mut response = if running.ask.stream {
                 stream::respond(running)
@@ -87,14 +82,9 @@ async fn begin<B: Backend>(
     let header = headers
         .get("x-pomona-class")
         .and_then(|value| value.to_str().ok());
-    let (class, class_reason) =
-        classify(header, ask.service_tier.as_deref()).map_err(|unknown| {
-            Failure::invalid(
-                "x-pomona-class",
-                InvalidCode::InvalidValue,
-                unknown.to_string(),
-            )
-        })?;
+    let (class, class_reason) = classify(header, ask.service_tier.as_deref()).map_err(|unknown| {
+        Failure::invalid("x-pomona-class", InvalidCode::InvalidValue, unknown.to_string())
+    })?;
     let models = backend.models();
     let model = find_model(&models, &ask.model)?.clone();
     let text = backend.text(&model).await?;
@@ -119,10 +109,7 @@ async fn begin<B: Backend>(
             class_reason,
             prompt: prompt.clone(),
             resume: Vec::new(),
-            max_tokens: ask
-                .max_tokens
-                .unwrap_or(limits::DEFAULT_MAX_TOKENS)
-                .min(room),
+            max_tokens: ask.max_tokens.unwrap_or(limits::DEFAULT_MAX_TOKENS).min(room),
             stop_tokens: text.stop_tokens().to_vec(),
             sampling,
             cache_salt: 0,
@@ -137,9 +124,7 @@ async fn begin<B: Backend>(
             .map_or(0, |since| since.as_secs()),
         class,
         class_reason,
-        node: streams
-            .first()
-            .map_or(NodeId::from_bits(0), |stream| stream.node),
+        node: streams.first().map_or(NodeId::from_bits(0), |stream| stream.node),
         model,
         text,
         ask,
@@ -158,11 +143,7 @@ fn find_model<'a>(models: &'a [ModelRecord], name: &str) -> Result<&'a ModelReco
 }
 
 /// The prompt as token ids, with room for at least one more.
-fn resolve(
-    text: &ModelText,
-    ask: &Ask,
-    model: &ModelRecord,
-) -> Result<(Vec<u32>, String), Failure> {
+fn resolve(text: &ModelText, ask: &Ask, model: &ModelRecord) -> Result<(Vec<u32>, String), Failure> {
     let invalid = |message: String| {
         let parameter = if matches!(ask.prompt, Prompt::Chat(_)) {
             "messages"
@@ -182,21 +163,11 @@ fn resolve(
         }
         Prompt::Text(plain) => {
             let ids = text.encode_prompt(plain).map_err(encode_error)?;
-            (
-                ids,
-                if ask.echo {
-                    plain.clone()
-                } else {
-                    String::new()
-                },
-            )
+            (ids, if ask.echo { plain.clone() } else { String::new() })
         }
         Prompt::Tokens(ids) => {
             if let Some(id) = ids.iter().find(|id| **id >= text.vocab()) {
-                return Err(invalid(format!(
-                    "token id {id} is not below {}",
-                    text.vocab()
-                )));
+                return Err(invalid(format!("token id {id} is not below {}", text.vocab())));
             }
             (ids.clone(), String::new())
         }

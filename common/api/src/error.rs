@@ -17,16 +17,8 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             "invalid_request_error",
             "request_too_large",
         ),
-        Failure::Invalid { code, .. } => (
-            StatusCode::BAD_REQUEST,
-            "invalid_request_error",
-            code.as_str(),
-        ),
-        Failure::UnknownModel { .. } => (
-            StatusCode::NOT_FOUND,
-            "invalid_request_error",
-            "model_not_found",
-        ),
+        Failure::Invalid { code, .. } => (StatusCode::BAD_REQUEST, "invalid_request_error", code.as_str()),
+        Failure::UnknownModel { .. } => (StatusCode::NOT_FOUND, "invalid_request_error", "model_not_found"),
         Failure::TooLarge { .. } => (
             StatusCode::BAD_REQUEST,
             "invalid_request_error",
@@ -37,11 +29,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             "service_unavailable_error",
             "model_not_loaded",
         ),
-        Failure::Overloaded { .. } => (
-            StatusCode::TOO_MANY_REQUESTS,
-            "rate_limit_error",
-            "overloaded",
-        ),
+        Failure::Overloaded { .. } => (StatusCode::TOO_MANY_REQUESTS, "rate_limit_error", "overloaded"),
         Failure::EngineLost => (
             StatusCode::SERVICE_UNAVAILABLE,
             "service_unavailable_error",
@@ -52,11 +40,7 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             "service_unavailable_error",
             "node_lost",
         ),
-        Failure::TimedOut { .. } => (
-            StatusCode::REQUEST_TIMEOUT,
-            "timeout_error",
-            "request_timeout",
-        ),
+        Failure::TimedOut { .. } => (StatusCode::REQUEST_TIMEOUT, "timeout_error", "request_timeout"),
         Failure::SlowReader => (StatusCode::REQUEST_TIMEOUT, "timeout_error", "slow_reader"),
         Failure::Internal { .. } => (
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -99,9 +83,8 @@ pub(crate) fn plain(status: StatusCode, code: &'static str, message: &str) -> Re
 pub(crate) fn json_response(status: StatusCode, body: &Value) -> Response<Body> {
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        HeaderValue::from_static("application/json"),
-    );
+    response
+        .headers_mut()
+        .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     response
 }

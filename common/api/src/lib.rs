@@ -16,5 +16,5 @@ mod text_cache;
 
 pub use backend::{Backend, GenerationStream};
 pub use router::{ROUTES, RouteRow, router};
-pub use text_cache::TextCache;
 pub use serve::{ServeError, serve_http};
+pub use text_cache::TextCache;

@@ -29,10 +29,7 @@ fn machine(out: &mut Text, node: &str, machine: &MachineReport) {
     let bytes = [
         ("pomona_node_swap_used_bytes", machine.swap_used),
         ("pomona_node_memory_total_bytes", machine.memory_total),
-        (
-            "pomona_node_memory_available_bytes",
-            machine.memory_available,
-        ),
+        ("pomona_node_memory_available_bytes", machine.memory_available),
         ("pomona_agent_resident_bytes", machine.agent.rss),
         ("pomona_agent_footprint_bytes", machine.agent.footprint),
         ("pomona_engine_resident_bytes", machine.engine.rss),
@@ -69,18 +66,8 @@ fn engine(out: &mut Text, node: &str, engine: &EngineReport) {
         build.backend, build.precision, build.mlx_version, build.build, build.scheduler
     );
     out.value("pomona_engine_info", "gauge", &labels, 1.0);
-    out.value(
-        "pomona_engine_kv_bytes",
-        "gauge",
-        node,
-        engine.kv_used as f64,
-    );
-    out.value(
-        "pomona_engine_steps_total",
-        "counter",
-        node,
-        engine.steps as f64,
-    );
+    out.value("pomona_engine_kv_bytes", "gauge", node, engine.kv_used as f64);
+    out.value("pomona_engine_steps_total", "counter", node, engine.steps as f64);
     if let Some(steps) = &engine.step_ms {
         out.histogram("pomona_engine_step_seconds", node, steps, 1e-3);
     }
@@ -106,26 +93,11 @@ fn engine(out: &mut Text, node: &str, engine: &EngineReport) {
             &labels,
             report.cancelled as f64,
         );
-        out.value(
-            "pomona_tokens_total",
-            "counter",
-            &labels,
-            report.tokens as f64,
-        );
+        out.value("pomona_tokens_total", "counter", &labels, report.tokens as f64);
         out.histogram("pomona_ttft_seconds", &labels, &report.ttft_ms, 1e-3);
-        out.histogram(
-            "pomona_batch_window_seconds",
-            &labels,
-            &report.window_ms,
-            1e-3,
-        );
+        out.histogram("pomona_batch_window_seconds", &labels, &report.window_ms, 1e-3);
         out.histogram("pomona_batch_size", &labels, &report.batch_size, 1.0);
-        out.histogram(
-            "pomona_slot_tokens_per_second",
-            &labels,
-            &report.slot_tok_s,
-            1.0,
-        );
+        out.histogram("pomona_slot_tokens_per_second", &labels, &report.slot_tok_s, 1.0);
     }
     for (model, loaded) in &engine.models {
         let labels = format!("{node},model=\"{model}\"");

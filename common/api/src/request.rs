@@ -106,9 +106,7 @@ fn depth(value: &Value) -> usize {
 
 fn messages(fields: &Map<String, Value>) -> Result<Vec<Message>, Failure> {
     let value = fields.get("messages").ok_or_else(|| missing("messages"))?;
-    let items = value
-        .as_array()
-        .ok_or_else(|| wrong_type("messages", "a list"))?;
+    let items = value.as_array().ok_or_else(|| wrong_type("messages", "a list"))?;
     if items.is_empty() || items.len() > limits::MESSAGES {
         return Err(out_of_range(
             "messages",
@@ -129,9 +127,7 @@ fn message(i: usize, item: &Value) -> Result<Message, Failure> {
         .ok_or_else(|| wrong_type(&format!("messages[{i}]"), "an object"))?;
     let role = match item.get("role") {
         None => return Err(missing(&at("role"))),
-        Some(role) => role
-            .as_str()
-            .ok_or_else(|| wrong_type(&at("role"), "a string"))?,
+        Some(role) => role.as_str().ok_or_else(|| wrong_type(&at("role"), "a string"))?,
     };
     let role = match role {
         "system" | "developer" => "system",
@@ -140,11 +136,7 @@ fn message(i: usize, item: &Value) -> Result<Message, Failure> {
         other => {
             let shown: String = other.chars().take(40).collect();
             let text = format!("`{shown}` is not a role: use system, developer, user or assistant");
-            return Err(Failure::invalid(
-                &at("role"),
-                InvalidCode::InvalidValue,
-                text,
-            ));
+            return Err(Failure::invalid(&at("role"), InvalidCode::InvalidValue, text));
         }
     };
     let content = match item.get("content") {
@@ -152,10 +144,7 @@ fn message(i: usize, item: &Value) -> Result<Message, Failure> {
         Some(Value::Array(parts)) => text_parts(&at("content"), parts)?,
         None | Some(Value::Null) => return Err(missing(&at("content"))),
         Some(_) => {
-            return Err(wrong_type(
-                &at("content"),
-                "a string or a list of text parts",
-            ));
+            return Err(wrong_type(&at("content"), "a string or a list of text parts"));
         }
     };
     Ok(Message {
@@ -279,11 +268,7 @@ fn top_logprobs(kind: Kind, fields: &Map<String, Value>) -> Result<Option<u32>, 
         (true, top) => Ok(Some(top.unwrap_or(0) as u32)),
         (false, Some(top)) if top > 0 => {
             let text = "`top_logprobs` needs `logprobs: true`";
-            Err(Failure::invalid(
-                "top_logprobs",
-                InvalidCode::InvalidValue,
-                text,
-            ))
+            Err(Failure::invalid("top_logprobs", InvalidCode::InvalidValue, text))
         }
         (false, _) => Ok(None),
     }
@@ -374,12 +359,7 @@ fn number(fields: &Map<String, Value>, name: &str) -> Result<Option<f32>, Failur
     }
 }
 
-fn integer(
-    fields: &Map<String, Value>,
-    name: &str,
-    min: i64,
-    max: i64,
-) -> Result<Option<i64>, Failure> {
+fn integer(fields: &Map<String, Value>, name: &str, min: i64, max: i64) -> Result<Option<i64>, Failure> {
     let Some(value) = fields.get(name).filter(|value| !value.is_null()) else {
         return Ok(None);
     };
@@ -402,11 +382,7 @@ fn integer(
 }
 
 fn missing(name: &str) -> Failure {
-    Failure::invalid(
-        name,
-        InvalidCode::MissingField,
-        format!("`{name}` is missing"),
-    )
+    Failure::invalid(name, InvalidCode::MissingField, format!("`{name}` is missing"))
 }
 
 fn wrong_type(name: &str, expected: &str) -> Failure {

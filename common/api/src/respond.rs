@@ -25,8 +25,7 @@ pub(crate) async fn respond(mut running: Running) -> Response<Body> {
     let mut choices = Vec::new();
     for stream in std::mem::take(&mut running.streams) {
         let answer = running.text.answer(running.ask.stops.clone());
-        let collected =
-            tokio::time::timeout(limits::REQUEST_WALL_CLOCK, collect(stream, answer)).await;
+        let collected = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, collect(stream, answer)).await;
         let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
         match collected.unwrap_or(Err(Failure::TimedOut { limit_s })) {
             Ok(choice) => choices.push(choice),
@@ -155,17 +154,10 @@ pub(crate) fn usage(accountings: &[&Accounting]) -> Value {
 
 /// What the answers cost, one entry each.
 pub(crate) fn accounting_json(accountings: &[&Accounting]) -> Value {
-    accountings
-        .iter()
-        .map(|accounting| json!(accounting))
-        .collect()
+    accountings.iter().map(|accounting| json!(accounting)).collect()
 }
 
-pub(crate) fn logprobs_json(
-    kind: Kind,
-    text: &ModelText,
-    logprobs: &[(u32, TokenLogprob)],
-) -> Value {
+pub(crate) fn logprobs_json(kind: Kind, text: &ModelText, logprobs: &[(u32, TokenLogprob)]) -> Value {
     if logprobs.is_empty() {
         return Value::Null;
     }
@@ -179,11 +171,7 @@ pub(crate) fn logprobs_json(
                 .iter()
                 .map(|(token, logprob)| {
                     let mut item = entry(*token, logprob.logprob);
-                    item["top_logprobs"] = logprob
-                        .top
-                        .iter()
-                        .map(|(token, l)| entry(*token, *l))
-                        .collect();
+                    item["top_logprobs"] = logprob.top.iter().map(|(token, l)| entry(*token, *l)).collect();
                     item
                 })
                 .collect();

@@ -4,12 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::routing::{get, post};
 use bytes::Bytes;
+use futures_util::StreamExt;
 use pomona_common::failure::InvalidCode;
 use pomona_common::{Failure, limits};
 use serde_json::{Value, json};
@@ -150,49 +151,53 @@ async fn guard(request: Request, next: Next) -> Response<Body> {
     next.run(request).await
 }
 
-async fn chat<B: Backend>(
-    State(backend): State<Arc<B>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response<Body> {
+async fn chat<B: Backend>(State(backend): State<Arc<B>>, headers: HeaderMap, body: Body) -> Response<Body> {
     generate(&*backend, Kind::Chat, &headers, body).await
 }
 
-async fn text<B: Backend>(
-    State(backend): State<Arc<B>>,
-    headers: HeaderMap,
-    body: Body,
-) -> Response<Body> {
+async fn text<B: Backend>(State(backend): State<Arc<B>>, headers: HeaderMap, body: Body) -> Response<Body> {
     generate(&*backend, Kind::Text, &headers, body).await
 }
 
-async fn generate<B: Backend>(
-    backend: &B,
-    kind: Kind,
-    headers: &HeaderMap,
-    body: Body,
-) -> Response<Body> {
+async fn generate<B: Backend>(backend: &B, kind: Kind, headers: &HeaderMap, body: Body) -> Response<Body> {
     match read_body(body).await {
         Ok(body) => complete(backend, kind, headers, body).await,
         Err(failure) => error::response(&failure),
     }
 }
 
+/// Reads a body within its limits of size and time. What is over the size is read and dropped,
+/// up to a bound: a client that is still writing would not see the answer.
 async fn read_body(body: Body) -> Result<Bytes, Failure> {
     let limit_s = limits::BODY_READ_TIMEOUT.as_secs();
-    let read = tokio::time::timeout(
-        limits::BODY_READ_TIMEOUT,
-        to_bytes(body, limits::CHAT_BODY_BYTES),
-    );
-    read.await
-        .map_err(|_| Failure::TimedOut { limit_s })?
-        .map_err(|_| {
-            let message = format!(
-                "the body is cut off or larger than {} bytes",
+    let read = async {
+        let mut stream = body.into_data_stream();
+        let mut bytes = Vec::new();
+        let mut dropped = 0;
+        while let Some(part) = stream.next().await {
+            let Ok(part) = part else {
+                return Err("the body is cut off".to_owned());
+            };
+            if bytes.len() + part.len() <= limits::CHAT_BODY_BYTES && dropped == 0 {
+                bytes.extend_from_slice(&part);
+                continue;
+            }
+            dropped += part.len();
+            if dropped > limits::DRAIN_BYTES {
+                break;
+            }
+        }
+        if dropped > 0 {
+            return Err(format!(
+                "the body is larger than {} bytes",
                 limits::CHAT_BODY_BYTES
-            );
-            Failure::invalid("", InvalidCode::BodyTooLarge, message)
-        })
+            ));
+        }
+        Ok(Bytes::from(bytes))
+    };
+    let read = tokio::time::timeout(limits::BODY_READ_TIMEOUT, read).await;
+    read.map_err(|_| Failure::TimedOut { limit_s })?
+        .map_err(|message| Failure::invalid("", InvalidCode::BodyTooLarge, message))
 }
 
 async fn models<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
@@ -200,15 +205,8 @@ async fn models<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
     error::json_response(StatusCode::OK, &json!({ "object": "list", "data": data }))
 }
 
-async fn model<B: Backend>(
-    State(backend): State<Arc<B>>,
-    Path(id): Path<String>,
-) -> Response<Body> {
-    match backend
-        .models()
-        .iter()
-        .find(|record| record.name.as_str() == id)
-    {
+async fn model<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Response<Body> {
+    match backend.models().iter().find(|record| record.name.as_str() == id) {
         Some(record) => error::json_response(StatusCode::OK, &model_json(record)),
         None => error::response(&Failure::UnknownModel {
             model: id.chars().take(limits::MODEL_NAME_CHARS).collect(),
@@ -233,8 +231,7 @@ async fn ready<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    let body =
-        json!({ "ready": failing.is_empty(), "failing": failing, "loaded": backend.loaded() });
+    let body = json!({ "ready": failing.is_empty(), "failing": failing, "loaded": backend.loaded() });
     error::json_response(status, &body)
 }
 

@@ -45,12 +45,7 @@ pub(crate) fn batch_stats(reports: &[(NodeId, String, Arc<NodeReport>)]) -> Valu
     }
     let windows: Map<String, Value> = Class::ALL
         .iter()
-        .map(|class| {
-            (
-                class.to_string(),
-                first.knobs.class(*class).window_ms.into(),
-            )
-        })
+        .map(|class| (class.to_string(), first.knobs.class(*class).window_ms.into()))
         .collect();
     json!({
         "enabled": true,

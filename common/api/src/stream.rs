@@ -55,10 +55,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
     };
     let body = stream::unfold(sse, |mut sse| async move {
         let text = sse.next().await?;
-        Some((
-            Ok::<Bytes, std::convert::Infallible>(Bytes::from(text)),
-            sse,
-        ))
+        Some((Ok::<Bytes, std::convert::Infallible>(Bytes::from(text)), sse))
     });
     let mut response = Response::new(Body::from_stream(body));
     let headers = response.headers_mut();
@@ -202,13 +199,7 @@ impl Sse {
         format!("data: {}\n\ndata: [DONE]\n\n", error::envelope(failure))
     }
 
-    fn data(
-        &self,
-        index: usize,
-        delta: Value,
-        logprobs: Value,
-        reason: Option<FinishReason>,
-    ) -> String {
+    fn data(&self, index: usize, delta: Value, logprobs: Value, reason: Option<FinishReason>) -> String {
         let reason = reason.map(finish_reason);
         let choice = match self.running.kind {
             Kind::Chat => {

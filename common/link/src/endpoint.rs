@@ -56,8 +56,8 @@ impl Endpoint {
     /// The port is taken, or the identity is unusable.
     pub fn server(address: SocketAddr, identity: Identity) -> Result<Self, LinkError> {
         let config = server_config(&identity)?;
-        let inner = quinn::Endpoint::server(config, address)
-            .map_err(|source| LinkError::Bind { address, source })?;
+        let inner =
+            quinn::Endpoint::server(config, address).map_err(|source| LinkError::Bind { address, source })?;
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
@@ -69,8 +69,7 @@ impl Endpoint {
     /// # Errors
     /// No port is free.
     pub fn client(address: SocketAddr, identity: Identity) -> Result<Self, LinkError> {
-        let inner = quinn::Endpoint::client(address)
-            .map_err(|source| LinkError::Bind { address, source })?;
+        let inner = quinn::Endpoint::client(address).map_err(|source| LinkError::Bind { address, source })?;
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
@@ -83,8 +82,7 @@ impl Endpoint {
     /// The identity is unusable.
     pub fn renew(&self, identity: Identity) -> Result<(), LinkError> {
         if matches!(identity.role(), Role::Coordinator(_)) {
-            self.inner
-                .set_server_config(Some(server_config(&identity)?));
+            self.inner.set_server_config(Some(server_config(&identity)?));
         }
         *self.lock() = identity;
         Ok(())
@@ -120,9 +118,7 @@ impl Endpoint {
         let (peer, _) = tls::peer(&connection, identity.cluster())?;
         match peer.role {
             Role::Coordinator(_) => Ok(Session::new(connection, peer, purpose)),
-            Role::Node(_) => Err(failed(
-                "a node answered where a coordinator belongs".to_owned(),
-            )),
+            Role::Node(_) => Err(failed("a node answered where a coordinator belongs".to_owned())),
         }
     }
 
@@ -186,9 +182,7 @@ impl Incoming {
             Err(error) => return Err(refused(&connection, error.to_string())),
         };
         match Purpose::of_alpn(&alpn) {
-            Some(purpose) if purpose.admits(peer.role) => {
-                Ok(Session::new(connection, peer, purpose))
-            }
+            Some(purpose) if purpose.admits(peer.role) => Ok(Session::new(connection, peer, purpose)),
             _ => {
                 let Peer { role } = peer;
                 Err(refused(&connection, format!("{role} may not do this")))

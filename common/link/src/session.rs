@@ -83,8 +83,7 @@ impl Session {
 
     /// Ends the session.
     pub fn close(&self, reason: &str) {
-        self.connection
-            .close(VarInt::from_u32(0), reason.as_bytes());
+        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
     }
 }
 

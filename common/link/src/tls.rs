@@ -16,10 +16,7 @@ use pomona_common::{ClusterId, limits};
 use crate::LinkError;
 use crate::identity::{Identity, Peer, Role};
 
-pub(crate) fn server_config(
-    identity: &Identity,
-    alpn: &[&[u8]],
-) -> Result<quinn::ServerConfig, LinkError> {
+pub(crate) fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<quinn::ServerConfig, LinkError> {
     let (roots, chain, key) = material(identity)?;
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
         .build()
@@ -45,10 +42,7 @@ pub(crate) fn server_config(
     Ok(config)
 }
 
-pub(crate) fn client_config(
-    identity: &Identity,
-    alpn: &[u8],
-) -> Result<quinn::ClientConfig, LinkError> {
+pub(crate) fn client_config(identity: &Identity, alpn: &[u8]) -> Result<quinn::ClientConfig, LinkError> {
     let (roots, chain, key) = material(identity)?;
     let mut tls = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
@@ -67,26 +61,19 @@ pub(crate) fn client_config(
 
 /// Role and protocol of a connection's other end. Its certificate was verified by rustls; here
 /// its name is read and must be of our cluster.
-pub(crate) fn peer(
-    connection: &quinn::Connection,
-    cluster: ClusterId,
-) -> Result<(Peer, Vec<u8>), LinkError> {
+pub(crate) fn peer(connection: &quinn::Connection, cluster: ClusterId) -> Result<(Peer, Vec<u8>), LinkError> {
     let wrong = |what: &str| LinkError::Certificate(what.to_owned());
     let chain = connection
         .peer_identity()
         .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
         .ok_or_else(|| wrong("peer shows no certificate"))?;
-    let leaf = chain
-        .first()
-        .ok_or_else(|| wrong("peer shows no certificate"))?;
-    let leaf = webpki::EndEntityCert::try_from(leaf)
-        .map_err(|_| wrong("peer certificate does not parse"))?;
+    let leaf = chain.first().ok_or_else(|| wrong("peer shows no certificate"))?;
+    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|_| wrong("peer certificate does not parse"))?;
     let mut names = leaf.valid_uri_names();
     let (Some(uri), None) = (names.next(), names.next()) else {
         return Err(wrong("peer certificate has not exactly one URI"));
     };
-    let role =
-        Role::from_uri(uri, cluster).ok_or_else(|| wrong("peer belongs to another cluster"))?;
+    let role = Role::from_uri(uri, cluster).ok_or_else(|| wrong("peer belongs to another cluster"))?;
     let protocol = connection
         .handshake_data()
         .and_then(|data| data.downcast::<HandshakeData>().ok())
@@ -104,9 +91,7 @@ type Material = (
 fn material(identity: &Identity) -> Result<Material, LinkError> {
     let parse = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(trouble);
     let mut roots = RootCertStore::empty();
-    roots
-        .add(parse(&identity.authority_pem)?)
-        .map_err(trouble)?;
+    roots.add(parse(&identity.authority_pem)?).map_err(trouble)?;
     let chain = vec![parse(&identity.certificate_pem)?];
     let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(trouble)?;
     Ok((Arc::new(roots), chain, key))

@@ -11,8 +11,7 @@ const LOOPBACK: &str = "127.0.0.1:0";
 
 fn authority(cluster: u128) -> (tempfile::TempDir, Authority) {
     let folder = tempfile::tempdir().unwrap();
-    let authority =
-        Authority::open_or_create(folder.path(), ClusterId::from_bits(cluster)).unwrap();
+    let authority = Authority::open_or_create(folder.path(), ClusterId::from_bits(cluster)).unwrap();
     (folder, authority)
 }
 
@@ -26,11 +25,7 @@ async fn a_node_and_a_coordinator_of_one_cluster_talk() {
     )
     .unwrap();
     let role = Role::Node(NodeId::from_bits(7));
-    let client = Endpoint::client(
-        LOOPBACK.parse().unwrap(),
-        authority_again.issue(role).unwrap(),
-    )
-    .unwrap();
+    let client = Endpoint::client(LOOPBACK.parse().unwrap(), authority_again.issue(role).unwrap()).unwrap();
     let address = server.local_address().unwrap();
     let serve = async {
         let session = server.accept().await.unwrap().finish().await.unwrap();
@@ -38,19 +33,15 @@ async fn a_node_and_a_coordinator_of_one_cluster_talk() {
         let (mut send, mut receive) = session.accept().await.unwrap();
         let hello: NodeMessage = receive.expect(Duration::from_secs(2)).await.unwrap();
         assert!(matches!(hello, NodeMessage::Store { .. }));
-        send.send(&CoordinatorMessage::Welcome {
-            version: "1".into(),
-        })
-        .await
-        .unwrap();
+        send.send(&CoordinatorMessage::Welcome { version: "1".into() })
+            .await
+            .unwrap();
         session.ended().await;
     };
     let ask = async {
         let session = client.dial(address, Purpose::Control).await.unwrap();
         let (mut send, mut receive) = session.open().await.unwrap();
-        send.send(&NodeMessage::Store { models: vec![] })
-            .await
-            .unwrap();
+        send.send(&NodeMessage::Store { models: vec![] }).await.unwrap();
         let welcome: CoordinatorMessage = receive.expect(Duration::from_secs(2)).await.unwrap();
         assert!(matches!(welcome, CoordinatorMessage::Welcome { .. }));
         session.close("done");
@@ -77,8 +68,7 @@ async fn a_session_with_the_wrong_role_or_cluster_is_refused() {
             authority_own.issue(Role::Coordinator(1)).unwrap(),
         )
         .unwrap();
-        let client =
-            Endpoint::client(LOOPBACK.parse().unwrap(), authority.issue(role).unwrap()).unwrap();
+        let client = Endpoint::client(LOOPBACK.parse().unwrap(), authority.issue(role).unwrap()).unwrap();
         let address = server.local_address().unwrap();
         let accepted = async { server.accept().await.unwrap().finish().await.is_ok() };
         let (accepted, _) = tokio::join!(accepted, client.dial(address, purpose));

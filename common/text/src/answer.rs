@@ -54,8 +54,7 @@ impl AnswerText {
             &mut self.prefix_index,
         );
         // A token that does not decode adds nothing; the next one may complete it.
-        self.held
-            .push_str(&decoded.ok().flatten().unwrap_or_default());
+        self.held.push_str(&decoded.ok().flatten().unwrap_or_default());
         self.release()
     }
 
@@ -73,11 +72,7 @@ impl AnswerText {
     }
 
     fn release(&mut self) -> Piece {
-        let found = self
-            .stops
-            .iter()
-            .filter_map(|stop| self.held.find(stop))
-            .min();
+        let found = self.stops.iter().filter_map(|stop| self.held.find(stop)).min();
         if let Some(at) = found {
             self.stopped = true;
             self.held.truncate(at);

@@ -61,14 +61,10 @@ impl Template {
         environment.set_syntax(syntax);
         environment.set_auto_escape_callback(|_| AutoEscape::None);
         environment.set_fuel(Some(FUEL));
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        environment.add_function(
-            "raise_exception",
-            |message: String| -> Result<Value, Error> {
-                Err(Error::new(ErrorKind::InvalidOperation, message))
-            },
-        );
+        environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
         environment
@@ -194,9 +190,7 @@ mod tests {
     #[test]
     fn a_template_that_raises_refuses_the_conversation() -> Result<(), TemplateError> {
         let refused = template("{{ raise_exception('roles must alternate') }}")?.render(&hello());
-        assert!(
-            matches!(refused, Err(TemplateError::Refused(why)) if why == "roles must alternate")
-        );
+        assert!(matches!(refused, Err(TemplateError::Refused(why)) if why == "roles must alternate"));
         Ok(())
     }
 

@@ -90,8 +90,8 @@ macro_rules! message {
             fn decode_payload(payload: &[u8]) -> Result<Self, WireError> {
                 // In memory a message may take more than on the wire, hence four times.
                 let config = bincode::config::standard().with_limit::<{ 4 * $limit }>();
-                let (message, used) = bincode::serde::decode_from_slice(payload, config)
-                    .map_err(WireError::Decode)?;
+                let (message, used) =
+                    bincode::serde::decode_from_slice(payload, config).map_err(WireError::Decode)?;
                 if used != payload.len() {
                     return Err(WireError::TrailingBytes(payload.len() - used));
                 }
@@ -119,10 +119,7 @@ pub fn encode<M: Message>(message: &M) -> Result<Vec<u8>, WireError> {
         .map_err(WireError::Encode)?;
     let len = frame.len() - 4;
     if frame.len() - HEADER_BYTES > M::LIMIT {
-        return Err(WireError::TooLong {
-            len,
-            limit: M::LIMIT,
-        });
+        return Err(WireError::TooLong { len, limit: M::LIMIT });
     }
     frame[..4].copy_from_slice(&(len as u32).to_le_bytes());
     Ok(frame)
@@ -138,10 +135,7 @@ pub fn body_len<M: Message>(length: [u8; 4]) -> Result<usize, WireError> {
         return Err(WireError::Truncated);
     }
     if len - (HEADER_BYTES - 4) > M::LIMIT {
-        return Err(WireError::TooLong {
-            len,
-            limit: M::LIMIT,
-        });
+        return Err(WireError::TooLong { len, limit: M::LIMIT });
     }
     Ok(len)
 }
@@ -184,12 +178,10 @@ pub fn read_from<M: Message>(reader: &mut impl Read) -> Result<Option<M>, WireEr
         }
     }
     let mut body = vec![0; body_len::<M>(length)?];
-    reader
-        .read_exact(&mut body)
-        .map_err(|error| match error.kind() {
-            std::io::ErrorKind::UnexpectedEof => WireError::Truncated,
-            _ => WireError::Io(error),
-        })?;
+    reader.read_exact(&mut body).map_err(|error| match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => WireError::Truncated,
+        _ => WireError::Io(error),
+    })?;
     decode_body(&body).map(Some)
 }
 
@@ -237,10 +229,9 @@ pub mod stored {
                 known: VERSION,
             });
         }
-        let config = bincode::config::standard()
-            .with_limit::<{ 4 * pomona_common::limits::RAFT_SNAPSHOT_BYTES }>();
-        let (value, used) =
-            bincode::serde::decode_from_slice(payload, config).map_err(WireError::Decode)?;
+        let config =
+            bincode::config::standard().with_limit::<{ 4 * pomona_common::limits::RAFT_SNAPSHOT_BYTES }>();
+        let (value, used) = bincode::serde::decode_from_slice(payload, config).map_err(WireError::Decode)?;
         if used != payload.len() {
             return Err(WireError::TrailingBytes(payload.len() - used));
         }
@@ -312,10 +303,7 @@ mod tests {
         }
         let mut reader = pipe.as_slice();
         for event in &events {
-            assert_eq!(
-                read_from::<GenerationEvent>(&mut reader)?.as_ref(),
-                Some(event)
-            );
+            assert_eq!(read_from::<GenerationEvent>(&mut reader)?.as_ref(), Some(event));
         }
         assert!(read_from::<GenerationEvent>(&mut reader)?.is_none());
         Ok(())
@@ -332,10 +320,7 @@ mod tests {
         for at in 0..HEADER_BYTES {
             let mut bad = frame.clone();
             bad[at] ^= 0x80;
-            assert!(
-                read_from::<StreamRequest>(&mut bad.as_slice()).is_err(),
-                "{at}"
-            );
+            assert!(read_from::<StreamRequest>(&mut bad.as_slice()).is_err(), "{at}");
         }
         Ok(())
     }

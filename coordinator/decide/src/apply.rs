@@ -28,10 +28,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
                 return Reply::Done;
             }
             if state.nodes.len() >= limits::NODES {
-                return Reply::Refused(format!(
-                    "the cluster has {} nodes, the limit",
-                    limits::NODES
-                ));
+                return Reply::Refused(format!("the cluster has {} nodes, the limit", limits::NODES));
             }
             let record = NodeRecord {
                 name: name.clone(),
@@ -47,10 +44,9 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
                 "`{}` is in the catalogue with other contents",
                 record.name
             )),
-            None if state.catalogue.len() >= limits::MODELS => Reply::Refused(format!(
-                "the catalogue has {} models, the limit",
-                limits::MODELS
-            )),
+            None if state.catalogue.len() >= limits::MODELS => {
+                Reply::Refused(format!("the catalogue has {} models, the limit", limits::MODELS))
+            }
             None => {
                 state.catalogue.insert(record.name.clone(), record.clone());
                 Reply::Done
@@ -70,10 +66,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
                 target.generation < own
             });
             if !follows || backwards {
-                return Reply::Refused(format!(
-                    "plan {} does not follow plan {}",
-                    plan.id, state.plan.id
-                ));
+                return Reply::Refused(format!("plan {} does not follow plan {}", plan.id, state.plan.id));
             }
             state.plan = plan.clone();
             Reply::Done

@@ -91,7 +91,11 @@ fn place_on(node: &NodeInventory, catalogue: &BTreeMap<ModelName, ModelRecord>) 
             refused.insert(name.clone(), "other contents under this name".to_owned());
             continue;
         }
-        let need = if node.dequantizes { record.dequantized_bytes } else { record.weight_bytes };
+        let need = if node.dequantizes {
+            record.dequantized_bytes
+        } else {
+            record.weight_bytes
+        };
         if room.is_some_and(|room| used + need > room) {
             let why = format!("{need} bytes of weights do not fit beside {used}");
             refused.insert(name.clone(), why);

@@ -5,9 +5,7 @@ use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
-use openraft::{
-    Entry, LogId, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError, Vote,
-};
+use openraft::{Entry, LogId, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError, Vote};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::TypeConfig;
@@ -73,8 +71,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, Fault> {
-        self.state()
-            .map_err(|error| IoError::read_logs(&error).into())
+        self.state().map_err(|error| IoError::read_logs(&error).into())
     }
 
     async fn get_log_reader(&mut self) -> Self {

@@ -68,10 +68,7 @@ impl Replica {
     ///
     /// # Errors
     /// A database is damaged beyond its own recovery, or in use by another process.
-    pub async fn start(
-        config: ReplicaConfig,
-        transport: impl Transport,
-    ) -> Result<Self, RaftError> {
+    pub async fn start(config: ReplicaConfig, transport: impl Transport) -> Result<Self, RaftError> {
         let open = |name: &str| -> Result<Arc<Database>, redb::Error> {
             let mut builder = Database::builder();
             builder.set_cache_size(CACHE_BYTES);
@@ -123,11 +120,7 @@ impl Replica {
         )
         .await
         .map_err(|error| RaftError::Stopped(error.to_string()))?;
-        Ok(Self {
-            raft,
-            state,
-            config,
-        })
+        Ok(Self { raft, state, config })
     }
 
     /// Forms a cluster of this replica alone, unless it belongs to one already.
@@ -165,10 +158,7 @@ impl Replica {
     pub async fn wait_for_leader(&self, at_most: Duration) -> bool {
         self.raft
             .wait(Some(at_most))
-            .metrics(
-                |metrics| metrics.current_leader.is_some(),
-                "a leader is known",
-            )
+            .metrics(|metrics| metrics.current_leader.is_some(), "a leader is known")
             .await
             .is_ok()
     }
@@ -209,12 +199,7 @@ impl Replica {
                     .append_entries(decode(body).map_err(RaftError::Message)?)
                     .await,
             ),
-            RpcKind::Vote => encode(
-                &self
-                    .raft
-                    .vote(decode(body).map_err(RaftError::Message)?)
-                    .await,
-            ),
+            RpcKind::Vote => encode(&self.raft.vote(decode(body).map_err(RaftError::Message)?).await),
             RpcKind::Snapshot => encode(
                 &self
                     .raft

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use openraft::storage::RaftStateMachine;
 use openraft::{
-    BasicNode, Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot,
-    SnapshotMeta, StorageError, StorageIOError, StoredMembership,
+    BasicNode, Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta,
+    StorageError, StorageIOError, StoredMembership,
 };
 use pomona_decide::{ClusterState, Reply, apply};
 use redb::{Database, TableDefinition};
@@ -57,8 +57,7 @@ impl StateMachine {
         write(&self.db, |transaction| {
             put(transaction, STATE, "applied", &self.applied)
         })?;
-        self.published
-            .send_replace(Arc::new(self.applied.state.clone()));
+        self.published.send_replace(Arc::new(self.applied.state.clone()));
         Ok(())
     }
 }
@@ -76,12 +75,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
             };
             let data = encode(&applied.state)?;
             write(&self.db, |transaction| {
-                put(
-                    transaction,
-                    STATE,
-                    "snapshot",
-                    &(meta.clone(), data.clone()),
-                )
+                put(transaction, STATE, "snapshot", &(meta.clone(), data.clone()))
             })?;
             Ok((meta, data))
         };
@@ -154,8 +148,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, Fault> {
         let stored: Option<(SnapshotMeta<u64, BasicNode>, Vec<u8>)> =
-            get(&self.db, STATE, "snapshot")
-                .map_err(|error| IoError::read_snapshot(None, &error))?;
+            get(&self.db, STATE, "snapshot").map_err(|error| IoError::read_snapshot(None, &error))?;
         Ok(stored.map(|(meta, data)| Snapshot {
             meta,
             snapshot: Box::new(Cursor::new(data)),

@@ -19,10 +19,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T> {
 }
 
 /// Runs one transaction and syncs it.
-pub(crate) fn write<T>(
-    db: &Database,
-    change: impl FnOnce(&WriteTransaction) -> DbResult<T>,
-) -> DbResult<T> {
+pub(crate) fn write<T>(db: &Database, change: impl FnOnce(&WriteTransaction) -> DbResult<T>) -> DbResult<T> {
     let transaction = db.begin_write()?;
     let value = change(&transaction)?;
     transaction.commit()?;
@@ -40,15 +37,8 @@ pub(crate) fn put<T: Serialize>(
     Ok(())
 }
 
-pub(crate) fn get<T: DeserializeOwned>(
-    db: &Database,
-    table: Values,
-    key: &str,
-) -> DbResult<Option<T>> {
+pub(crate) fn get<T: DeserializeOwned>(db: &Database, table: Values, key: &str) -> DbResult<Option<T>> {
     let table = db.begin_read()?.open_table(table)?;
-    let value = table
-        .get(key)?
-        .map(|guard| decode(guard.value()))
-        .transpose()?;
+    let value = table.get(key)?.map(|guard| decode(guard.value())).transpose()?;
     Ok(value)
 }

@@ -59,11 +59,7 @@ impl Backend {
             Dtype::Float32 => "f32",
             _ => "bf16",
         };
-        let threads = if self.name == "cpu" {
-            blas_threads()
-        } else {
-            0
-        };
+        let threads = if self.name == "cpu" { blas_threads() } else { 0 };
         let identity = format!(
             "{}|{MLX_VERSION}|{}|{precision}|{blas}",
             env!("CARGO_PKG_VERSION"),
@@ -86,11 +82,7 @@ fn blas_threads() -> u32 {
     ["OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"]
         .iter()
         .find_map(|name| std::env::var(name).ok()?.parse().ok())
-        .or_else(|| {
-            std::thread::available_parallelism()
-                .ok()
-                .map(|n| n.get() as u32)
-        })
+        .or_else(|| std::thread::available_parallelism().ok().map(|n| n.get() as u32))
         .unwrap_or(1)
 }
 
@@ -105,5 +97,7 @@ pub fn blas_library() -> String {
         .filter(|file| file.contains("blas"))
         .collect();
     let openblas = mapped.iter().find(|file| file.contains("openblas"));
-    openblas.or(mapped.first()).map_or_else(String::new, |file| (*file).to_owned())
+    openblas
+        .or(mapped.first())
+        .map_or_else(String::new, |file| (*file).to_owned())
 }

@@ -96,13 +96,7 @@ impl KvSlabs {
     ///
     /// # Errors
     /// MLX refuses the ranges.
-    pub fn copy_row(
-        &mut self,
-        capacity: u32,
-        from: u32,
-        to: u32,
-        len: u32,
-    ) -> Result<(), Exception> {
+    pub fn copy_row(&mut self, capacity: u32, from: u32, to: u32, len: u32) -> Result<(), Exception> {
         let saved = self.save(capacity, from, len)?;
         self.restore(capacity, to, &saved, len)
     }
@@ -135,13 +129,7 @@ impl KvSlabs {
     ///
     /// # Errors
     /// MLX refuses the ranges.
-    pub fn restore(
-        &mut self,
-        capacity: u32,
-        row: u32,
-        saved: &SavedKv,
-        len: u32,
-    ) -> Result<(), Exception> {
+    pub fn restore(&mut self, capacity: u32, row: u32, saved: &SavedKv, len: u32) -> Result<(), Exception> {
         let start = [row as i32, 0, 0, 0];
         let stop = [row as i32 + 1, self.kv_heads, len as i32, self.dim];
         let part_stop = [1, self.kv_heads, len as i32, self.dim];

@@ -85,9 +85,7 @@ impl Llama {
         let count = tokens.len() as i32;
         let angles = self.rope.angles(&positions)?;
         let groups = self.groups(feeds)?;
-        let mut x = self
-            .embedding
-            .lookup(&Array::from_slice(&tokens, &[count]))?;
+        let mut x = self.embedding.lookup(&Array::from_slice(&tokens, &[count]))?;
         for (i, layer) in self.layers.iter().enumerate() {
             let normed = rms_norm(&x, Some(&layer.input_norm), self.config.rms_norm_eps)?;
             let attended = self.attention(layer, &normed, &angles, &groups, i, kv)?;
@@ -114,10 +112,7 @@ impl Llama {
             config.head_dim as i32,
         );
         let count = x.dim(0);
-        let qkv = layer
-            .qkv
-            .apply(x)?
-            .reshape(&[count, heads + 2 * kv_heads, dim])?;
+        let qkv = layer.qkv.apply(x)?.reshape(&[count, heads + 2 * kv_heads, dim])?;
         let qk = ops::slice(&qkv, &[0, 0, 0], &[count, heads + kv_heads, dim])?;
         let qk = Rope::rotate(&qk, angles)?;
         let queries = ops::slice(&qk, &[0, 0, 0], &[count, heads, dim])?;
@@ -162,9 +157,7 @@ impl Llama {
         let (count, width) = (gate_up.dim(0), self.config.intermediate_size as i32);
         let gate = ops::slice(&gate_up, &[0, 0], &[count, width])?;
         let up = ops::slice(&gate_up, &[0, width], &[count, 2 * width])?;
-        layer
-            .down
-            .apply(&gate.multiply(sigmoid(&gate)?)?.multiply(up)?)
+        layer.down.apply(&gate.multiply(sigmoid(&gate)?)?.multiply(up)?)
     }
 
     fn logits(&self, feeds: &[Feed], x: &Array) -> Result<Option<Array>, Exception> {

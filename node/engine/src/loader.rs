@@ -150,10 +150,7 @@ impl Source<'_> {
 
     /// Evaluates at once, so that originals are freed as loading goes on.
     fn evaluate(&mut self, arrays: Vec<&Array>) -> Result<(), LoadError> {
-        self.done += arrays
-            .iter()
-            .map(|array| array.nbytes() as u64)
-            .sum::<u64>();
+        self.done += arrays.iter().map(|array| array.nbytes() as u64).sum::<u64>();
         eval(arrays)?;
         (self.progress)(self.done);
         Ok(())

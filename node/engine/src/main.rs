@@ -59,7 +59,10 @@ fn main() -> anyhow::Result<()> {
         .init();
     let backend = Backend::detect();
     match Args::parse().command {
-        None => serve(backend),
+        None => {
+            serve(backend);
+            Ok(())
+        }
         Some(Command::Info) => write_line(&serde_json::to_string(&backend.build())?),
         Some(Command::Greedy {
             model,
@@ -81,7 +84,7 @@ fn write_line(text: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn serve(backend: Backend) -> anyhow::Result<()> {
+fn serve(backend: Backend) {
     let build = backend.build();
     tracing::info!(
         backend = build.backend,
@@ -125,7 +128,6 @@ fn serve(backend: Backend) -> anyhow::Result<()> {
     let _ = writer.join();
     // The reader may still block on the pipe; it ends with the process.
     drop(reader);
-    Ok(())
 }
 
 /// One sequence, straight through the model: the engine's arithmetic without its scheduler, to

@@ -1,16 +1,11 @@
 //! Operations of MLX that mlx-rs 0.33 does not expose with run-time ranges.
-#![expect(
-    unsafe_code,
-    reason = "calls into mlx-c; each function states its contract"
-)]
+#![expect(unsafe_code, reason = "calls into mlx-c; each function states its contract")]
 
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Stream};
 
 /// Runs an mlx-c operation that writes one array, and turns its status into a `Result`.
-fn call(
-    op: impl FnOnce(*mut mlx_sys::mlx_array, mlx_sys::mlx_stream) -> i32,
-) -> Result<Array, Exception> {
+fn call(op: impl FnOnce(*mut mlx_sys::mlx_array, mlx_sys::mlx_stream) -> i32) -> Result<Array, Exception> {
     let stream = Stream::thread_local_or_default();
     // SAFETY: `mlx_array_new` makes an empty handle that the operation fills and `Array` owns.
     let mut result = unsafe { mlx_sys::mlx_array_new() };
@@ -84,12 +79,7 @@ pub(crate) fn slice_update(
 /// else holds `a`.
 ///
 /// Shapes: `a` `[R, H, C, D]`, `i0` and `i2` `[N]`, `updates` `[N, 1, H, 1, D]`.
-pub(crate) fn scatter_rows(
-    a: &Array,
-    i0: &Array,
-    i2: &Array,
-    updates: &Array,
-) -> Result<Array, Exception> {
+pub(crate) fn scatter_rows(a: &Array, i0: &Array, i2: &Array, updates: &Array) -> Result<Array, Exception> {
     let axes = [0, 2];
     let indices = [i0.as_ptr(), i2.as_ptr()];
     // SAFETY: the vector copies the two live handles and is freed after the call; `axes` lives

@@ -79,8 +79,7 @@ impl PrefixCache {
         }
         let head = &prompt[..prompt.len().min(HISTORY_TOKENS)];
         self.history.push_back((salt, head.to_vec()));
-        (shared >= found as usize + MIN_TOKENS && shared <= self.budget_tokens)
-            .then_some(shared as u32)
+        (shared >= found as usize + MIN_TOKENS && shared <= self.budget_tokens).then_some(shared as u32)
     }
 
     /// Keeps a prefix.

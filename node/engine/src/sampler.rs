@@ -22,24 +22,40 @@ pub fn choose(
     let chosen = if sampling.temperature == 0.0 {
         likeliest(logits)
     } else {
-        draw(logits, sampling, unit(sampling.seed, position))
+        draw(logits, sampling, &Gumbel::new(sampling.seed, position))
     };
     let logprob = sampling.top_logprobs.map(|top| report(logits, chosen, top));
     (chosen, logprob)
 }
 
-/// A number in `[0, 1)` that depends on seed and position alone: two rounds of SplitMix64
-/// (Steele, Lea and Flood, 2014), so that neighbouring seeds and positions are unrelated.
-fn unit(seed: u64, position: u32) -> f64 {
-    let mix = |mut z: u64| {
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-    let keyed = mix(seed.wrapping_add(GAMMA));
-    let bits = mix(keyed.wrapping_add(GAMMA.wrapping_mul(u64::from(position) + 1)));
-    (bits >> 11) as f64 / (1u64 << 53) as f64
+/// Standard Gumbel noise that depends on seed, position and token alone: rounds of SplitMix64
+/// (Steele, Lea and Flood, 2014), so that neighbours are unrelated.
+struct Gumbel {
+    key: u64,
+}
+
+impl Gumbel {
+    fn new(seed: u64, position: u32) -> Self {
+        let keyed = mix(seed.wrapping_add(GAMMA));
+        let key = mix(keyed.wrapping_add(GAMMA.wrapping_mul(u64::from(position) + 1)));
+        Self { key }
+    }
+
+    fn of(&self, token: u32) -> f64 {
+        let bits = mix(self.key.wrapping_add(GAMMA.wrapping_mul(u64::from(token) + 1)));
+        // In (0, 1), both ends excluded.
+        let unit = ((bits >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        -(-unit.ln()).ln()
+    }
+}
+
+/// The golden ratio in 64 bits, SplitMix64's increment.
+const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
+
+fn mix(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
 }
 
 fn apply_penalties(logits: &mut [f32], sampling: &Sampling, prompt: &[u32], answer: &[u32]) {
@@ -84,22 +100,36 @@ pub fn likeliest(logits: &[f32]) -> u32 {
     best as u32
 }
 
-fn draw(logits: &[f32], sampling: &Sampling, unit: f64) -> u32 {
+/// Draws by the Gumbel-max trick (Gumbel, 1954): the largest of logit over temperature plus
+/// noise. Against an inverse cumulative distribution it is two orders of magnitude less
+/// sensitive to the rounding of logits, which differs with the size of a batch.
+fn draw(logits: &[f32], sampling: &Sampling, noise: &Gumbel) -> u32 {
     let temperature = f64::from(sampling.temperature);
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    // Noise lies between -3.7 and 37: what is further below the likeliest can never win.
+    let floor = max - 41.0 * temperature;
+    let perturbed = |token: u32| f64::from(logits[token as usize]) / temperature + noise.of(token);
     let filtered = sampling.top_p < 1.0 || sampling.min_p > 0.0 || sampling.top_k > 0;
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let weight = |logit: f32, t: f64| (f64::from(logit - max) / t).exp();
-    if !filtered {
-        let candidates = logits
-            .iter()
-            .enumerate()
-            .map(|(i, l)| (i as u32, weight(*l, temperature)));
-        return pick(candidates, unit);
-    }
+    let candidates: Vec<u32> = if filtered {
+        filter(logits, sampling, max)
+    } else {
+        (0..logits.len() as u32)
+            .filter(|token| f64::from(logits[*token as usize]) >= floor)
+            .collect()
+    };
+    candidates
+        .into_iter()
+        .map(|token| (perturbed(token), token))
+        .max_by(|a, b| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1)))
+        .map_or(0, |(_, token)| token)
+}
+
+/// The tokens that `top_k`, `min_p` and `top_p` leave, in this order.
+fn filter(logits: &[f32], sampling: &Sampling, max: f64) -> Vec<u32> {
     let mut order: Vec<(u32, f64)> = logits
         .iter()
         .enumerate()
-        .map(|(i, logit)| (i as u32, weight(*logit, 1.0)))
+        .map(|(i, logit)| (i as u32, (f64::from(*logit) - max).exp()))
         .collect();
     // Ties by token id, so that the order is one.
     order.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
@@ -122,27 +152,7 @@ fn draw(logits: &[f32], sampling: &Sampling, unit: f64) -> u32 {
             .map_or(order.len(), |last| last + 1);
         order.truncate(kept);
     }
-    let heated = order
-        .iter()
-        .map(|(token, _)| (*token, weight(logits[*token as usize], temperature)));
-    pick(heated, unit)
-}
-
-/// Inverse of the cumulative distribution at `unit`.
-fn pick(candidates: impl Iterator<Item = (u32, f64)> + Clone, unit: f64) -> u32 {
-    let total: f64 = candidates.clone().map(|(_, weight)| weight).sum();
-    let mut left = unit * total;
-    let mut last = 0;
-    for (token, weight) in candidates {
-        if weight > 0.0 {
-            last = token;
-            left -= weight;
-            if left < 0.0 {
-                return token;
-            }
-        }
-    }
-    last
+    order.into_iter().map(|(token, _)| token).collect()
 }
 
 fn report(logits: &[f32], chosen: u32, top: u32) -> TokenLogprob {
@@ -186,12 +196,8 @@ mod tests {
             seed: 9,
             ..Sampling::default()
         };
-        let first: Vec<u32> = (0..50)
-            .map(|position| sampled(&sampling, position))
-            .collect();
-        let again: Vec<u32> = (0..50)
-            .map(|position| sampled(&sampling, position))
-            .collect();
+        let first: Vec<u32> = (0..50).map(|position| sampled(&sampling, position)).collect();
+        let again: Vec<u32> = (0..50).map(|position| sampled(&sampling, position)).collect();
         assert_eq!(first, again);
         let other = Sampling {
             seed: 10,
@@ -228,9 +234,8 @@ mod tests {
 
     #[test]
     fn filters_keep_only_what_they_say() {
-        let only = |sampling: &Sampling| -> BTreeSet<u32> {
-            (0..500).map(|p| sampled(sampling, p)).collect()
-        };
+        let only =
+            |sampling: &Sampling| -> BTreeSet<u32> { (0..500).map(|p| sampled(sampling, p)).collect() };
         let base = Sampling {
             temperature: 2.0,
             ..Sampling::default()

@@ -20,9 +20,7 @@ pub struct Stats {
 impl Default for Stats {
     fn default() -> Self {
         Self {
-            classes: Class::ALL
-                .map(|class| (class, ClassReport::default()))
-                .into(),
+            classes: Class::ALL.map(|class| (class, ClassReport::default())).into(),
             tokens: BTreeMap::new(),
             steps: 0,
             step_ms: Histogram::for_millis(),
@@ -38,12 +36,7 @@ impl Stats {
     }
 
     /// A step took this long, with so many rows of each class, and so many of each paused.
-    pub fn step(
-        &mut self,
-        took: Duration,
-        rows: &BTreeMap<Class, u32>,
-        paused: BTreeMap<Class, u32>,
-    ) {
+    pub fn step(&mut self, took: Duration, rows: &BTreeMap<Class, u32>, paused: BTreeMap<Class, u32>) {
         self.steps += 1;
         self.step_ms.record(took.as_secs_f64() * 1e3);
         self.paused = paused;

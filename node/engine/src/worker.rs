@@ -105,10 +105,7 @@ impl Worker {
         match command {
             EngineCommand::Load { model, folder } => self.load(model, &folder),
             EngineCommand::Unload(model) => self.unload(model),
-            EngineCommand::Start {
-                sequence,
-                generation,
-            } => self.start(sequence, *generation),
+            EngineCommand::Start { sequence, generation } => self.start(sequence, *generation),
             EngineCommand::Cancel { sequence } => self.cancel(sequence),
             EngineCommand::Knobs(knobs) => {
                 self.scheduler.set_knobs(with_prefix_share(knobs));
@@ -120,9 +117,7 @@ impl Worker {
                     .iter()
                     .map(|(model, lane)| (model.clone(), lane.weight_bytes))
                     .collect();
-                let report = self
-                    .stats
-                    .report(&self.build, &mut self.scheduler, &weights);
+                let report = self.stats.report(&self.build, &mut self.scheduler, &weights);
                 self.send(EngineEvent::Report(Box::new(report)))
             }
         }
@@ -148,8 +143,7 @@ impl Worker {
             Ok(llama) => {
                 let config = &llama.config;
                 let kv_bytes = config.kv_numbers_per_token() * self.backend.kv_number_bytes();
-                self.scheduler
-                    .add_model(model.clone(), kv_bytes, config.context);
+                self.scheduler.add_model(model.clone(), kv_bytes, config.context);
                 let prefix_bytes = self.scheduler.knobs().kv_budget_bytes / PREFIX_SHARE;
                 let lane = Lane {
                     kv: KvSlabs::new(config, self.backend.dtype),
@@ -177,7 +171,6 @@ impl Worker {
             };
             self.tell(id, GenerationEvent::Failed(failure))?;
         }
-        self.scheduler.kv_ops();
         self.lanes.remove(&model);
         let _ = mlx_rs::memory::clear_cache();
         self.send(EngineEvent::Unloaded(model))
@@ -186,8 +179,7 @@ impl Worker {
     fn start(&mut self, id: SequenceId, generation: Generation) -> Result<(), Disconnected> {
         match self.accept(id, &generation) {
             Ok(()) => {
-                self.sequences
-                    .insert(id, Sequence::new(generation, self.now()));
+                self.sequences.insert(id, Sequence::new(generation, self.now()));
                 self.tell(id, GenerationEvent::Granted)
             }
             Err(failure) => self.tell(id, GenerationEvent::Failed(failure)),
@@ -202,9 +194,8 @@ impl Worker {
             });
         };
         let known = generation.prompt.len() + generation.resume.len();
-        let invalid = |parameter, message: &str| {
-            Failure::invalid(parameter, InvalidCode::InvalidValue, message)
-        };
+        let invalid =
+            |parameter, message: &str| Failure::invalid(parameter, InvalidCode::InvalidValue, message);
         if generation.prompt.is_empty() {
             return Err(invalid("prompt", "the prompt has no tokens"));
         }
@@ -214,10 +205,7 @@ impl Worker {
             .chain(&generation.resume)
             .any(|token| *token >= lane.vocab)
         {
-            return Err(invalid(
-                "prompt",
-                "the prompt has a token beyond the vocabulary",
-            ));
+            return Err(invalid("prompt", "the prompt has a token beyond the vocabulary"));
         }
         if known as u64 >= u64::from(lane.llama.config.context) {
             return Err(Failure::invalid(
@@ -259,11 +247,7 @@ impl Worker {
             return Ok(());
         };
         self.stats.class(sequence.generation.class).cancelled += 1;
-        let accounting = sequence.accounting(
-            self.now(),
-            self.scheduler.knobs().version,
-            &self.build.build,
-        );
+        let accounting = sequence.accounting(self.now(), self.scheduler.knobs().version, &self.build.build);
         let reason = FinishReason::Cancelled;
         self.tell(id, GenerationEvent::Finished { reason, accounting })
     }
@@ -329,8 +313,7 @@ impl Worker {
     fn use_prefixes(&mut self, admitted: &[SequenceId]) -> Result<(), Exception> {
         let now = self.now();
         for id in admitted {
-            let (Some(sequence), Some(place)) =
-                (self.sequences.get_mut(id), self.scheduler.place(*id))
+            let (Some(sequence), Some(place)) = (self.sequences.get_mut(id), self.scheduler.place(*id))
             else {
                 continue;
             };
@@ -348,9 +331,7 @@ impl Worker {
             }
             if !sequence.admitted_before {
                 sequence.cached = found;
-                sequence.keep = lane
-                    .prefixes
-                    .remember(salt, &sequence.generation.prompt, found);
+                sequence.keep = lane.prefixes.remember(salt, &sequence.generation.prompt, found);
                 sequence.admitted_before = true;
             }
         }
@@ -376,17 +357,10 @@ impl Worker {
                 })
             })
             .collect();
-        assert_eq!(
-            feeds.len(),
-            step.rows.len(),
-            "every scheduled sequence is known"
-        );
+        assert_eq!(feeds.len(), step.rows.len(), "every scheduled sequence is known");
         let logits = lane.llama.step(&feeds, &mut lane.kv)?;
         let slabs: Vec<u32> = feeds.iter().map(|feed| feed.capacity).collect();
-        let mut outputs: Vec<&Array> = slabs
-            .iter()
-            .flat_map(|slab| lane.kv.arrays_of(*slab))
-            .collect();
+        let mut outputs: Vec<&Array> = slabs.iter().flat_map(|slab| lane.kv.arrays_of(*slab)).collect();
         let Some(logits) = logits else {
             eval(outputs)?;
             return Ok(Vec::new());
@@ -478,17 +452,11 @@ impl Worker {
         // Failing to keep a prefix costs time, never an answer.
         if let Ok(saved) = lane.kv.save(row.place.capacity, row.place.row, keep) {
             let tokens = &sequence.generation.prompt[..keep as usize];
-            lane.prefixes
-                .keep(sequence.generation.cache_salt, tokens, saved);
+            lane.prefixes.keep(sequence.generation.cache_salt, tokens, saved);
         }
     }
 
-    fn emit(
-        &mut self,
-        id: SequenceId,
-        emitted: Emitted,
-        now: Duration,
-    ) -> Result<(), Disconnected> {
+    fn emit(&mut self, id: SequenceId, emitted: Emitted, now: Duration) -> Result<(), Disconnected> {
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return Ok(());
         };
@@ -504,8 +472,7 @@ impl Worker {
         sequence.answer.push(emitted.token);
         sequence.last_token = Some(now);
         let full = sequence.answer.len() as u32 >= sequence.generation.max_tokens
-            || sequence.known().len() as u32
-                >= self.lanes[&sequence.generation.model].llama.config.context;
+            || sequence.known().len() as u32 >= self.lanes[&sequence.generation.model].llama.config.context;
         if !stops {
             let chunk = Chunk {
                 position,
@@ -525,18 +492,12 @@ impl Worker {
         Ok(())
     }
 
-    fn finish(
-        &mut self,
-        id: SequenceId,
-        reason: FinishReason,
-        now: Duration,
-    ) -> Result<(), Disconnected> {
+    fn finish(&mut self, id: SequenceId, reason: FinishReason, now: Duration) -> Result<(), Disconnected> {
         self.scheduler.end(id);
         let Some(sequence) = self.sequences.remove(&id) else {
             return Ok(());
         };
-        let accounting =
-            sequence.accounting(now, self.scheduler.knobs().version, &self.build.build);
+        let accounting = sequence.accounting(now, self.scheduler.knobs().version, &self.build.build);
         let class = self.stats.class(sequence.generation.class);
         class.finished += 1;
         if accounting.decode_ms > 0.0 {

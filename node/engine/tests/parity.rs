@@ -24,7 +24,10 @@ struct Tiny {
 
 fn tiny_models() -> Vec<Tiny> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/tiny");
-    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
     paths.sort();
     assert!(paths.len() >= 16, "all variants are there");
     paths
@@ -59,14 +62,24 @@ fn logits_are_mlx_lms_whatever_the_chunks() {
             for (i, tokens) in tiny.prompt.chunks(chunk).enumerate() {
                 let start = (i * chunk) as u32;
                 let wants_logits = start as usize + tokens.len() == tiny.prompt.len();
-                let feed = Feed { capacity: CAPACITY, row: 0, start, tokens: tokens.to_vec(), wants_logits };
+                let feed = Feed {
+                    capacity: CAPACITY,
+                    row: 0,
+                    start,
+                    tokens: tokens.to_vec(),
+                    wants_logits,
+                };
                 if let Some(logits) = tiny.model.step(&[feed], &mut kv).unwrap() {
                     logits.eval().unwrap();
                     last = logits.as_slice::<f32>().to_vec();
                 }
             }
             let difference = largest_difference(&last, &tiny.logits);
-            assert!(difference < TOLERANCE, "{} in chunks of {chunk}: {difference}", tiny.name);
+            assert!(
+                difference < TOLERANCE,
+                "{} in chunks of {chunk}: {difference}",
+                tiny.name
+            );
         }
     }
 }
@@ -81,7 +94,13 @@ fn a_row_in_a_ragged_batch_gets_the_logits_it_gets_alone() {
         kv.resize(CAPACITY, 6).unwrap();
         for (row, len) in lengths.iter().enumerate() {
             let tokens = tiny.prompt[..*len].to_vec();
-            let feed = Feed { capacity: CAPACITY, row: row as u32, start: 0, tokens, wants_logits: false };
+            let feed = Feed {
+                capacity: CAPACITY,
+                row: row as u32,
+                start: 0,
+                tokens,
+                wants_logits: false,
+            };
             assert!(tiny.model.step(&[feed], &mut kv).unwrap().is_none());
         }
         let mut feeds: Vec<Feed> = lengths
@@ -95,17 +114,33 @@ fn a_row_in_a_ragged_batch_gets_the_logits_it_gets_alone() {
                 wants_logits: true,
             })
             .collect();
-        feeds.push(Feed { capacity: CAPACITY, row: 5, start: 0, tokens: tiny.prompt.clone(), wants_logits: true });
+        feeds.push(Feed {
+            capacity: CAPACITY,
+            row: 5,
+            start: 0,
+            tokens: tiny.prompt.clone(),
+            wants_logits: true,
+        });
         let together = tiny.model.step(&feeds, &mut kv).unwrap().unwrap();
         together.eval().unwrap();
         let vocab = tiny.logits.len();
         let rows: Vec<&[f32]> = together.as_slice::<f32>().chunks(vocab).collect();
-        assert!(largest_difference(rows[5], &tiny.logits) < TOLERANCE, "{}", tiny.name);
+        assert!(
+            largest_difference(rows[5], &tiny.logits) < TOLERANCE,
+            "{}",
+            tiny.name
+        );
         for (row, len) in lengths.iter().enumerate() {
             let mut alone = KvSlabs::new(&tiny.folder.config, Backend::detect().dtype);
             alone.resize(CAPACITY, 1).unwrap();
             let tokens = tiny.prompt[..=*len].to_vec();
-            let feed = Feed { capacity: CAPACITY, row: 0, start: 0, tokens, wants_logits: true };
+            let feed = Feed {
+                capacity: CAPACITY,
+                row: 0,
+                start: 0,
+                tokens,
+                wants_logits: true,
+            };
             let logits = tiny.model.step(&[feed], &mut alone).unwrap().unwrap();
             logits.eval().unwrap();
             let difference = largest_difference(logits.as_slice::<f32>(), rows[row]);
@@ -122,7 +157,13 @@ fn kv_rows_survive_growth_moves_and_restoring() {
     kv.resize(CAPACITY, 1).unwrap();
     let split = 100;
     let head = tiny.prompt[..split].to_vec();
-    let feed = Feed { capacity: CAPACITY, row: 0, start: 0, tokens: head, wants_logits: false };
+    let feed = Feed {
+        capacity: CAPACITY,
+        row: 0,
+        start: 0,
+        tokens: head,
+        wants_logits: false,
+    };
     tiny.model.step(&[feed], &mut kv).unwrap();
     kv.resize(CAPACITY, 3).unwrap();
     kv.copy_row(CAPACITY, 0, 2, split as u32).unwrap();
@@ -130,10 +171,19 @@ fn kv_rows_survive_growth_moves_and_restoring() {
     kv.restore(CAPACITY, 1, &saved, split as u32).unwrap();
     for row in 0..3 {
         let tail = tiny.prompt[split..].to_vec();
-        let feed = Feed { capacity: CAPACITY, row, start: split as u32, tokens: tail, wants_logits: true };
+        let feed = Feed {
+            capacity: CAPACITY,
+            row,
+            start: split as u32,
+            tokens: tail,
+            wants_logits: true,
+        };
         let logits = tiny.model.step(&[feed], &mut kv).unwrap().unwrap();
         logits.eval().unwrap();
-        assert!(largest_difference(logits.as_slice::<f32>(), &tiny.logits) < TOLERANCE, "row {row}");
+        assert!(
+            largest_difference(logits.as_slice::<f32>(), &tiny.logits) < TOLERANCE,
+            "row {row}"
+        );
     }
 }
 

@@ -16,8 +16,7 @@ use std::path::PathBuf;
 use pomona_common::report::MachineReport;
 use pomona_common::unit::{Bytes, Reading};
 use sysinfo::{
-    CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind,
-    System,
+    CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System,
 };
 
 /// Reads the machine; one owner, who calls [`Probe::sample`] at the rate of the configuration.
@@ -39,10 +38,7 @@ impl Probe {
         let mut chip = String::new();
         if let Some(system) = &mut system {
             system.refresh_cpu_list(CpuRefreshKind::nothing());
-            let brand = system
-                .cpus()
-                .first()
-                .map(|cpu| cpu.brand().trim().to_owned());
+            let brand = system.cpus().first().map(|cpu| cpu.brand().trim().to_owned());
             chip = brand.unwrap_or_default();
         }
         let name = System::name().unwrap_or_default();
@@ -107,12 +103,7 @@ mod tests {
     #[test]
     fn this_machine_reports_its_memory_and_this_process() {
         let report = Probe::new(true, None).sample(None);
-        assert!(
-            report
-                .memory_total
-                .value()
-                .is_some_and(|bytes| bytes.get() > 0)
-        );
+        assert!(report.memory_total.value().is_some_and(|bytes| bytes.get() > 0));
         assert!(
             report
                 .agent

@@ -19,10 +19,7 @@ impl Sensors {
         } else {
             Vec::new()
         };
-        Self {
-            counters,
-            last: None,
-        }
+        Self { counters, last: None }
     }
 
     /// Watts since the last call, of all packages together.
@@ -49,10 +46,7 @@ impl Sensors {
 }
 
 fn packages(root: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(root)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok);
+    let entries = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
     let mut paths: Vec<PathBuf> = entries
         .map(|entry| entry.path())
         // `intel-rapl:0` is a package, `intel-rapl:0:1` a part of it.

@@ -36,9 +36,7 @@ impl Sensors {
                             metrics.all_power
                         }
                     });
-                    *latest
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner) =
+                    *latest.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
                         watts.filter(|watts| *watts > 0.0);
                     if watts.is_none() {
                         std::thread::sleep(Duration::from_millis(u64::from(SAMPLE_MS)));
@@ -65,13 +63,8 @@ impl Sensors {
 pub(crate) fn footprint(pid: u32) -> Reading<Bytes> {
     let mut info = std::mem::MaybeUninit::<libc::rusage_info_v4>::zeroed();
     // SAFETY: the buffer is a rusage_info_v4 and the flavour says so; the call fills it or fails.
-    let status = unsafe {
-        libc::proc_pid_rusage(
-            pid as libc::c_int,
-            libc::RUSAGE_INFO_V4,
-            info.as_mut_ptr().cast(),
-        )
-    };
+    let status =
+        unsafe { libc::proc_pid_rusage(pid as libc::c_int, libc::RUSAGE_INFO_V4, info.as_mut_ptr().cast()) };
     if status != 0 {
         return Reading::Unavailable;
     }

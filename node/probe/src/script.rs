@@ -33,10 +33,7 @@ pub(crate) fn apply(path: &Path, report: &mut MachineReport) {
     if let Some(bytes) = script.memory_available_bytes {
         report.memory_available = Reading::Scripted(Bytes(bytes));
     }
-    if let Some(percent) = script
-        .pressure_percent
-        .filter(|percent| percent.is_finite())
-    {
+    if let Some(percent) = script.pressure_percent.filter(|percent| percent.is_finite()) {
         report.pressure = Reading::Scripted(Percent(percent));
     }
 }

@@ -16,8 +16,7 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
             continue;
         }
         let before = admitted.len();
-        let queue: Vec<(Duration, SequenceId)> =
-            scheduler.waiting[class.index()].iter().copied().collect();
+        let queue: Vec<(Duration, SequenceId)> = scheduler.waiting[class.index()].iter().copied().collect();
         let idle = scheduler.population(Some(class), None).1 == 0;
         for (arrived, id) in queue {
             if !make_room(scheduler, class, id) {
@@ -102,10 +101,7 @@ fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
         })
         .sum();
     let running = scheduler.population(None, None).1;
-    scheduler
-        .knobs
-        .total_slots
-        .saturating_sub(running + reserved)
+    scheduler.knobs.total_slots.saturating_sub(running + reserved)
 }
 
 /// Running sequences that may be sent back for `class`, the first to go last: only batch, and

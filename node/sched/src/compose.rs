@@ -9,11 +9,7 @@ use crate::admission::window_left;
 use crate::scheduler::{Decision, RowWork, Scheduler, Step};
 use crate::sequence::{Phase, Sequence, SequenceId};
 
-pub(crate) fn compose(
-    scheduler: &mut Scheduler,
-    now: Duration,
-    admitted: Vec<SequenceId>,
-) -> Decision {
+pub(crate) fn compose(scheduler: &mut Scheduler, now: Duration, admitted: Vec<SequenceId>) -> Decision {
     let Some(model) = pick_model(scheduler) else {
         let wake = Class::ALL
             .iter()
@@ -22,9 +18,7 @@ pub(crate) fn compose(
         return wake.map_or(Decision::Idle, |at| Decision::WaitUntil(at, "batch window"));
     };
     scheduler.step_count += 1;
-    scheduler
-        .last_run
-        .insert(model.clone(), scheduler.step_count);
+    scheduler.last_run.insert(model.clone(), scheduler.step_count);
     let takes_part = share_steps(scheduler);
     let prefill_class = most_urgent_prefill(scheduler, &model, &takes_part);
     let mut budget = prefill_class.map_or(0, |class| scheduler.knobs.class(class).prefill_chunk);
@@ -39,9 +33,7 @@ pub(crate) fn compose(
                 let fed = sequence.known - 1;
                 rows.extend(row(scheduler, id, fed, 1, true));
             }
-            Phase::Prefill { done }
-                if joins && prefill_class == Some(sequence.class) && budget > 0 =>
-            {
+            Phase::Prefill { done } if joins && prefill_class == Some(sequence.class) && budget > 0 => {
                 let len = (sequence.known - done).min(budget);
                 budget -= len;
                 rows.extend(row(scheduler, id, done, len, done + len == sequence.known));
@@ -66,9 +58,7 @@ fn pick_model(scheduler: &Scheduler) -> Option<ModelName> {
     for sequence in scheduler.sequences.values().filter(|s| s.is_running()) {
         let first_token =
             sequence.class == Class::Interactive && matches!(sequence.phase, Phase::Prefill { .. });
-        let entry = urgency
-            .entry(&sequence.model)
-            .or_insert((sequence.class, false));
+        let entry = urgency.entry(&sequence.model).or_insert((sequence.class, false));
         entry.0 = entry.0.min(sequence.class);
         entry.1 |= first_token;
     }
@@ -113,11 +103,7 @@ fn share_steps(scheduler: &mut Scheduler) -> [bool; 3] {
     takes_part
 }
 
-fn most_urgent_prefill(
-    scheduler: &Scheduler,
-    model: &ModelName,
-    takes_part: &[bool; 3],
-) -> Option<Class> {
+fn most_urgent_prefill(scheduler: &Scheduler, model: &ModelName, takes_part: &[bool; 3]) -> Option<Class> {
     scheduler
         .sequences
         .values()
@@ -138,13 +124,7 @@ fn in_order_of_admission(scheduler: &Scheduler, model: &ModelName) -> Vec<(Seque
     running
 }
 
-fn row(
-    scheduler: &Scheduler,
-    id: SequenceId,
-    start: u32,
-    len: u32,
-    emits: bool,
-) -> Option<RowWork> {
+fn row(scheduler: &Scheduler, id: SequenceId, start: u32, len: u32, emits: bool) -> Option<RowWork> {
     let place = scheduler.pool.place(id)?;
     Some(RowWork {
         id,

@@ -98,9 +98,7 @@ impl KvPool {
     pub fn allocated(&self) -> u64 {
         self.slabs
             .iter()
-            .map(|((model, capacity), slab)| {
-                u64::from(slab.rows) * self.row_bytes(model, *capacity)
-            })
+            .map(|((model, capacity), slab)| u64::from(slab.rows) * self.row_bytes(model, *capacity))
             .sum()
     }
 
@@ -191,9 +189,8 @@ impl KvPool {
     fn grow(&mut self, key: &(ModelName, u32), rows: u32) -> Result<(), NoRoom> {
         let row = self.row_bytes(&key.0, key.1);
         let wanted = (rows * 2).clamp(1, 64.max(rows + 1));
-        let fits = |pool: &Self, rows_new: u32| {
-            pool.allocated() + u64::from(rows_new - rows) * row <= pool.budget
-        };
+        let fits =
+            |pool: &Self, rows_new: u32| pool.allocated() + u64::from(rows_new - rows) * row <= pool.budget;
         let new_rows = if fits(self, wanted) {
             wanted
         } else {

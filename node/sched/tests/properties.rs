@@ -149,10 +149,7 @@ impl World {
         let step = match decision {
             Decision::Step(step) => step,
             Decision::Idle => {
-                assert!(
-                    self.engine.budget_left.is_empty(),
-                    "work is left but nobody runs"
-                );
+                assert!(self.engine.budget_left.is_empty(), "work is left but nobody runs");
                 return false;
             }
             Decision::WaitUntil(until, _) => {
@@ -177,10 +174,7 @@ impl World {
             } else {
                 0
             };
-            assert_eq!(
-                row.start, have,
-                "fed tokens do not follow what is in the cache"
-            );
+            assert_eq!(row.start, have, "fed tokens do not follow what is in the cache");
             *occupant = Some(row.id);
             self.engine.in_cache.insert(row.id, row.start + row.len);
             assert!(row.start + row.len <= row.place.capacity, "row overflows");
@@ -189,10 +183,7 @@ impl World {
                 *prefill.entry(class).or_default() += row.len;
             }
         }
-        assert!(
-            prefill.len() <= 1,
-            "two classes prefill in one step: {prefill:?}"
-        );
+        assert!(prefill.len() <= 1, "two classes prefill in one step: {prefill:?}");
         for (class, tokens) in &prefill {
             assert!(*tokens <= knobs.class(*class).prefill_chunk);
         }
@@ -216,9 +207,7 @@ impl World {
     fn check_urgency(&self, step: &pomona_sched::Step) {
         let fresh: BTreeSet<SequenceId> = step.admitted.iter().copied().collect();
         let class_of = |id: &SequenceId| self.engine.budget_left.get(id).map(|s| s.0);
-        let urgent_fresh = fresh
-            .iter()
-            .any(|id| class_of(id) == Some(Class::Interactive));
+        let urgent_fresh = fresh.iter().any(|id| class_of(id) == Some(Class::Interactive));
         if urgent_fresh {
             assert!(
                 step.rows
@@ -354,11 +343,7 @@ fn batch_makes_way_when_all_slots_are_taken() {
     knobs.batch.window_ms = 0;
     let mut scheduler = Scheduler::new(knobs);
     scheduler.add_model(name(0), 1, 4096);
-    for (id, class) in [
-        (1, Class::Batch),
-        (2, Class::Batch),
-        (3, Class::Interactive),
-    ] {
+    for (id, class) in [(1, Class::Batch), (2, Class::Batch), (3, Class::Interactive)] {
         let new = NewSequence {
             id,
             model: name(0),

@@ -12,8 +12,8 @@ use pomona_common::generation::GenerationEvent;
 use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
-use tokio_util::sync::CancellationToken;
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
 use crate::supervisor::process::EngineProcess;
@@ -88,7 +88,8 @@ impl Actor {
         let mut ticks = tokio::time::interval(REPORT_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let may_start = self.engine.is_none() && self.program != EngineProgram::None && !self.target.is_empty();
+            let may_start =
+                self.engine.is_none() && self.program != EngineProgram::None && !self.target.is_empty();
             tokio::select! {
                 () = stopped.cancelled() => break,
                 request = requests.recv() => match request {
@@ -147,7 +148,11 @@ impl Actor {
             let _ = events.try_send(GenerationEvent::Failed(failure));
             return;
         }
-        let parked = self.active.values().filter(|active| active.parked.is_some()).count();
+        let parked = self
+            .active
+            .values()
+            .filter(|active| active.parked.is_some())
+            .count();
         if parked >= limits::QUEUE.capacity {
             let failure = Failure::Overloaded {
                 detail: "the engine is starting and this node's queue is full".into(),
@@ -243,7 +248,12 @@ impl Actor {
                 }
             }
         }
-        for model in self.view.loaded.iter().filter(|model| !self.target.contains_key(*model)) {
+        for model in self
+            .view
+            .loaded
+            .iter()
+            .filter(|model| !self.target.contains_key(*model))
+        {
             engine.send(EngineCommand::Unload(model.clone()));
         }
     }
@@ -252,8 +262,13 @@ impl Actor {
         match event {
             EngineEvent::Ready(build) => {
                 tracing::info!(
-                    backend = build.backend, precision = build.precision, threads = build.threads,
-                    blas = build.blas, mlx = build.mlx_version, build = build.build, "engine is ready"
+                    backend = build.backend,
+                    precision = build.precision,
+                    threads = build.threads,
+                    blas = build.blas,
+                    mlx = build.mlx_version,
+                    build = build.build,
+                    "engine is ready"
                 );
             }
             EngineEvent::Loading { model, done, total } => {
@@ -371,7 +386,11 @@ impl Actor {
         let expired: Vec<(u64, String)> = self
             .active
             .iter()
-            .filter(|(_, active)| active.parked.is_some_and(|since| since.elapsed() > limits::QUEUE.wait))
+            .filter(|(_, active)| {
+                active
+                    .parked
+                    .is_some_and(|since| since.elapsed() > limits::QUEUE.wait)
+            })
             .map(|(sequence, active)| (*sequence, active.generation.model.to_string()))
             .collect();
         for (sequence, model) in expired {
@@ -381,7 +400,9 @@ impl Actor {
         // A folder that was repaired is tried again when the store tells of it.
         let store = self.store.models();
         let known = store.borrow();
-        self.view.failed.retain(|model, _| known.iter().any(|record| record.name == *model));
+        self.view
+            .failed
+            .retain(|model, _| known.iter().any(|record| record.name == *model));
     }
 
     fn fail(&mut self, sequence: u64, failure: Failure) {

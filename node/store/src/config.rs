@@ -81,10 +81,7 @@ pub struct Affine {
 impl Quantization {
     /// Parameters of a layer by its path (`model.layers.0.mlp.up_proj`).
     pub fn of(&self, layer: &str) -> Option<Affine> {
-        self.overrides
-            .get(layer)
-            .copied()
-            .unwrap_or(Some(self.default))
+        self.overrides.get(layer).copied().unwrap_or(Some(self.default))
     }
 }
 
@@ -121,9 +118,7 @@ impl LlamaConfig {
         let raw: Raw = serde_json::from_slice(json).map_err(|error| error.to_string())?;
         let model_type = raw.model_type.as_deref().unwrap_or("llama");
         if !matches!(model_type, "llama" | "mistral") {
-            return Err(format!(
-                "model_type `{model_type}` is not of the Llama family"
-            ));
+            return Err(format!("model_type `{model_type}` is not of the Llama family"));
         }
         if raw.sliding_window.is_some() {
             return Err("sliding_window attention is not supported".into());
@@ -176,10 +171,10 @@ impl LlamaConfig {
         in_range("head_dim", self.head_dim, 1024)?;
         in_range("vocab_size", self.vocab_size, 1 << 20)?;
         in_range("max_position_embeddings", self.context, 1 << 24)?;
-        if self.num_attention_heads % self.num_key_value_heads != 0 {
+        if !self.num_attention_heads.is_multiple_of(self.num_key_value_heads) {
             return Err("num_attention_heads is not a multiple of num_key_value_heads".into());
         }
-        if self.head_dim % 2 != 0 {
+        if !self.head_dim.is_multiple_of(2) {
             return Err("head_dim is odd".into());
         }
         let positive = |x: f32| x.is_finite() && x > 0.0;
@@ -191,9 +186,7 @@ impl LlamaConfig {
 
     /// Numbers of KV cache that one token adds, keys and values of all layers.
     pub fn kv_numbers_per_token(&self) -> u64 {
-        2 * u64::from(self.num_hidden_layers)
-            * u64::from(self.num_key_value_heads)
-            * u64::from(self.head_dim)
+        2 * u64::from(self.num_hidden_layers) * u64::from(self.num_key_value_heads) * u64::from(self.head_dim)
     }
 }
 
@@ -302,9 +295,8 @@ mod tests {
 
     #[test]
     fn overrides_name_layers_and_false_leaves_one_alone() -> Result<(), String> {
-        let config = with(
-            r#","quantization":{"group_size":32,"bits":4,"a":{"group_size":64,"bits":8},"b":false}"#,
-        )?;
+        let config =
+            with(r#","quantization":{"group_size":32,"bits":4,"a":{"group_size":64,"bits":8},"b":false}"#)?;
         let quantization = config.quantization.ok_or("none")?;
         assert_eq!(quantization.of("a").map(|q| q.bits), Some(8));
         assert_eq!(quantization.of("b"), None);
@@ -323,17 +315,11 @@ mod tests {
                 "mxfp4",
             ),
             (r#","rope_scaling":{"rope_type":"yarn","factor":2}"#, "yarn"),
-            (
-                r#","rope_scaling":{"rope_type":"linear","factor":0}"#,
-                "factor",
-            ),
+            (r#","rope_scaling":{"rope_type":"linear","factor":0}"#, "factor"),
             (r#","sliding_window":4096"#, "sliding_window"),
             (r#","max_position_embeddings":0"#, "max_position_embeddings"),
         ] {
-            assert!(
-                with(extra).is_err_and(|error| error.contains(word)),
-                "{extra}"
-            );
+            assert!(with(extra).is_err_and(|error| error.contains(word)), "{extra}");
         }
     }
 }

@@ -41,8 +41,8 @@ impl ModelFolder {
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         let config_path = path.join("config.json");
         let json = read_limited(&config_path, JSON_LIMIT)?;
-        let config = LlamaConfig::parse(&json)
-            .map_err(|problem| StoreError::invalid(&config_path, problem))?;
+        let config =
+            LlamaConfig::parse(&json).map_err(|problem| StoreError::invalid(&config_path, problem))?;
         let files = shard_paths(path)?
             .into_iter()
             .map(|path| {

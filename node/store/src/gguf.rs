@@ -127,8 +127,7 @@ impl Gguf {
         file.seek(SeekFrom::Start(tensor.offset))
             .map_err(StoreError::io(&self.path))?;
         let mut bytes = vec![0; tensor.bytes as usize];
-        file.read_exact(&mut bytes)
-            .map_err(StoreError::io(&self.path))?;
+        file.read_exact(&mut bytes).map_err(StoreError::io(&self.path))?;
         Ok(bytes)
     }
 
@@ -252,8 +251,7 @@ fn parse(reader: &mut Reader, file_len: u64) -> Result<Header, String> {
     let mut tensors = BTreeMap::new();
     for _ in 0..tensor_count {
         let name = reader.text()?;
-        let tensor =
-            tensor_info(reader).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
+        let tensor = tensor_info(reader).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
         tensors.insert(name, tensor);
     }
     let alignment = match meta.get("general.alignment") {
@@ -296,8 +294,6 @@ fn tensor_info(reader: &mut Reader) -> Result<GgufTensor, String> {
         kind,
         shape,
         offset,
-        bytes: (total / numbers)
-            .checked_mul(bytes)
-            .ok_or("size overflows")?,
+        bytes: (total / numbers).checked_mul(bytes).ok_or("size overflows")?,
     })
 }

@@ -51,8 +51,7 @@ fn check(header: &[u8], data_len: u64) -> Result<BTreeMap<String, TensorInfo>, S
     let mut tensors = BTreeMap::new();
     let mut extents = Vec::new();
     for (name, value) in json.iter().filter(|(name, _)| *name != "__metadata__") {
-        let (info, start, end) =
-            tensor(value).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
+        let (info, start, end) = tensor(value).map_err(|problem| format!("tensor `{name}`: {problem}"))?;
         extents.push((start, end, name));
         tensors.insert(name.clone(), info);
     }
@@ -60,9 +59,7 @@ fn check(header: &[u8], data_len: u64) -> Result<BTreeMap<String, TensorInfo>, S
     let mut expected = 0;
     for (start, end, name) in extents {
         if start != expected {
-            return Err(format!(
-                "tensor `{name}` starts at {start}, expected {expected}"
-            ));
+            return Err(format!("tensor `{name}` starts at {start}, expected {expected}"));
         }
         expected = end;
     }
@@ -103,9 +100,7 @@ fn tensor(value: &Value) -> Result<(TensorInfo, u64, u64), String> {
         .try_fold(size as u64, |product, dim| product.checked_mul(*dim))
         .ok_or("size overflows")?;
     if end.checked_sub(start) != Some(bytes) {
-        return Err(format!(
-            "offsets {start} to {end} do not hold {bytes} bytes"
-        ));
+        return Err(format!("offsets {start} to {end} do not hold {bytes} bytes"));
     }
     let info = TensorInfo {
         dtype: dtype.to_owned(),
@@ -174,7 +169,8 @@ mod tests {
 
     #[test]
     fn an_honest_header_is_accepted() {
-        let header = r#"{"__metadata__":{"format":"mlx"},"a":{"dtype":"F16","shape":[3,2],"data_offsets":[0,12]}}"#;
+        let header =
+            r#"{"__metadata__":{"format":"mlx"},"a":{"dtype":"F16","shape":[3,2],"data_offsets":[0,12]}}"#;
         assert_eq!(check(header.as_bytes(), 12).map(|t| t["a"].bytes), Ok(12));
     }
 }

@@ -63,8 +63,8 @@ pub fn import_gguf(file: &Path, folder: &Path) -> Result<(), StoreError> {
 }
 
 fn write_json(path: &Path, value: &Value) -> Result<(), StoreError> {
-    let text = serde_json::to_vec_pretty(value)
-        .map_err(|error| StoreError::invalid(path, error.to_string()))?;
+    let text =
+        serde_json::to_vec_pretty(value).map_err(|error| StoreError::invalid(path, error.to_string()))?;
     fs::write(path, text).map_err(StoreError::io(path))
 }
 

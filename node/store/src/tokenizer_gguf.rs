@@ -16,8 +16,7 @@ pub(crate) struct Tokenizer {
 }
 
 pub(crate) fn build(gguf: &Gguf) -> Result<Tokenizer, StoreError> {
-    let missing =
-        |key: &str| StoreError::invalid(&gguf.path, format!("metadata `{key}` is missing"));
+    let missing = |key: &str| StoreError::invalid(&gguf.path, format!("metadata `{key}` is missing"));
     let model = gguf.text("tokenizer.ggml.model").unwrap_or("none");
     if model != "gpt2" {
         return Err(StoreError::Unsupported {

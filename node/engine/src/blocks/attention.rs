@@ -45,8 +45,7 @@ pub fn attend(input: &Attend<'_>, scale: f32, backend: &Backend) -> Result<Array
             .reshape(&[rows, len, heads, dim])?
             .transpose_axes(&[0, 2, 1, 3])?;
         let mask = input.mask.map(ScaledDotProductAttentionMask::Array);
-        let out =
-            scaled_dot_product_attention(queries, input.keys, input.values, scale, mask, None)?;
+        let out = scaled_dot_product_attention(queries, input.keys, input.values, scale, mask, None)?;
         return out
             .transpose_axes(&[0, 2, 1, 3])?
             .reshape(&[rows * len, heads * dim]);
@@ -78,12 +77,7 @@ pub fn attend(input: &Attend<'_>, scale: f32, backend: &Backend) -> Result<Array
 ///
 /// # Errors
 /// MLX refuses the conversion.
-pub fn causal_mask(
-    starts: &[u32],
-    len: i32,
-    seen: i32,
-    dtype: Dtype,
-) -> Result<Option<Array>, Exception> {
+pub fn causal_mask(starts: &[u32], len: i32, seen: i32, dtype: Dtype) -> Result<Option<Array>, Exception> {
     let hides = |start: u32, token: i32| seen > start as i32 + token + 1;
     if !starts.iter().any(|start| hides(*start, 0)) {
         return Ok(None);
@@ -92,13 +86,7 @@ pub fn causal_mask(
     for start in starts {
         for token in 0..len {
             let visible = (*start as i32 + token + 1).min(seen);
-            mask.extend((0..seen).map(|key| {
-                if key < visible {
-                    0.0
-                } else {
-                    f32::NEG_INFINITY
-                }
-            }));
+            mask.extend((0..seen).map(|key| if key < visible { 0.0 } else { f32::NEG_INFINITY }));
         }
     }
     let shape = [starts.len() as i32, 1, len, seen];

@@ -57,11 +57,7 @@ impl Rope {
                 sin.push(angle.sin());
             }
         }
-        let shape = [
-            positions.len() as i32,
-            1,
-            self.inverse_frequencies.len() as i32,
-        ];
+        let shape = [positions.len() as i32, 1, self.inverse_frequencies.len() as i32];
         let array = |values: &[f32]| Array::from_slice(values, &shape).as_dtype(self.dtype);
         Ok((array(&cos)?, array(&sin)?))
     }

@@ -1,0 +1,72 @@
+//! Kills: of the engine, and of everything.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use pomona_tests::{Cluster, greedy};
+use serde_json::Value;
+
+fn kill(pid: u32) {
+    assert!(
+        Command::new("kill")
+            .args(["-9", &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
+}
+
+fn status(cluster: &Cluster) -> Value {
+    let (ok, out, errors) = cluster.pomona(&["--json", "status"]);
+    assert!(ok, "{errors}");
+    serde_json::from_str(&out).unwrap()
+}
+
+#[test]
+fn a_killed_engine_comes_back_and_loses_only_what_had_answered() {
+    let _lock = super::engine_lock();
+    let cluster = Cluster::start("mlx");
+    // The first chunk of the stream is out when the engine dies; the long prompt has not answered.
+    let mut streaming = greedy("Tell me a very long story.", 1500);
+    streaming["stream"] = true.into();
+    let waiting = greedy(&"Summarise this: apples, pears. ".repeat(60), 8);
+    let (streamed, (code, answer)) = std::thread::scope(|scope| {
+        let streamed = scope.spawn(|| cluster.stream(&streaming));
+        std::thread::sleep(Duration::from_millis(1500));
+        let answered = scope.spawn(|| cluster.post("/v1/chat/completions", &waiting));
+        std::thread::sleep(Duration::from_millis(150));
+        kill(cluster.engine_pid());
+        (streamed.join().unwrap(), answered.join().unwrap())
+    });
+    let error = streamed.error.expect("an error event");
+    assert_eq!(error["code"], "engine_lost");
+    assert!(streamed.done, "the stream ends well-formed");
+    assert_eq!(code, 200, "{answer}");
+
+    let began = Instant::now();
+    kill(cluster.engine_pid());
+    let (code, _) = cluster.post("/v1/chat/completions", &greedy("Hi", 2));
+    assert_eq!(code, 200, "a request during the restart waits for it");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    std::thread::sleep(Duration::from_millis(1500));
+    let status = status(&cluster);
+    assert_eq!(
+        status["nodes"][0]["kills_s"].as_array().unwrap().len(),
+        2,
+        "{status}"
+    );
+}
+
+#[test]
+fn a_killed_cluster_comes_back_as_the_same_one() {
+    let mut cluster = Cluster::start("echo");
+    let before = status(&cluster);
+    for _ in 0..3 {
+        cluster.kill_and_restart();
+    }
+    let after = status(&cluster);
+    assert_eq!(before["cluster"], after["cluster"]);
+    assert_eq!(before["nodes"][0]["id"], after["nodes"][0]["id"]);
+    assert_eq!(before["models"], after["models"]);
+    assert_eq!(cluster.post("/v1/chat/completions", &greedy("Hi", 2)).0, 200);
+}

@@ -1,0 +1,22 @@
+//! A cluster of one, end to end: real processes, the real model, real clients.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test"
+)]
+
+mod api;
+mod clients;
+mod command;
+mod crash;
+mod golden;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Tests that load the model run one after the other: two engines would share two cores.
+fn engine_lock() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
