@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::store::{partial_folder, write_record};
 
-/// Attempts per file; each goes on where the last one stopped.
+/// Attempts in a row that bring a file no further; each goes on where the last one stopped.
 const ATTEMPTS: u32 = 5;
 /// Files of one repository that are looked at.
 const FILES: usize = 512;
@@ -222,21 +222,26 @@ impl Puller {
     ) -> Result<(), PullError> {
         let url = format!("{}/{model}/resolve/main/{}", self.endpoint, file.name);
         let path = folder.join(&file.name);
-        let mut last = String::new();
-        for attempt in 0..ATTEMPTS {
-            if attempt > 0 {
-                std::thread::sleep(Duration::from_millis(200 << attempt));
-            }
-            match self.append(agent, &url, file, &path, progress) {
+        let mut fruitless = 0;
+        let mut have = 0;
+        loop {
+            let problem = match self.append(agent, &url, file, &path, progress) {
                 Ok(()) => return check(file, &path),
-                Err(Stop::Again(problem)) => last = problem,
+                Err(Stop::Again(problem)) => problem,
                 Err(Stop::Never(problem)) => return Err(PullError::Hub { url, problem }),
+            };
+            // Attempts that bring the file forward are not counted: they end with the file.
+            let now = fs::metadata(&path).map_or(0, |meta| meta.len());
+            fruitless = if now > have { 0 } else { fruitless + 1 };
+            have = have.max(now);
+            if fruitless >= ATTEMPTS {
+                return Err(PullError::Hub {
+                    url,
+                    problem: format!("{problem} ({ATTEMPTS} attempts)"),
+                });
             }
+            std::thread::sleep(Duration::from_millis(100 << fruitless));
         }
-        Err(PullError::Hub {
-            url,
-            problem: format!("{last} ({ATTEMPTS} attempts)"),
-        })
     }
 
     fn append(
