@@ -26,6 +26,8 @@ pub struct NodeReport {
     pub machine: MachineReport,
     /// The engine; `None` while it is not running.
     pub engine: Option<EngineReport>,
+    /// Milliseconds that clients of the node's own endpoint waited for the first SSE byte.
+    pub first_byte_ms: BTreeMap<Class, Histogram>,
     /// Engine exits by signal or abort since the node started.
     pub engine_kills: u64,
     /// Generation of the target the node has reached.

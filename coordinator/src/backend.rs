@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use pomona_api::{Backend, GenerationStream, TextCache};
+use pomona_api::{Backend, FirstBytes, GenerationStream, TextCache};
 use pomona_common::control::{StreamRequest, TextBundle};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::NodeReport;
@@ -27,6 +27,7 @@ pub(crate) struct CoordinatorBackend {
     pub(crate) replica: Replica,
     pub(crate) sessions: Arc<Sessions>,
     texts: TextCache,
+    first_bytes: Arc<FirstBytes>,
 }
 
 impl CoordinatorBackend {
@@ -35,6 +36,7 @@ impl CoordinatorBackend {
             replica,
             sessions,
             texts: TextCache::default(),
+            first_bytes: Arc::default(),
         }
     }
 
@@ -159,6 +161,10 @@ impl Backend for CoordinatorBackend {
                 Some((id, connected.name.clone(), report))
             })
             .collect()
+    }
+
+    fn first_bytes(&self) -> &Arc<FirstBytes> {
+        &self.first_bytes
     }
 
     fn not_ready(&self) -> Vec<String> {

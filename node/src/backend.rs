@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use pomona_api::{Backend, GenerationStream, TextCache};
+use pomona_api::{Backend, FirstBytes, GenerationStream, TextCache};
 use pomona_common::report::NodeReport;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_text::ModelText;
@@ -18,6 +18,7 @@ pub(crate) struct NodeBackend {
     supervisor: Supervisor,
     reporter: Reporter,
     texts: TextCache,
+    first_bytes: Arc<FirstBytes>,
 }
 
 impl NodeBackend {
@@ -27,6 +28,7 @@ impl NodeBackend {
         store: Store,
         supervisor: Supervisor,
         reporter: Reporter,
+        first_bytes: Arc<FirstBytes>,
     ) -> Self {
         Self {
             id,
@@ -35,6 +37,7 @@ impl NodeBackend {
             supervisor,
             reporter,
             texts: TextCache::default(),
+            first_bytes,
         }
     }
 
@@ -88,6 +91,10 @@ impl Backend for NodeBackend {
     fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)> {
         let latest = self.reporter.latest().borrow().clone();
         vec![(self.id, self.name.clone(), latest)]
+    }
+
+    fn first_bytes(&self) -> &Arc<FirstBytes> {
+        &self.first_bytes
     }
 
     fn not_ready(&self) -> Vec<String> {

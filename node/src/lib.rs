@@ -16,6 +16,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use pomona_api::FirstBytes;
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::NodeId;
 use pomona_link::{Authority, LinkError};
@@ -101,13 +102,21 @@ impl Node {
             &mut tasks,
             stopped.clone(),
         );
-        let reporter = Reporter::start(config, &supervisor, &mut tasks, stopped.clone());
+        let first_bytes = Arc::new(FirstBytes::default());
+        let reporter = Reporter::start(
+            config,
+            &supervisor,
+            first_bytes.clone(),
+            &mut tasks,
+            stopped.clone(),
+        );
         let backend = Arc::new(NodeBackend::new(
             id,
             name.clone(),
             store.clone(),
             supervisor.clone(),
             reporter.clone(),
+            first_bytes,
         ));
         let router = pomona_api::router(backend.clone());
         let http_stop = stopped.clone();

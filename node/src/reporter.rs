@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use pomona_api::FirstBytes;
 use pomona_cluster_config::Config;
 use pomona_common::report::{MachineReport, NodeReport, REPORT_VERSION};
 use pomona_probe::Probe;
@@ -10,7 +11,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::supervisor::Supervisor;
+use crate::supervisor::{EngineView, Supervisor};
 
 /// A handle on the latest report; clones share it.
 #[derive(Debug, Clone)]
@@ -22,20 +23,26 @@ impl Reporter {
     pub(crate) fn start(
         config: &Config,
         supervisor: &Supervisor,
+        first_bytes: Arc<FirstBytes>,
         tasks: &mut JoinSet<()>,
         stopped: CancellationToken,
     ) -> Self {
         let mut probe = Probe::new(config.probe_power, config.probe_script.clone());
         let interval = config.probe_interval;
         let engine = supervisor.view();
-        let (publish, latest) = watch::channel(Arc::new(report(0, MachineReport::default(), &engine)));
+        let (publish, latest) = watch::channel(Arc::new(report(
+            0,
+            MachineReport::default(),
+            &engine,
+            &first_bytes,
+        )));
         tasks.spawn(async move {
             let mut sequence = 0;
             loop {
                 sequence += 1;
                 let pid = engine.borrow().pid;
                 let machine = probe.sample(pid);
-                publish.send_replace(Arc::new(report(sequence, machine, &engine)));
+                publish.send_replace(Arc::new(report(sequence, machine, &engine, &first_bytes)));
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
                     () = stopped.cancelled() => return,
@@ -54,7 +61,8 @@ impl Reporter {
 fn report(
     sequence: u64,
     machine: MachineReport,
-    engine: &watch::Receiver<crate::supervisor::EngineView>,
+    engine: &watch::Receiver<EngineView>,
+    first_bytes: &FirstBytes,
 ) -> NodeReport {
     let view = engine.borrow();
     NodeReport {
@@ -65,6 +73,7 @@ fn report(
         sequence,
         machine,
         engine: view.report.as_deref().cloned(),
+        first_byte_ms: first_bytes.snapshot(),
         engine_kills: view.kills,
         reached_generation: view.generation,
         blocked: view.blocked(),

@@ -241,6 +241,7 @@ fn statistics_have_the_known_keys(cluster: &Cluster) {
     assert_eq!(status, 200);
     for name in [
         "pomona_ttft_seconds_bucket",
+        "pomona_first_byte_seconds_count",
         "pomona_tokens_total",
         "pomona_engine_info",
         "pomona_node_memory_total_bytes",

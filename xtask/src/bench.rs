@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::commands::run;
 use crate::load::{self, Server, closed_loop, mixed};
-use crate::{mlx, model, python, up};
+use crate::{figures, mlx, model, python, up};
 
 /// Which benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,7 +27,7 @@ pub(crate) enum Kind {
 /// Threads of OpenBLAS on both sides.
 const THREADS: &str = "2";
 /// Seconds of mixed load a round.
-const MIXED_SECONDS: u64 = 30;
+const MIXED_SECONDS: u64 = 20;
 /// Tokens a request of the closed loop asks for.
 const LOOP_TOKENS: u32 = 64;
 
@@ -35,7 +35,7 @@ const LOOP_TOKENS: u32 = 64;
 pub(crate) fn bench(kind: Kind, rounds: usize) -> anyhow::Result<()> {
     mlx::ensure()?;
     let programs = up::build()?;
-    let (name, figures, raw) = match kind {
+    let (name, result, raw) = match kind {
         Kind::Engine => {
             let (figures, raw) = engine(&programs, rounds.max(1))?;
             ("engine", figures, raw)
@@ -49,10 +49,8 @@ pub(crate) fn bench(kind: Kind, rounds: usize) -> anyhow::Result<()> {
             ("idle", figures.clone(), figures)
         }
     };
-    let folder = crate::root().join("docs/benchmarks");
-    std::fs::create_dir_all(&folder)?;
-    std::fs::write(folder.join(format!("{name}.json")), format!("{raw:#}\n"))?;
-    println!("{figures}");
+    figures::keep(name, &result, &raw)?;
+    println!("{result}");
     Ok(())
 }
 
@@ -199,7 +197,7 @@ fn engine(programs: &Path, rounds: usize) -> anyhow::Result<(Value, Value)> {
             let mut entry = json!({ "round": round, "side": side });
             if side != "pomona, two models" {
                 for streams in [1, 4, 8] {
-                    let figures = closed_loop(server, streams, streams * 3, LOOP_TOKENS)?;
+                    let figures = closed_loop(server, streams, streams * 2, LOOP_TOKENS)?;
                     entry[format!("loop_{streams}")] =
                         json!({ "tok_s": figures.tok_s, "ttft_s": figures.ttft_s });
                 }

@@ -10,6 +10,7 @@
 mod bench;
 mod commands;
 mod darwin;
+mod figures;
 mod load;
 mod mlx;
 mod model;

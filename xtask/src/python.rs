@@ -34,14 +34,7 @@ pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
         "--disable-pip-version-check",
         "--root-user-action=ignore",
     ])
-    .args([
-        "--no-compile",
-        "--only-binary",
-        ":all:",
-        "--quiet",
-        "--progress-bar",
-        "on",
-    ])
+    .args(["--no-compile", "--only-binary", ":all:"])
     .arg("--target")
     .arg(&folder)
     .arg("-r")

@@ -9,6 +9,8 @@ use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_text::ModelText;
 use tokio::sync::mpsc;
 
+use crate::first_bytes::FirstBytes;
+
 /// An answer being made. Dropping it cancels it, wherever it is.
 #[derive(Debug)]
 pub struct GenerationStream {
@@ -35,6 +37,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Last reports of the nodes behind this endpoint, with their names.
     fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)>;
+
+    /// Where waits for the first byte are counted.
+    fn first_bytes(&self) -> &Arc<FirstBytes>;
 
     /// What keeps this endpoint from answering; empty when it is ready.
     fn not_ready(&self) -> Vec<String>;

@@ -1,7 +1,7 @@
 //! From a request to running generations.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Response};
@@ -12,11 +12,15 @@ use pomona_common::{Class, ClassReason, Failure, Generation, ModelRecord, NodeId
 use pomona_text::{ModelText, TemplateError};
 
 use crate::backend::{Backend, GenerationStream};
+use crate::first_bytes::FirstBytes;
 use crate::request::{self, Ask, Kind, Prompt};
 use crate::{error, respond, stream};
 
 /// A request whose answers are being made.
 pub(crate) struct Running {
+    /// When the request was read.
+    pub(crate) began: Instant,
+    pub(crate) first_bytes: Arc<FirstBytes>,
     pub(crate) kind: Kind,
     pub(crate) request: RequestId,
     pub(crate) created_s: u64,
@@ -78,6 +82,7 @@ async fn begin<B: Backend>(
     headers: &HeaderMap,
     body: &[u8],
 ) -> Result<Running, Failure> {
+    let began = Instant::now();
     let ask = request::parse(kind, body)?;
     let header = headers
         .get("x-pomona-class")
@@ -117,6 +122,8 @@ async fn begin<B: Backend>(
         streams.push(backend.generate(generation).await?);
     }
     Ok(Running {
+        began,
+        first_bytes: backend.first_bytes().clone(),
         kind,
         request,
         created_s: SystemTime::now()

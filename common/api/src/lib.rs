@@ -5,6 +5,7 @@
 pub mod backend;
 mod completions;
 mod error;
+mod first_bytes;
 mod metrics;
 mod request;
 mod respond;
@@ -15,6 +16,7 @@ mod stream;
 mod text_cache;
 
 pub use backend::{Backend, GenerationStream};
+pub use first_bytes::FirstBytes;
 pub use router::{ROUTES, RouteRow, router};
 pub use serve::{ServeError, serve_http};
 pub use text_cache::TextCache;

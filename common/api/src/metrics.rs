@@ -1,14 +1,26 @@
 //! `GET /metrics`: Prometheus text, rendered from the reports. A value that is not measured is
 //! left out, never zero.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::sync::Arc;
 
 use pomona_common::report::{EngineReport, MachineReport, NodeReport};
-use pomona_common::{Histogram, NodeId};
+use pomona_common::{Class, Histogram, NodeId};
 
-pub(crate) fn render(reports: &[(NodeId, String, Arc<NodeReport>)]) -> String {
+pub(crate) fn render(
+    reports: &[(NodeId, String, Arc<NodeReport>)],
+    first_bytes: &BTreeMap<Class, Histogram>,
+) -> String {
     let mut out = Text::default();
+    for (class, waits) in first_bytes {
+        out.histogram(
+            "pomona_first_byte_seconds",
+            &format!("class=\"{class}\""),
+            waits,
+            1e-3,
+        );
+    }
     for (id, name, report) in reports {
         let node = format!("node=\"{id}\",name=\"{}\"", escape(name));
         machine(&mut out, &node, &report.machine);
@@ -119,7 +131,7 @@ fn engine(out: &mut Text, node: &str, engine: &EngineReport) {
 /// Samples grouped by metric: the format wants all samples of one name together.
 #[derive(Default)]
 struct Text {
-    families: std::collections::BTreeMap<&'static str, (&'static str, String)>,
+    families: BTreeMap<&'static str, (&'static str, String)>,
 }
 
 impl Text {

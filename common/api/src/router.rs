@@ -240,7 +240,10 @@ async fn batch_stats<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body
 }
 
 async fn metrics_text<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
-    let mut response = Response::new(Body::from(metrics::render(&backend.reports())));
+    let mut response = Response::new(Body::from(metrics::render(
+        &backend.reports(),
+        &backend.first_bytes().snapshot(),
+    )));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);
     response

@@ -31,6 +31,7 @@ struct Sse {
     accountings: BTreeMap<usize, Accounting>,
     deadline: Instant,
     begun: bool,
+    answered: bool,
     done: bool,
 }
 
@@ -51,6 +52,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
         accountings: BTreeMap::new(),
         deadline: Instant::now() + limits::REQUEST_WALL_CLOCK,
         begun: false,
+        answered: false,
         done: false,
     };
     let body = stream::unfold(sse, |mut sse| async move {
@@ -161,6 +163,11 @@ impl Sse {
         }
         if text.is_empty() && logprobs.is_null() {
             return String::new();
+        }
+        if !self.answered {
+            self.answered = true;
+            let waited = self.running.began.elapsed();
+            self.running.first_bytes.record(self.running.class, waited);
         }
         self.text(index, text, logprobs)
     }

@@ -6,7 +6,7 @@ use pomona_common::plan::Plan;
 use pomona_common::{ClusterId, ModelName, ModelRecord, NodeId};
 use serde::{Deserialize, Serialize};
 
-/// The replicated state. Changed by [`crate::apply`] alone.
+/// The replicated state. Changed by [`crate::apply()`] alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct ClusterState {
     /// Set once, by the first command.
