@@ -28,6 +28,10 @@ pub struct NodeReport {
     pub engine: Option<EngineReport>,
     /// Milliseconds that clients of the node's own endpoint waited for the first SSE byte.
     pub first_byte_ms: BTreeMap<Class, Histogram>,
+    /// Whether the node's engine turns all weights into 32-bit floats, running or not.
+    pub dequantizes: bool,
+    /// KV budget of the node's engine in bytes, running or not.
+    pub kv_budget_bytes: u64,
     /// Engine exits by signal or abort since the node started.
     pub engine_kills: u64,
     /// Generation of the target the node has reached.

@@ -52,8 +52,12 @@ async fn lead(
                 commit(replica, Command::AddModel(record)).await?;
             }
         }
-        let kills = connected.report().map_or(0, |(_, report)| report.engine_kills);
-        let before = counted.entry(*id).or_insert(0);
+        let Some((_, report)) = connected.report() else {
+            continue;
+        };
+        let kills = report.engine_kills;
+        // At first sight nobody knows which of its kills were recorded: it counts from here.
+        let before = counted.entry(*id).or_insert(kills);
         while *before < kills {
             *before += 1;
             commit(replica, Command::RecordKill { node: *id, now_s }).await?;
@@ -83,12 +87,11 @@ fn inventory(nodes: &BTreeMap<NodeId, Arc<Connected>>) -> Inventory {
         .iter()
         .filter_map(|(id, connected)| {
             let (_, report) = connected.report()?;
-            let engine = report.engine.as_ref();
             let node = NodeInventory {
                 stored: connected.stored(),
                 memory_total: report.machine.memory_total.value().map(|bytes| bytes.get()),
-                kv_budget: engine.map_or(0, |engine| engine.knobs.kv_budget_bytes),
-                dequantizes: engine.is_none_or(|engine| engine.build.backend == "cpu"),
+                kv_budget: report.kv_budget_bytes,
+                dequantizes: report.dequantizes,
             };
             Some((*id, node))
         })

@@ -74,6 +74,9 @@ fn report(
         machine,
         engine: view.report.as_deref().cloned(),
         first_byte_ms: first_bytes.snapshot(),
+        // The MLX back end of anything but a Mac is the CPU.
+        dequantizes: !cfg!(target_os = "macos"),
+        kv_budget_bytes: view.kv_budget_bytes,
         engine_kills: view.kills,
         reached_generation: view.generation,
         blocked: view.blocked(),

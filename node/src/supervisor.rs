@@ -42,6 +42,8 @@ pub(crate) struct EngineView {
     pub(crate) loaded: BTreeSet<ModelName>,
     /// Models that could not be loaded, and why.
     pub(crate) failed: BTreeMap<ModelName, String>,
+    /// KV budget that the engine runs or will run with.
+    pub(crate) kv_budget_bytes: u64,
     /// Exits by signal.
     pub(crate) kills: u64,
     /// Generation of the target that is being followed.
@@ -86,7 +88,10 @@ impl Supervisor {
     ) -> Self {
         // As many as may wait in a queue; more are refused before they come here.
         let (requests, receiver) = mpsc::channel(limits::QUEUE.capacity);
-        let (publish, view) = watch::channel(EngineView::default());
+        let (publish, view) = watch::channel(EngineView {
+            kv_budget_bytes: knobs.kv_budget_bytes,
+            ..EngineView::default()
+        });
         let actor = actor::Actor::new(node, program, knobs, store, publish);
         tasks.spawn(actor.run(receiver, stopped));
         Self { requests, view }

@@ -8,7 +8,9 @@ use axum::http::{HeaderMap, HeaderValue, Response};
 use bytes::Bytes;
 use pomona_common::class::classify;
 use pomona_common::failure::InvalidCode;
-use pomona_common::{Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits};
+use pomona_common::{
+    Accounting, Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits,
+};
 use pomona_text::{ModelText, TemplateError};
 
 use crate::backend::{Backend, GenerationStream};
@@ -18,6 +20,8 @@ use crate::{error, respond, stream};
 
 /// A request whose answers are being made.
 pub(crate) struct Running {
+    /// Tokens of the prompt.
+    pub(crate) prompt_tokens: u32,
     /// When the request was read.
     pub(crate) began: Instant,
     pub(crate) first_bytes: Arc<FirstBytes>,
@@ -33,6 +37,19 @@ pub(crate) struct Running {
     /// Text of the prompt, where it is to be echoed.
     pub(crate) echo: String,
     pub(crate) streams: Vec<GenerationStream>,
+}
+
+impl Running {
+    /// What is known of an answer's cost when a stop string ends it here, before the engine's own
+    /// account of it.
+    pub(crate) fn accounting_so_far(&self, completion_tokens: u32) -> Accounting {
+        Accounting {
+            prompt_tokens: self.prompt_tokens,
+            completion_tokens,
+            node: Some(self.node),
+            ..Accounting::default()
+        }
+    }
 }
 
 /// Answers a chat or completion request.
@@ -93,7 +110,19 @@ async fn begin<B: Backend>(
     let models = backend.models();
     let model = find_model(&models, &ask.model)?.clone();
     let text = backend.text(&model).await?;
-    let (prompt, echo) = resolve(&text, &ask, &model)?;
+    // Megabytes of text take a second: not on the threads that keep sessions alive.
+    let (ask, model, resolved) = {
+        let text = text.clone();
+        tokio::task::spawn_blocking(move || {
+            let resolved = resolve(&text, &ask, &model);
+            (ask, model, resolved)
+        })
+        .await
+        .map_err(|error| Failure::Internal {
+            detail: error.to_string(),
+        })?
+    };
+    let (prompt, echo) = resolved?;
     let room = model.context - prompt.len() as u32;
     let seed = if ask.seeded {
         ask.sampling.seed
@@ -122,6 +151,7 @@ async fn begin<B: Backend>(
         streams.push(backend.generate(generation).await?);
     }
     Ok(Running {
+        prompt_tokens: prompt.len() as u32,
         began,
         first_bytes: backend.first_bytes().clone(),
         kind,

@@ -23,9 +23,11 @@ struct Choice {
 /// Collects all answers and responds.
 pub(crate) async fn respond(mut running: Running) -> Response<Body> {
     let mut choices = Vec::new();
-    for stream in std::mem::take(&mut running.streams) {
+    let streams = std::mem::take(&mut running.streams);
+    for stream in streams {
         let answer = running.text.answer(running.ask.stops.clone());
-        let collected = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, collect(stream, answer)).await;
+        let collected =
+            tokio::time::timeout(limits::REQUEST_WALL_CLOCK, collect(&running, stream, answer)).await;
         let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
         match collected.unwrap_or(Err(Failure::TimedOut { limit_s })) {
             Ok(choice) => choices.push(choice),
@@ -35,7 +37,11 @@ pub(crate) async fn respond(mut running: Running) -> Response<Body> {
     error::json_response(StatusCode::OK, &whole(&running, &choices))
 }
 
-async fn collect(mut stream: GenerationStream, mut answer: AnswerText) -> Result<Choice, Failure> {
+async fn collect(
+    running: &Running,
+    mut stream: GenerationStream,
+    mut answer: AnswerText,
+) -> Result<Choice, Failure> {
     let mut choice = Choice {
         text: String::new(),
         logprobs: Vec::new(),
@@ -64,7 +70,7 @@ async fn collect(mut stream: GenerationStream, mut answer: AnswerText) -> Result
                     choice.text.push_str(&piece.text);
                     if piece.stopped {
                         // Dropping the stream cancels the rest; what it cost so far is known.
-                        choice.accounting.completion_tokens = tokens;
+                        choice.accounting = running.accounting_so_far(tokens);
                         return Ok(choice);
                     }
                 }

@@ -43,11 +43,10 @@ pub async fn serve_http(
     let mut connections = JoinSet::new();
     tokio::pin!(stop);
     loop {
-        let permit = permits
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|error| ServeError(io::Error::other(error)))?;
+        let permit = tokio::select! {
+            permit = permits.clone().acquire_owned() => permit.map_err(|error| ServeError(io::Error::other(error)))?,
+            () = &mut stop => break,
+        };
         let socket = tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((socket, _)) => socket,

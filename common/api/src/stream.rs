@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::{self, SelectAll};
+use futures_util::stream::{self, AbortHandle, AbortRegistration, Abortable, SelectAll};
 use pomona_common::generation::{Chunk, GenerationEvent};
 use pomona_common::{Accounting, Failure, FinishReason, limits};
 use pomona_text::AnswerText;
@@ -26,6 +26,8 @@ struct Sse {
     running: Running,
     events: SelectAll<Events>,
     answers: Vec<AnswerText>,
+    /// Aborting one drops its events, which cancels its sequence.
+    cancel: Vec<AbortHandle>,
     tokens: Vec<u32>,
     open: usize,
     accountings: BTreeMap<usize, Accounting>,
@@ -39,14 +41,18 @@ struct Sse {
 pub(crate) fn respond(mut running: Running) -> Response<Body> {
     let mut events = SelectAll::new();
     let mut answers = Vec::new();
+    let mut cancel = Vec::new();
     for (index, generation) in std::mem::take(&mut running.streams).into_iter().enumerate() {
         answers.push(running.text.answer(running.ask.stops.clone()));
-        events.push(numbered(index, generation.events));
+        let (handle, registration) = AbortHandle::new_pair();
+        cancel.push(handle);
+        events.push(numbered(index, generation.events, registration));
     }
     let sse = Sse {
         open: answers.len(),
         tokens: vec![0; answers.len()],
         answers,
+        cancel,
         events,
         running,
         accountings: BTreeMap::new(),
@@ -72,14 +78,18 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
 }
 
 /// The events of one answer under its number; after the last one, `None` once.
-fn numbered(index: usize, events: tokio::sync::mpsc::Receiver<GenerationEvent>) -> Events {
-    stream::unfold(Some(events), move |events| async move {
+fn numbered(
+    index: usize,
+    events: tokio::sync::mpsc::Receiver<GenerationEvent>,
+    cancel: AbortRegistration,
+) -> Events {
+    let events = stream::unfold(Some(events), move |events| async move {
         let mut events = events?;
         let event = events.recv().await;
         let rest = event.is_some().then_some(events);
         Some(((index, event), rest))
-    })
-    .boxed()
+    });
+    Abortable::new(events, cancel).boxed()
 }
 
 impl Sse {
@@ -125,6 +135,8 @@ impl Sse {
 
     fn on_event(&mut self, index: usize, event: Option<GenerationEvent>) -> String {
         match event {
+            // An answer that a stop string ended is still being made for a moment.
+            _ if self.accountings.contains_key(&index) => String::new(),
             Some(GenerationEvent::Granted) => String::new(),
             Some(GenerationEvent::Chunk(chunk)) => self.on_chunk(index, chunk),
             Some(GenerationEvent::Finished { reason, accounting }) => {
@@ -133,16 +145,11 @@ impl Sse {
                 self.end(index, rest, reason)
             }
             Some(GenerationEvent::Failed(failure)) => self.fail(&failure),
-            // After its end an answer's channel closes; before it, the node went away.
-            None if self.accountings.contains_key(&index) => String::new(),
             None => self.fail(&Failure::NodeLost),
         }
     }
 
     fn on_chunk(&mut self, index: usize, chunk: Chunk) -> String {
-        if self.accountings.contains_key(&index) {
-            return String::new();
-        }
         let logprobs: Vec<_> = chunk.tokens.iter().copied().zip(chunk.logprobs).collect();
         let logprobs = logprobs_json(self.running.kind, &self.running.text, &logprobs);
         let mut text = String::new();
@@ -154,11 +161,9 @@ impl Sse {
             stopped |= piece.stopped;
         }
         if stopped {
-            let accounting = Accounting {
-                completion_tokens: self.tokens[index],
-                ..Accounting::default()
-            };
+            let accounting = self.running.accounting_so_far(self.tokens[index]);
             self.accountings.insert(index, accounting);
+            self.cancel[index].abort();
             return self.end(index, text, FinishReason::Stop);
         }
         if text.is_empty() && logprobs.is_null() {

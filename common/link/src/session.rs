@@ -57,7 +57,7 @@ impl Session {
                 inner: send,
                 finished: false,
             },
-            FrameReceiver { inner: receive },
+            FrameReceiver::new(receive),
         ))
     }
 
@@ -72,7 +72,7 @@ impl Session {
                 inner: send,
                 finished: false,
             },
-            FrameReceiver { inner: receive },
+            FrameReceiver::new(receive),
         ))
     }
 
@@ -145,23 +145,42 @@ impl Drop for FrameSender {
 #[derive(Debug)]
 pub struct FrameReceiver {
     inner: quinn::RecvStream,
+    /// The beginning of a frame.
+    partial: Vec<u8>,
 }
 
 impl FrameReceiver {
-    /// The next frame; `None` at the end of the stream.
+    fn new(inner: quinn::RecvStream) -> Self {
+        Self {
+            inner,
+            partial: Vec::new(),
+        }
+    }
+
+    /// The next frame; `None` at the end of the stream. Cancel-safe: what was read of a frame is
+    /// kept for the next call.
     ///
     /// # Errors
     /// The peer gave up, the session ended, or the frame is bad.
     pub async fn next<M: Message>(&mut self) -> Result<Option<M>, LinkError> {
-        let mut length = [0; 4];
-        match self.inner.read_exact(&mut length).await {
-            Ok(()) => {}
-            Err(quinn::ReadExactError::FinishedEarly(0)) => return Ok(None),
-            Err(error) => return Err(closed(error)),
+        loop {
+            let wanted = match self.partial.first_chunk::<4>() {
+                Some(length) => 4 + pomona_wire::body_len::<M>(*length)?,
+                None => 4,
+            };
+            if wanted > 4 && self.partial.len() == wanted {
+                let message = pomona_wire::decode_body(&self.partial[4..])?;
+                self.partial.clear();
+                return Ok(Some(message));
+            }
+            let missing = wanted - self.partial.len();
+            // One chunk at a time: `read_chunk` takes nothing when it is cancelled.
+            match self.inner.read_chunk(missing, true).await.map_err(closed)? {
+                Some(chunk) => self.partial.extend_from_slice(&chunk.bytes),
+                None if self.partial.is_empty() => return Ok(None),
+                None => return Err(LinkError::Frame(WireError::Truncated)),
+            }
         }
-        let mut body = vec![0; pomona_wire::body_len::<M>(length)?];
-        self.inner.read_exact(&mut body).await.map_err(closed)?;
-        Ok(Some(pomona_wire::decode_body(&body)?))
     }
 
     /// The next frame, within a deadline.

@@ -78,8 +78,10 @@ impl KvSlabs {
             }
         };
         let mut layers = Vec::with_capacity(self.layers);
-        for i in 0..self.layers {
-            let old = old.as_ref().map(|layers| &layers[i]);
+        let mut old = old.into_iter().flatten();
+        for _ in 0..self.layers {
+            let old = old.next();
+            let old = old.as_ref();
             let layer = LayerKv {
                 keys: grown(old.map(|layer| &layer.keys))?,
                 values: grown(old.map(|layer| &layer.values))?,

@@ -33,7 +33,8 @@ pub(crate) struct Layer {
     pub(crate) qkv: Linear,
     pub(crate) out: Linear,
     pub(crate) post_norm: Array,
-    pub(crate) gate_up: Linear,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
     pub(crate) down: Linear,
 }
 
@@ -91,7 +92,7 @@ impl Llama {
             let attended = self.attention(layer, &normed, &angles, &groups, i, kv)?;
             x = x.add(attended)?;
             let normed = rms_norm(&x, Some(&layer.post_norm), self.config.rms_norm_eps)?;
-            x = x.add(self.mlp(layer, &normed)?)?;
+            x = x.add(Self::mlp(layer, &normed)?)?;
         }
         self.logits(feeds, &x)
     }
@@ -152,11 +153,11 @@ impl Llama {
         layer.out.apply(&attended)
     }
 
-    fn mlp(&self, layer: &Layer, x: &Array) -> Result<Array, Exception> {
-        let gate_up = layer.gate_up.apply(x)?;
-        let (count, width) = (gate_up.dim(0), self.config.intermediate_size as i32);
-        let gate = ops::slice(&gate_up, &[0, 0], &[count, width])?;
-        let up = ops::slice(&gate_up, &[0, width], &[count, 2 * width])?;
+    /// SwiGLU. The two halves are products of their own: as one product their outputs would be
+    /// strided views, and element-wise operations on those take a slow path on CPUs.
+    fn mlp(layer: &Layer, x: &Array) -> Result<Array, Exception> {
+        let gate = layer.gate.apply(x)?;
+        let up = layer.up.apply(x)?;
         layer.down.apply(&gate.multiply(sigmoid(&gate)?)?.multiply(up)?)
     }
 

@@ -140,10 +140,11 @@ impl Source<'_> {
             qkv: Linear::stack(&[q, k, v], self.backend.dtype)?,
             out: self.linear(&path("self_attn.o_proj"), hidden, heads * dim)?,
             post_norm: self.norm(&path("post_attention_layernorm.weight"))?,
-            gate_up: Linear::stack(&[gate, up], self.backend.dtype)?,
+            gate,
+            up,
             down: self.linear(&path("mlp.down_proj"), hidden, inner)?,
         };
-        let arrays = [&layer.qkv, &layer.out, &layer.gate_up, &layer.down];
+        let arrays = [&layer.qkv, &layer.out, &layer.gate, &layer.up, &layer.down];
         self.evaluate(arrays.iter().flat_map(|linear| linear.arrays()).collect())?;
         Ok(layer)
     }

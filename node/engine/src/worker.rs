@@ -127,6 +127,7 @@ impl Worker {
         if self.lanes.contains_key(&model) {
             return self.send(EngineEvent::Loaded { model });
         }
+        let before = mlx_rs::memory::active_memory().unwrap_or(0);
         let events = self.events.clone();
         let mut progress = |done, total| {
             // Progress is a courtesy: dropped when the node is busy.
@@ -148,7 +149,9 @@ impl Worker {
                 let lane = Lane {
                     kv: KvSlabs::new(config, self.backend.dtype),
                     prefixes: PrefixCache::new((prefix_bytes / kv_bytes.max(1)) as usize),
-                    weight_bytes: mlx_rs::memory::active_memory().unwrap_or(0) as u64,
+                    weight_bytes: mlx_rs::memory::active_memory()
+                        .unwrap_or(0)
+                        .saturating_sub(before) as u64,
                     vocab: config.vocab_size,
                     llama,
                 };
@@ -264,10 +267,12 @@ impl Worker {
             self.tell(id, GenerationEvent::Failed(failure))?;
         }
         let admitted = self.scheduler.admit(now);
-        let mut outcome = self.apply_kv_ops();
-        if outcome.is_ok() {
-            outcome = self.use_prefixes(&admitted);
+        if let Err(error) = self.apply_kv_ops() {
+            // Rows would no longer be where the scheduler thinks: the node starts a new engine.
+            tracing::error!(error = %error.what(), "kv cache cannot be rearranged, engine ends");
+            return Err(Disconnected);
         }
+        let outcome = self.use_prefixes(&admitted);
         let decision = self.scheduler.compose(now, admitted);
         let step = match decision {
             Decision::Idle => return Ok(IDLE),

@@ -19,6 +19,10 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
         let queue: Vec<(Duration, SequenceId)> = scheduler.waiting[class.index()].iter().copied().collect();
         let idle = scheduler.population(Some(class), None).1 == 0;
         for (arrived, id) in queue {
+            if scheduler.population(Some(class), None).1 >= scheduler.knobs.class(class).max_slots {
+                // Its own bound holds it, which is nothing to others.
+                break;
+            }
             if !make_room(scheduler, class, id) {
                 // Nobody passes the first in line, in its own class or in a less urgent one:
                 // passing would take the memory that it waits for.
@@ -62,10 +66,6 @@ fn batch_is_running(scheduler: &Scheduler, class: Class, model: &ModelName) -> b
 /// Whether the sequence may enter, after less urgent ones were sent back to the queue if that
 /// helps. They lose their KV row and are prefilled again later: no token is lost.
 fn make_room(scheduler: &mut Scheduler, class: Class, id: SequenceId) -> bool {
-    let knobs = scheduler.knobs.class(class);
-    if scheduler.population(Some(class), None).1 >= knobs.max_slots {
-        return false;
-    }
     let sequence = &scheduler.sequences[&id];
     let (model, need) = (sequence.model.clone(), sequence.need());
     let mut victims = Vec::new();

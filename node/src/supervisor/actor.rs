@@ -11,7 +11,7 @@ use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
 use tokio::sync::{mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -36,6 +36,14 @@ struct Active {
     restarts: u32,
     /// Not with the engine, since then.
     parked: Option<Instant>,
+    watcher: AbortHandle,
+}
+
+impl Drop for Active {
+    fn drop(&mut self) {
+        // It holds a sender: without this the stream would never be seen to end.
+        self.watcher.abort();
+    }
 }
 
 pub(super) struct Actor {
@@ -67,11 +75,14 @@ impl Actor {
     ) -> Self {
         Self {
             node,
+            view: EngineView {
+                kv_budget_bytes: knobs.kv_budget_bytes,
+                ..EngineView::default()
+            },
             program,
             knobs,
             store,
             publish,
-            view: EngineView::default(),
             engine: None,
             born: Instant::now(),
             restart_at: Instant::now(),
@@ -164,7 +175,7 @@ impl Actor {
         self.next += 1;
         let sequence = self.next;
         let watched = events.clone();
-        self.watchers.spawn(async move {
+        let watcher = self.watchers.spawn(async move {
             watched.closed().await;
             sequence
         });
@@ -175,6 +186,7 @@ impl Actor {
             answered: false,
             restarts: 0,
             parked: Some(Instant::now()),
+            watcher,
         };
         self.active.insert(sequence, active);
         self.submit(sequence);
@@ -279,6 +291,8 @@ impl Actor {
                 self.loading.remove(&model);
                 self.view.loaded.insert(model.clone());
                 self.resume_parked(&model);
+                // The target may have changed while it loaded.
+                self.reconcile();
                 self.publish();
             }
             EngineEvent::LoadFailed { model, reason } => {
@@ -289,6 +303,7 @@ impl Actor {
             }
             EngineEvent::Unloaded(model) => {
                 self.view.loaded.remove(&model);
+                self.reconcile();
                 self.publish();
             }
             EngineEvent::Sequence { sequence, event } => self.on_sequence_event(sequence, event),
@@ -362,6 +377,10 @@ impl Actor {
                 lost.push(*sequence);
             } else {
                 active.parked.get_or_insert(now);
+                if !active.granted {
+                    active.granted = true;
+                    let _ = active.events.try_send(GenerationEvent::Granted);
+                }
             }
         }
         for sequence in lost {
