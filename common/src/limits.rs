@@ -6,8 +6,6 @@ use std::time::Duration;
 pub const CHAT_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// Of a body over its limit, so much is read and dropped so that the client sees the refusal.
 pub const DRAIN_BYTES: usize = 32 * 1024 * 1024;
-/// Body of an admin request: none carries data.
-pub const ADMIN_BODY_BYTES: usize = 64 * 1024;
 /// All request headers together (vLLM CVE-2025-48956 was a flood of them).
 pub const HEADER_BYTES: usize = 16 * 1024;
 /// Number of request headers.
@@ -44,8 +42,6 @@ pub const NODES: usize = 256;
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client sends its body within this time.
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
-/// A client that reads nothing for this long is gone.
-pub const IDLE_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest a request may take, queue included.
 pub const REQUEST_WALL_CLOCK: Duration = Duration::from_secs(600);
 /// An SSE comment goes out when nothing else did for this long.
@@ -85,8 +81,6 @@ pub const STREAM_FRAME_BYTES: usize = 4 * 1024 * 1024;
 pub const ENGINE_FRAME_BYTES: usize = 4 * 1024 * 1024;
 /// Tokenizer and template of one model: the largest published tokenizers are 35 MB.
 pub const TEXT_BUNDLE_BYTES: usize = 64 * 1024 * 1024;
-/// One Raft command.
-pub const RAFT_COMMAND_BYTES: usize = 64 * 1024;
 /// Raft log entries between snapshots (openraft's own default).
 pub const RAFT_LOG_ENTRIES: u64 = 5000;
 /// One Raft snapshot.

@@ -1,15 +1,14 @@
 //! Pulls models: from a hub that speaks Hugging Face's API, from a folder, or from a GGUF file.
 //! A model is put together beside its place and moved there when every check has passed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pomona_common::{ModelName, ModelRecord};
-use pomona_store::{StoreError, import};
+use pomona_store::{StoreError, digest, import};
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::store::{partial_folder, write_record};
 
@@ -339,21 +338,7 @@ fn check(file: &RemoteFile, path: &Path) -> Result<(), PullError> {
     let Some(expected) = &file.sha256 else {
         return Ok(());
     };
-    let mut hasher = Sha256::new();
-    let mut reader = File::open(path).map_err(io_error(path))?;
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let n = reader.read(&mut buffer).map_err(io_error(path))?;
-        if n == 0 {
-            break;
-        }
-        hasher.update(&buffer[..n]);
-    }
-    let got: String = hasher
-        .finalize()
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let got = digest::of_file(path)?;
     if got == *expected {
         return Ok(());
     }

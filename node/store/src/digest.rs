@@ -13,6 +13,16 @@ pub fn of_bytes(bytes: &[u8]) -> String {
     hex(&Sha256::digest(bytes))
 }
 
+/// Digest of one file's bytes.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn of_file(path: &Path) -> Result<String, StoreError> {
+    let mut hasher = Sha256::new();
+    feed(&mut hasher, path, &mut |_| {})?;
+    Ok(hex(&hasher.finalize()))
+}
+
 /// Digest of files, one after the other, each preceded by its name and length so that no two
 /// folders collide. `progress` is told the bytes read.
 ///
@@ -20,22 +30,26 @@ pub fn of_bytes(bytes: &[u8]) -> String {
 /// A file cannot be read.
 pub fn of_files(paths: &[&Path], progress: &mut dyn FnMut(u64)) -> Result<String, StoreError> {
     let mut hasher = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
     for path in paths {
-        let mut file = File::open(path).map_err(StoreError::io(path))?;
-        let len = file.metadata().map_err(StoreError::io(path))?.len();
+        let len = std::fs::metadata(path).map_err(StoreError::io(path))?.len();
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         hasher.update(format!("{name}\0{len}\0"));
-        loop {
-            let n = file.read(&mut buffer).map_err(StoreError::io(path))?;
-            if n == 0 {
-                break;
-            }
-            hasher.update(&buffer[..n]);
-            progress(n as u64);
-        }
+        feed(&mut hasher, path, progress)?;
     }
     Ok(hex(&hasher.finalize()))
+}
+
+fn feed(hasher: &mut Sha256, path: &Path, progress: &mut dyn FnMut(u64)) -> Result<(), StoreError> {
+    let mut file = File::open(path).map_err(StoreError::io(path))?;
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let n = file.read(&mut buffer).map_err(StoreError::io(path))?;
+        if n == 0 {
+            return Ok(());
+        }
+        hasher.update(&buffer[..n]);
+        progress(n as u64);
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
