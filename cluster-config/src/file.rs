@@ -101,6 +101,7 @@ fn engine(reader: &mut Reader<'_>, value: &Value, config: &mut Config) {
             }
             "engine.program" => reader.optional_path(name, value, &mut config.engine_program),
             "engine.total_slots" => reader.number(name, value, &mut config.knobs.total_slots),
+            "engine.slice_ms" => reader.number(name, value, &mut config.knobs.slice_ms),
             "engine.kv_budget_mib" => {
                 let mut mib: u64 = 0;
                 reader.number(name, value, &mut mib);

@@ -13,6 +13,8 @@ use crate::prefix::PrefixCache;
 pub(crate) struct Lane {
     pub(crate) llama: Llama,
     pub(crate) kv: KvSlabs,
+    /// Bytes of KV cache a token takes.
+    pub(crate) kv_token_bytes: u64,
     pub(crate) prefixes: PrefixCache,
     pub(crate) weight_bytes: u64,
     pub(crate) vocab: u32,

@@ -2,16 +2,15 @@
 
 use mlx_rs::error::Exception;
 use mlx_rs::fast::rms_norm;
-
 use mlx_rs::ops::{concatenate, sigmoid};
 use mlx_rs::{Array, Dtype};
 use pomona_store::LlamaConfig;
 
 use crate::backend::Backend;
-use crate::blocks::attention::causal_mask;
 use crate::blocks::{Attend, Embedding, Linear, Rope, attend};
-use crate::kv::{KvSlabs, LayerKv};
+use crate::kv::KvSlabs;
 use crate::ops;
+use crate::pass::{Feed, Pass};
 
 /// Weights of a model, ready to run.
 #[derive(Debug)]
@@ -38,71 +37,77 @@ pub(crate) struct Layer {
     pub(crate) down: Linear,
 }
 
-/// Tokens of one sequence that are fed in a step.
-#[derive(Debug, Clone)]
-pub struct Feed {
-    /// Slab.
-    pub capacity: u32,
-    /// Row of the slab.
-    pub row: u32,
-    /// Position of the first token.
-    pub start: u32,
-    /// The tokens.
-    pub tokens: Vec<u32>,
-    /// Whether the logits after the last token are wanted.
-    pub wants_logits: bool,
-}
-
-/// Rows that attend together: consecutive single-token rows of one slab, or one chunk.
-struct Group {
-    capacity: u32,
-    row: i32,
-    rows: i32,
-    len: i32,
-    /// First token in the flat order of the step.
-    first: i32,
-    seen: i32,
-    mask: Option<Array>,
-    /// Rows and positions as arrays, for groups of single tokens.
-    targets: Option<(Array, Array)>,
-    start: i32,
-}
-
 impl Llama {
-    /// Runs one step over `feeds`, which are ordered by slab and row, and updates the KV slabs.
-    /// Gives the logits `[wanted, vocab]` in f32, in the order of the feeds that want them.
+    /// Starts a pass over `feeds`, which are ordered by slab and row.
     ///
     /// # Errors
     /// MLX fails.
-    pub fn step(&self, feeds: &[Feed], kv: &mut KvSlabs) -> Result<Option<Array>, Exception> {
-        let tokens: Vec<u32> = feeds
-            .iter()
-            .flat_map(|feed| feed.tokens.iter().copied())
-            .collect();
-        let positions: Vec<u32> = feeds
-            .iter()
-            .flat_map(|feed| (feed.start..).take(feed.tokens.len()))
-            .collect();
-        let count = tokens.len() as i32;
-        let angles = self.rope.angles(&positions)?;
-        let groups = self.groups(feeds)?;
-        let mut x = self.embedding.lookup(&Array::from_slice(&tokens, &[count]))?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            let normed = rms_norm(&x, Some(&layer.input_norm), self.config.rms_norm_eps)?;
-            let attended = self.attention(layer, &normed, &angles, &groups, i, kv)?;
-            x = x.add(attended)?;
+    pub fn begin(&self, feeds: Vec<Feed>) -> Result<Pass, Exception> {
+        Pass::new(feeds, &self.embedding, &self.rope, &self.backend)
+    }
+
+    /// Takes the pass through its next `layers` layers, as a graph that is not yet evaluated;
+    /// updates the KV slabs.
+    ///
+    /// # Errors
+    /// MLX fails.
+    pub fn advance(&self, pass: &mut Pass, kv: &mut KvSlabs, layers: usize) -> Result<(), Exception> {
+        let until = (pass.layer + layers).min(self.layers.len());
+        for (i, layer) in self.layers.iter().enumerate().take(until).skip(pass.layer) {
+            let x = &pass.x;
+            let normed = rms_norm(x, Some(&layer.input_norm), self.config.rms_norm_eps)?;
+            let x = x.add(self.attention(layer, &normed, pass, i, kv)?)?;
             let normed = rms_norm(&x, Some(&layer.post_norm), self.config.rms_norm_eps)?;
-            x = x.add(Self::mlp(layer, &normed)?)?;
+            pass.x = x.add(Self::mlp(layer, &normed)?)?;
         }
-        self.logits(feeds, &x)
+        pass.layer = until;
+        Ok(())
+    }
+
+    /// Layers that the pass has not been through.
+    pub fn layers_left(&self, pass: &Pass) -> usize {
+        self.layers.len() - pass.layer
+    }
+
+    /// The logits `[wanted, vocab]` in f32 after the last layer, in the order of the feeds that
+    /// want them; `None` when none does.
+    ///
+    /// # Errors
+    /// MLX fails.
+    pub fn logits(&self, pass: &Pass) -> Result<Option<Array>, Exception> {
+        let wanted = pass.last_tokens_of_wanted();
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let last = if wanted.len() as i32 == pass.x.dim(0) {
+            pass.x.clone()
+        } else {
+            pass.x
+                .take_axis(Array::from_slice(&wanted, &[wanted.len() as i32]), 0)?
+        };
+        let normed = rms_norm(&last, Some(&self.norm), self.config.rms_norm_eps)?;
+        let logits = match &self.head {
+            Some(head) => head.apply(&normed)?,
+            None => self.embedding.as_head(&normed)?,
+        };
+        logits.as_dtype(Dtype::Float32).map(Some)
+    }
+
+    /// A whole pass in one go, as a graph that is not yet evaluated.
+    ///
+    /// # Errors
+    /// MLX fails.
+    pub fn step(&self, feeds: Vec<Feed>, kv: &mut KvSlabs) -> Result<Option<Array>, Exception> {
+        let mut pass = self.begin(feeds)?;
+        self.advance(&mut pass, kv, self.layers.len())?;
+        self.logits(&pass)
     }
 
     fn attention(
         &self,
         layer: &Layer,
         x: &Array,
-        angles: &(Array, Array),
-        groups: &[Group],
+        pass: &Pass,
         index: usize,
         kv: &mut KvSlabs,
     ) -> Result<Array, Exception> {
@@ -115,7 +120,7 @@ impl Llama {
         let count = x.dim(0);
         let qkv = layer.qkv.apply(x)?.reshape(&[count, heads + 2 * kv_heads, dim])?;
         let qk = ops::slice(&qkv, &[0, 0, 0], &[count, heads + kv_heads, dim])?;
-        let qk = Rope::rotate(&qk, angles)?;
+        let qk = Rope::rotate(&qk, &pass.angles)?;
         let queries = ops::slice(&qk, &[0, 0, 0], &[count, heads, dim])?;
         let keys = ops::slice(&qk, &[0, heads, 0], &[count, heads + kv_heads, dim])?;
         let values = ops::slice(
@@ -124,8 +129,8 @@ impl Llama {
             &[count, heads + 2 * kv_heads, dim],
         )?;
         let scale = (dim as f32).powf(-0.5);
-        let mut attended = Vec::with_capacity(groups.len());
-        for group in groups {
+        let mut attended = Vec::with_capacity(pass.groups.len());
+        for group in &pass.groups {
             let slab = &mut kv.slab(group.capacity)[index];
             let tokens = group.rows * group.len;
             let part = |array: &Array| {
@@ -159,106 +164,5 @@ impl Llama {
         let gate = layer.gate.apply(x)?;
         let up = layer.up.apply(x)?;
         layer.down.apply(&gate.multiply(sigmoid(&gate)?)?.multiply(up)?)
-    }
-
-    fn logits(&self, feeds: &[Feed], x: &Array) -> Result<Option<Array>, Exception> {
-        let mut wanted = Vec::new();
-        let mut end = 0;
-        for feed in feeds {
-            end += feed.tokens.len() as i32;
-            if feed.wants_logits {
-                wanted.push(end - 1);
-            }
-        }
-        if wanted.is_empty() {
-            return Ok(None);
-        }
-        let last = if wanted.len() as i32 == x.dim(0) {
-            x.clone()
-        } else {
-            x.take_axis(Array::from_slice(&wanted, &[wanted.len() as i32]), 0)?
-        };
-        let normed = rms_norm(&last, Some(&self.norm), self.config.rms_norm_eps)?;
-        let logits = match &self.head {
-            Some(head) => head.apply(&normed)?,
-            None => self.embedding.as_head(&normed)?,
-        };
-        logits.as_dtype(Dtype::Float32).map(Some)
-    }
-
-    fn groups(&self, feeds: &[Feed]) -> Result<Vec<Group>, Exception> {
-        let mut groups = Vec::new();
-        let mut first = 0;
-        let mut rest = feeds;
-        while let Some(head) = rest.first() {
-            let run = if head.tokens.len() == 1 {
-                rest.iter()
-                    .zip(head.row..)
-                    .take_while(|(feed, row)| {
-                        feed.tokens.len() == 1 && feed.capacity == head.capacity && feed.row == *row
-                    })
-                    .count()
-            } else {
-                1
-            };
-            let (members, tail) = rest.split_at(run);
-            let group = self.group(members, first)?;
-            first += group.rows * group.len;
-            groups.push(group);
-            rest = tail;
-        }
-        Ok(groups)
-    }
-
-    fn group(&self, members: &[Feed], first: i32) -> Result<Group, Exception> {
-        let head = &members[0];
-        let len = head.tokens.len() as i32;
-        let starts: Vec<u32> = members.iter().map(|feed| feed.start).collect();
-        let longest = starts.iter().max().map_or(0, |start| *start as i32) + len;
-        let step = self.backend.length_step;
-        let seen = ((longest + step - 1) / step * step).min(head.capacity as i32);
-        let targets = (len == 1 && members.len() > 1).then(|| {
-            let rows: Vec<u32> = members.iter().map(|feed| feed.row).collect();
-            let shape = [members.len() as i32];
-            (
-                Array::from_slice(&rows, &shape),
-                Array::from_slice(&starts, &shape),
-            )
-        });
-        Ok(Group {
-            capacity: head.capacity,
-            row: head.row as i32,
-            rows: members.len() as i32,
-            len,
-            first,
-            seen,
-            mask: causal_mask(&starts, len, seen, self.backend.dtype)?,
-            targets,
-            start: head.start as i32,
-        })
-    }
-}
-
-impl Group {
-    /// Writes the new keys and values, `[rows·len, kv_heads, dim]`, to their places.
-    fn write(&self, slab: &mut LayerKv, keys: &Array, values: &Array) -> Result<(), Exception> {
-        let (kv_heads, dim) = (keys.dim(1), keys.dim(2));
-        let put = |slab: &Array, new: &Array| match &self.targets {
-            Some((rows, positions)) => {
-                let new = new.reshape(&[self.rows, 1, kv_heads, 1, dim])?;
-                ops::scatter_rows(slab, rows, positions, &new)
-            }
-            None => {
-                let new = new
-                    .reshape(&[1, self.len, kv_heads, dim])?
-                    .transpose_axes(&[0, 2, 1, 3])?;
-                let start = [self.row, 0, self.start, 0];
-                let stop = [self.row + 1, kv_heads, self.start + self.len, dim];
-                ops::slice_update(slab, &new, &start, &stop)
-            }
-        };
-        slab.keys = put(&slab.keys, keys)?;
-        slab.values = put(&slab.values, values)?;
-        Ok(())
     }
 }

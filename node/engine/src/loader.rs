@@ -37,57 +37,111 @@ pub enum LoadError {
     Mlx(#[from] Exception),
 }
 
-/// Loads a model; `progress` is told bytes done and in all.
+/// Loads a model in one go.
 ///
 /// # Errors
 /// What is missing or does not fit.
-pub fn load(
-    folder: &ModelFolder,
-    backend: &Backend,
-    progress: &mut dyn FnMut(u64, u64),
-) -> Result<Llama, LoadError> {
-    let mut tensors = HashMap::new();
-    for file in &folder.files {
-        let loaded = Array::load_safetensors(&file.path)
-            .map_err(|_| LoadError::File(file.path.display().to_string()))?;
-        tensors.extend(loaded);
+pub fn load(folder: &ModelFolder, backend: &Backend) -> Result<Llama, LoadError> {
+    let mut loading = Loading::open(folder, backend)?;
+    loop {
+        if let Some(llama) = loading.advance()? {
+            return Ok(llama);
+        }
     }
-    let total = folder.weight_bytes();
-    let mut source = Source {
-        tensors,
-        config: &folder.config,
-        backend,
-        done: 0,
-        progress: &mut |done| progress(done, total),
-    };
-    source.model()
 }
 
-struct Source<'a> {
+/// A model that is being loaded part by part, so that others can run in between.
+#[derive(Debug)]
+pub struct Loading {
+    source: Source,
+    embedding: Option<Embedding>,
+    layers: Vec<Layer>,
+    /// Bytes of the folder's weights.
+    total: u64,
+}
+
+impl Loading {
+    /// Opens the files of a checked folder; nothing is read yet but their headers.
+    ///
+    /// # Errors
+    /// A file cannot be mapped.
+    pub fn open(folder: &ModelFolder, backend: &Backend) -> Result<Self, LoadError> {
+        let mut tensors = HashMap::new();
+        for file in &folder.files {
+            let loaded = Array::load_safetensors(&file.path)
+                .map_err(|_| LoadError::File(file.path.display().to_string()))?;
+            tensors.extend(loaded);
+        }
+        let source = Source {
+            tensors,
+            config: folder.config.clone(),
+            backend: backend.clone(),
+            read: 0,
+        };
+        Ok(Self {
+            source,
+            embedding: None,
+            layers: Vec::new(),
+            total: folder.weight_bytes(),
+        })
+    }
+
+    /// Bytes of weights read so far, and in all.
+    pub fn progress(&self) -> (u64, u64) {
+        (self.source.read.min(self.total), self.total)
+    }
+
+    /// Loads the next part: the embedding, a layer, or what comes after the layers. Gives the
+    /// model when that was the last.
+    ///
+    /// # Errors
+    /// What is missing or does not fit.
+    pub fn advance(&mut self) -> Result<Option<Llama>, LoadError> {
+        let config = &self.source.config;
+        if (self.layers.len() as u32) < config.num_hidden_layers {
+            match &self.embedding {
+                None => self.embedding = Some(self.source.embedding()?),
+                Some(_) => self.layers.push(self.source.layer(self.layers.len() as u32)?),
+            }
+            return Ok(None);
+        }
+        let embedding = match self.embedding.take() {
+            Some(embedding) => embedding,
+            None => self.source.embedding()?,
+        };
+        self.source
+            .finish(embedding, std::mem::take(&mut self.layers))
+            .map(Some)
+    }
+}
+
+#[derive(Debug)]
+struct Source {
     tensors: HashMap<String, Array>,
-    config: &'a LlamaConfig,
-    backend: &'a Backend,
-    done: u64,
-    progress: &'a mut dyn FnMut(u64),
+    config: LlamaConfig,
+    backend: Backend,
+    /// Bytes of tensors taken out.
+    read: u64,
 }
 
-impl Source<'_> {
-    fn model(&mut self) -> Result<Llama, LoadError> {
-        let config = self.config.clone();
-        let (hidden, vocab) = (config.hidden_size, config.vocab_size);
+impl Source {
+    fn embedding(&mut self) -> Result<Embedding, LoadError> {
+        let (hidden, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let embedding = Embedding {
             weight: self.weight("model.embed_tokens", vocab, hidden)?,
             dtype: self.backend.dtype,
         };
-        self.evaluate(embedding.weight.arrays())?;
-        let layers = (0..config.num_hidden_layers)
-            .map(|i| self.layer(i))
-            .collect::<Result<Vec<Layer>, LoadError>>()?;
+        eval(embedding.weight.arrays())?;
+        Ok(embedding)
+    }
+
+    fn finish(&mut self, embedding: Embedding, layers: Vec<Layer>) -> Result<Llama, LoadError> {
+        let config = self.config.clone();
         let head = if config.tie_word_embeddings {
             None
         } else {
-            let head = self.linear("lm_head", vocab, hidden)?;
-            self.evaluate(head.arrays())?;
+            let head = self.linear("lm_head", config.vocab_size, config.hidden_size)?;
+            eval(head.arrays())?;
             Some(head)
         };
         let factors = match self.tensors.get("rope_freqs.weight") {
@@ -118,7 +172,7 @@ impl Source<'_> {
     }
 
     fn layer(&mut self, i: u32) -> Result<Layer, LoadError> {
-        let config = self.config;
+        let config = &self.config;
         let (hidden, inner) = (config.hidden_size, config.intermediate_size);
         let (heads, kv_heads, dim) = (
             config.num_attention_heads,
@@ -126,10 +180,11 @@ impl Source<'_> {
             config.head_dim,
         );
         let path = |rest: &str| format!("model.layers.{i}.{rest}");
+        let traditional = config.rope_traditional;
         let mut q = self.linear(&path("self_attn.q_proj"), heads * dim, hidden)?;
         let mut k = self.linear(&path("self_attn.k_proj"), kv_heads * dim, hidden)?;
         let v = self.linear(&path("self_attn.v_proj"), kv_heads * dim, hidden)?;
-        if config.rope_traditional {
+        if traditional {
             q = permuted(&q, &Rope::halves_from_pairs(heads, dim))?;
             k = permuted(&k, &Rope::halves_from_pairs(kv_heads, dim))?;
         }
@@ -145,16 +200,9 @@ impl Source<'_> {
             down: self.linear(&path("mlp.down_proj"), hidden, inner)?,
         };
         let arrays = [&layer.qkv, &layer.out, &layer.gate, &layer.up, &layer.down];
-        self.evaluate(arrays.iter().flat_map(|linear| linear.arrays()).collect())?;
+        // At once, so that originals are freed as loading goes on.
+        eval(arrays.iter().flat_map(|linear| linear.arrays()))?;
         Ok(layer)
-    }
-
-    /// Evaluates at once, so that originals are freed as loading goes on.
-    fn evaluate(&mut self, arrays: Vec<&Array>) -> Result<(), LoadError> {
-        self.done += arrays.iter().map(|array| array.nbytes() as u64).sum::<u64>();
-        eval(arrays)?;
-        (self.progress)(self.done);
-        Ok(())
     }
 
     fn norm(&mut self, name: &str) -> Result<Array, LoadError> {
@@ -221,9 +269,10 @@ impl Source<'_> {
     }
 
     fn take(&mut self, name: &str) -> Result<Array, LoadError> {
-        self.tensors
-            .remove(name)
-            .ok_or_else(|| LoadError::Missing(name.to_owned()))
+        let tensor = self.tensors.remove(name);
+        let tensor = tensor.ok_or_else(|| LoadError::Missing(name.to_owned()))?;
+        self.read += tensor.nbytes() as u64;
+        Ok(tensor)
     }
 }
 

@@ -10,8 +10,8 @@ use clap::{Parser, Subcommand};
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_engine::backend::Backend;
 use pomona_engine::kv::KvSlabs;
-use pomona_engine::llama::Feed;
 use pomona_engine::loader;
+use pomona_engine::pass::Feed;
 use pomona_engine::worker::Worker;
 use pomona_store::ModelFolder;
 
@@ -140,7 +140,7 @@ fn greedy(
     chunk: usize,
 ) -> anyhow::Result<String> {
     let folder = ModelFolder::open(folder)?;
-    let model = loader::load(&folder, backend, &mut |_, _| {})?;
+    let model = loader::load(&folder, backend)?;
     let mut kv = KvSlabs::new(&folder.config, backend.dtype);
     let capacity = pomona_sched::kv_pool::capacity_for(tokens.len() as u32 + count);
     kv.resize(capacity, 1)?;
@@ -157,7 +157,7 @@ fn greedy(
             wants_logits: end == tokens.len(),
         };
         fed = end;
-        let Some(logits) = model.step(&[feed], &mut kv)? else {
+        let Some(logits) = model.step(vec![feed], &mut kv)? else {
             continue;
         };
         logits.eval()?;

@@ -4,6 +4,7 @@
 //! templates are found this way without being told. Prompts share only under the same salt.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use crate::kv::SavedKv;
 
@@ -20,32 +21,19 @@ struct Entry {
     salt: u64,
     tokens: Vec<u32>,
     kv: SavedKv,
-    used: u64,
+    used: Duration,
 }
 
-/// Prefixes of one model, least recently used out first.
-#[derive(Debug)]
+/// Prefixes of one model. Times are since the engine started.
+#[derive(Debug, Default)]
 pub struct PrefixCache {
     entries: Vec<Entry>,
     history: VecDeque<(u64, Vec<u32>)>,
-    clock: u64,
-    budget_tokens: usize,
 }
 
 impl PrefixCache {
-    /// Empty; `budget_tokens` bounds the tokens kept in all entries together.
-    pub fn new(budget_tokens: usize) -> Self {
-        Self {
-            entries: Vec::new(),
-            history: VecDeque::new(),
-            clock: 0,
-            budget_tokens,
-        }
-    }
-
     /// The longest kept prefix of a prompt, at least [`MIN_TOKENS`] and less than the prompt.
-    pub fn find(&mut self, salt: u64, prompt: &[u32]) -> Option<(u32, &SavedKv)> {
-        self.clock += 1;
+    pub fn find(&mut self, salt: u64, prompt: &[u32], now: Duration) -> Option<(u32, &SavedKv)> {
         let usable = prompt.len().saturating_sub(1);
         let (entry, len) = self
             .entries
@@ -59,13 +47,14 @@ impl PrefixCache {
         if len < MIN_TOKENS {
             return None;
         }
-        entry.used = self.clock;
+        entry.used = now;
         Some((len as u32, &entry.kv))
     }
 
     /// Remembers a prompt, and says how many of its first tokens should be kept once they are
-    /// in the KV cache: those it shares with a recent prompt beyond the `found` ones.
-    pub fn remember(&mut self, salt: u64, prompt: &[u32], found: u32) -> Option<u32> {
+    /// in the KV cache: those it shares with a recent prompt beyond the `found` ones, unless they
+    /// are more than `longest`.
+    pub fn remember(&mut self, salt: u64, prompt: &[u32], found: u32, longest: usize) -> Option<u32> {
         let shared = self
             .history
             .iter()
@@ -79,12 +68,11 @@ impl PrefixCache {
         }
         let head = &prompt[..prompt.len().min(HISTORY_TOKENS)];
         self.history.push_back((salt, head.to_vec()));
-        (shared >= found as usize + MIN_TOKENS && shared <= self.budget_tokens).then_some(shared as u32)
+        (shared >= found as usize + MIN_TOKENS && shared <= longest).then_some(shared as u32)
     }
 
-    /// Keeps a prefix.
-    pub fn keep(&mut self, salt: u64, tokens: &[u32], kv: SavedKv) {
-        self.clock += 1;
+    /// Keeps a prefix. The caller sees to the budget by [`PrefixCache::forget_oldest`].
+    pub fn keep(&mut self, salt: u64, tokens: &[u32], kv: SavedKv, now: Duration) {
         // A longer entry serves every prompt that the shorter one did.
         self.entries
             .retain(|entry| entry.salt != salt || !tokens.starts_with(&entry.tokens));
@@ -92,14 +80,19 @@ impl PrefixCache {
             salt,
             tokens: tokens.to_vec(),
             kv,
-            used: self.clock,
+            used: now,
         });
-        while self.tokens() > self.budget_tokens {
-            let oldest = (0..self.entries.len()).min_by_key(|i| self.entries[*i].used);
-            match oldest {
-                Some(oldest) => self.entries.swap_remove(oldest),
-                None => break,
-            };
+    }
+
+    /// When the entry that was not used for longest was used last.
+    pub fn oldest(&self) -> Option<Duration> {
+        self.entries.iter().map(|entry| entry.used).min()
+    }
+
+    /// Forgets the entry that was not used for longest.
+    pub fn forget_oldest(&mut self) {
+        if let Some(oldest) = (0..self.entries.len()).min_by_key(|i| self.entries[*i].used) {
+            self.entries.swap_remove(oldest);
         }
     }
 

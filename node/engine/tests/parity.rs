@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 
 use pomona_engine::backend::Backend;
 use pomona_engine::kv::KvSlabs;
-use pomona_engine::llama::{Feed, Llama};
+use pomona_engine::llama::Llama;
 use pomona_engine::loader;
+use pomona_engine::pass::Feed;
 use pomona_store::ModelFolder;
 
 /// The bar: largest difference of any logit.
@@ -38,7 +39,7 @@ fn tiny_models() -> Vec<Tiny> {
             let folder = ModelFolder::open(&path).unwrap();
             Tiny {
                 name: path.file_name().unwrap().to_string_lossy().into_owned(),
-                model: loader::load(&folder, &Backend::detect(), &mut |_, _| {}).unwrap(),
+                model: loader::load(&folder, &Backend::detect()).unwrap(),
                 folder,
                 prompt: serde_json::from_value(golden["prompt"].clone()).unwrap(),
                 logits: serde_json::from_value(golden["logits"].clone()).unwrap(),
@@ -69,7 +70,7 @@ fn logits_are_mlx_lms_whatever_the_chunks() {
                     tokens: tokens.to_vec(),
                     wants_logits,
                 };
-                if let Some(logits) = tiny.model.step(&[feed], &mut kv).unwrap() {
+                if let Some(logits) = tiny.model.step(vec![feed], &mut kv).unwrap() {
                     logits.eval().unwrap();
                     last = logits.as_slice::<f32>().to_vec();
                 }
@@ -101,7 +102,7 @@ fn a_row_in_a_ragged_batch_gets_the_logits_it_gets_alone() {
                 tokens,
                 wants_logits: false,
             };
-            assert!(tiny.model.step(&[feed], &mut kv).unwrap().is_none());
+            assert!(tiny.model.step(vec![feed], &mut kv).unwrap().is_none());
         }
         let mut feeds: Vec<Feed> = lengths
             .iter()
@@ -121,7 +122,7 @@ fn a_row_in_a_ragged_batch_gets_the_logits_it_gets_alone() {
             tokens: tiny.prompt.clone(),
             wants_logits: true,
         });
-        let together = tiny.model.step(&feeds, &mut kv).unwrap().unwrap();
+        let together = tiny.model.step(feeds, &mut kv).unwrap().unwrap();
         together.eval().unwrap();
         let vocab = tiny.logits.len();
         let rows: Vec<&[f32]> = together.as_slice::<f32>().chunks(vocab).collect();
@@ -141,7 +142,7 @@ fn a_row_in_a_ragged_batch_gets_the_logits_it_gets_alone() {
                 tokens,
                 wants_logits: true,
             };
-            let logits = tiny.model.step(&[feed], &mut alone).unwrap().unwrap();
+            let logits = tiny.model.step(vec![feed], &mut alone).unwrap().unwrap();
             logits.eval().unwrap();
             let difference = largest_difference(logits.as_slice::<f32>(), rows[row]);
             assert!(difference < TOLERANCE, "{} row {row}: {difference}", tiny.name);
@@ -164,7 +165,7 @@ fn kv_rows_survive_growth_moves_and_restoring() {
         tokens: head,
         wants_logits: false,
     };
-    tiny.model.step(&[feed], &mut kv).unwrap();
+    tiny.model.step(vec![feed], &mut kv).unwrap();
     kv.resize(CAPACITY, 3).unwrap();
     kv.copy_row(CAPACITY, 0, 2, split as u32).unwrap();
     let saved = kv.save(CAPACITY, 2, split as u32).unwrap();
@@ -178,7 +179,7 @@ fn kv_rows_survive_growth_moves_and_restoring() {
             tokens: tail,
             wants_logits: true,
         };
-        let logits = tiny.model.step(&[feed], &mut kv).unwrap().unwrap();
+        let logits = tiny.model.step(vec![feed], &mut kv).unwrap().unwrap();
         logits.eval().unwrap();
         assert!(
             largest_difference(logits.as_slice::<f32>(), &tiny.logits) < TOLERANCE,

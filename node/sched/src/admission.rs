@@ -121,7 +121,7 @@ fn preemption_order(scheduler: &Scheduler, class: Class) -> Vec<SequenceId> {
 }
 
 fn preempt(scheduler: &mut Scheduler, id: SequenceId) {
-    scheduler.pool.release(id);
+    scheduler.vacate(id);
     if let Some(sequence) = scheduler.sequences.get_mut(&id) {
         sequence.phase = Phase::Waiting;
         scheduler.waiting[sequence.class.index()].insert((sequence.arrived, id));

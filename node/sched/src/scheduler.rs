@@ -8,6 +8,7 @@ use pomona_common::{Class, EngineKnobs, ModelName};
 
 use crate::kv_pool::{KvOp, KvPool, RowPlace};
 use crate::sequence::{NewSequence, Phase, Sequence, SequenceId};
+use crate::turns::Turns;
 
 /// Why a sequence is not taken.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -35,21 +36,32 @@ pub enum Decision {
     Idle,
     /// Nothing to do before this time.
     WaitUntil(Duration, &'static str),
-    /// Run a step.
-    Step(Step),
+    /// Run this step.
+    Begin(Step),
+    /// Go on with a step that was interrupted. Its rows are those that are left, in their old
+    /// order, at their present places.
+    Resume(Step),
 }
 
 /// One pass of one model over some rows.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
+    /// The most urgent class among its rows; its turn it is.
+    pub class: Class,
     /// The model.
     pub model: ModelName,
-    /// Sequences that entered a slot just now: their prefix may be looked up before the step.
-    pub admitted: Vec<SequenceId>,
     /// Who takes part, ordered by slab and row.
     pub rows: Vec<RowWork>,
     /// Running sequences of this model that sit out in favour of others.
     pub paused: Vec<SequenceId>,
+}
+
+impl Step {
+    /// Whether the step should look for more urgent work on its way, see
+    /// [`Scheduler::interrupt`].
+    pub fn is_interruptible(&self) -> bool {
+        self.class != Class::Interactive
+    }
 }
 
 /// One row of a step.
@@ -77,11 +89,9 @@ pub struct Scheduler {
     /// Waiting sequences by class, first come first served.
     pub(crate) waiting: [BTreeSet<(Duration, SequenceId)>; 3],
     pub(crate) admissions: u64,
-    /// Earned shares of steps, by class, in percent.
-    pub(crate) credit: [u32; 3],
-    /// Steps since each model last ran, to take turns.
-    pub(crate) last_run: BTreeMap<ModelName, u64>,
-    pub(crate) step_count: u64,
+    pub(crate) turns: Turns,
+    /// Interrupted steps, at most one a class.
+    pub(crate) parked: BTreeMap<Class, Step>,
     pub(crate) stats: [ClassStats; 3],
 }
 
@@ -104,9 +114,8 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             waiting: Default::default(),
             admissions: 0,
-            credit: [0; 3],
-            last_run: BTreeMap::new(),
-            step_count: 0,
+            turns: Turns::default(),
+            parked: BTreeMap::new(),
             stats: Default::default(),
         }
     }
@@ -141,6 +150,7 @@ impl Scheduler {
         }
         self.pool.remove_model(model);
         self.contexts.remove(model);
+        self.turns.forget(model);
         ended
     }
 
@@ -182,7 +192,16 @@ impl Scheduler {
             return;
         };
         self.waiting[sequence.class.index()].remove(&(sequence.arrived, id));
+        self.vacate(id);
+    }
+
+    /// Takes a sequence out of its slot, its KV row and the interrupted step it is in.
+    pub(crate) fn vacate(&mut self, id: SequenceId) {
         self.pool.release(id);
+        for step in self.parked.values_mut() {
+            step.rows.retain(|row| row.id != id);
+        }
+        self.parked.retain(|_, step| !step.rows.is_empty());
     }
 
     /// The engine found the first `tokens` tokens of a just admitted sequence in a shared prefix
@@ -213,15 +232,49 @@ impl Scheduler {
         }
     }
 
-    /// Decides what to do now. Admits whoever may enter; `Step::rows` is then composed by
-    /// [`Scheduler::compose`] after prefixes were looked up.
+    /// Admits whoever may enter a slot now. The caller may then look up kept prefixes
+    /// ([`Scheduler::skip_prefix`]) before it asks for the next step.
     pub fn admit(&mut self, now: Duration) -> Vec<SequenceId> {
         crate::admission::admit(self, now)
     }
 
-    /// Composes the next step out of what runs.
-    pub fn compose(&mut self, now: Duration, admitted: Vec<SequenceId>) -> Decision {
-        crate::compose::compose(self, now, admitted)
+    /// Decides what to do now, out of what runs.
+    pub fn compose(&mut self, now: Duration) -> Decision {
+        crate::compose::compose(self, now)
+    }
+
+    /// A step stops between two slices, so that more urgent work can pass: it is offered again
+    /// by [`Decision::Resume`], at once when there is none.
+    pub fn interrupt(&mut self, step: Step) {
+        assert!(step.is_interruptible(), "interactive steps run in one go");
+        self.parked.insert(step.class, step);
+    }
+
+    /// Whether a step of this class is interrupted and some of its rows are left.
+    pub fn is_interrupted(&self, class: Class) -> bool {
+        self.parked.contains_key(&class)
+    }
+
+    pub(crate) fn unpark(&mut self, class: Class) -> Option<Step> {
+        let mut step = self.parked.remove(&class)?;
+        for row in &mut step.rows {
+            if let Some(place) = self.pool.place(row.id) {
+                row.place = place;
+            }
+        }
+        Some(step)
+    }
+
+    pub(crate) fn is_parked(&self, id: SequenceId) -> bool {
+        self.parked
+            .values()
+            .any(|step| step.rows.iter().any(|row| row.id == id))
+    }
+
+    pub(crate) fn running(&self) -> impl Iterator<Item = (&SequenceId, &Sequence)> {
+        self.sequences
+            .iter()
+            .filter(|(_, sequence)| sequence.is_running())
     }
 
     /// Sequences that waited longer than their class may; they are ended.

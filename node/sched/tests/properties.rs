@@ -1,11 +1,11 @@
 //! Properties of the scheduler over random histories of arrivals, cancellations and steps.
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs, reason = "a test")]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::{Class, EngineKnobs, ModelName};
-use pomona_sched::{Decision, KvOp, NewSequence, Scheduler, SequenceId};
+use pomona_sched::{Decision, KvOp, NewSequence, Scheduler, SequenceId, Step};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -76,6 +76,11 @@ struct World {
     now: Duration,
     next: SequenceId,
     log: Vec<(SequenceId, Class)>,
+    /// Interrupted steps: whose rows they had when they stopped.
+    interrupted: BTreeMap<Class, Vec<SequenceId>>,
+    /// Decisions since each decoding interactive sequence last took part in a step.
+    unserved: BTreeMap<SequenceId, u32>,
+    decisions: u64,
 }
 
 impl World {
@@ -89,6 +94,9 @@ impl World {
             now: Duration::ZERO,
             next: 0,
             log: Vec::new(),
+            interrupted: BTreeMap::new(),
+            unserved: BTreeMap::new(),
+            decisions: 0,
         }
     }
 
@@ -120,7 +128,7 @@ impl World {
                 if let Some((id, _)) = self.log.get(usize::from(*which) % self.log.len().max(1)) {
                     let id = *id;
                     self.scheduler.end(id);
-                    self.engine.budget_left.remove(&id);
+                    self.forget(id);
                     assert!(
                         self.scheduler.place(id).is_none(),
                         "a cancelled sequence keeps its row"
@@ -139,15 +147,34 @@ impl World {
         assert!(self.scheduler.kv_allocated() <= self.scheduler.knobs().kv_budget_bytes);
     }
 
+    fn forget(&mut self, id: SequenceId) {
+        self.engine.budget_left.remove(&id);
+        self.unserved.remove(&id);
+    }
+
     fn step(&mut self) -> bool {
         let admitted = self.scheduler.admit(self.now);
         for id in &admitted {
             self.engine.in_cache.insert(*id, 0);
+            // Prefilled anew if it was sent back: what it decoded before does not count.
+            self.unserved.remove(id);
         }
-        let decision = self.scheduler.compose(self.now, admitted);
         self.follow_kv_ops();
-        let step = match decision {
-            Decision::Step(step) => step,
+        let scheduler = &self.scheduler;
+        self.interrupted
+            .retain(|class, _| scheduler.is_interrupted(*class));
+        let step = match self.scheduler.compose(self.now) {
+            Decision::Begin(step) => {
+                self.check_begin(&step);
+                step
+            }
+            Decision::Resume(step) => {
+                let ids: Vec<SequenceId> = step.rows.iter().map(|row| row.id).collect();
+                let had = self.interrupted.remove(&step.class).expect("it was interrupted");
+                let left = had.into_iter().filter(|id| self.scheduler.place(*id).is_some());
+                assert_eq!(left.filter(|id| ids.contains(id)).collect::<Vec<_>>(), ids);
+                step
+            }
             Decision::Idle => {
                 assert!(self.engine.budget_left.is_empty(), "work is left but nobody runs");
                 return false;
@@ -158,63 +185,90 @@ impl World {
                 return true;
             }
         };
-        assert!(!step.rows.is_empty(), "a step without rows");
-        let knobs = self.scheduler.knobs().clone();
-        assert!(self.scheduler.population(None, None).1 <= knobs.total_slots);
-        let mut prefill: BTreeMap<Class, u32> = BTreeMap::new();
+        self.now += Duration::from_millis(10);
+        self.decisions += 1;
+        self.check_waits(&step);
         for row in &step.rows {
-            let slab = &mut self
-                .engine
-                .slabs
-                .get_mut(&(row.place.model.clone(), row.place.capacity))
-                .unwrap();
-            let occupant = &mut slab[row.place.row as usize];
-            let have = if *occupant == Some(row.id) {
+            assert_eq!(
+                self.scheduler.place(row.id).as_ref(),
+                Some(&row.place),
+                "rows are where they are"
+            );
+        }
+        // Slices end at odd places, but end.
+        if step.is_interruptible() && self.decisions % 7 < 4 {
+            self.interrupted
+                .insert(step.class, step.rows.iter().map(|row| row.id).collect());
+            self.scheduler.interrupt(step);
+        } else {
+            self.complete(&step);
+        }
+        true
+    }
+
+    fn check_begin(&self, step: &Step) {
+        assert!(!step.rows.is_empty(), "a step without rows");
+        let knobs = self.scheduler.knobs();
+        assert!(self.scheduler.population(None, None).1 <= knobs.total_slots);
+        let mut prefill = 0;
+        for row in &step.rows {
+            let taken = self.interrupted.values().any(|ids| ids.contains(&row.id));
+            assert!(!taken, "a row is in two steps at once");
+            let slab = &self.engine.slabs[&(row.place.model.clone(), row.place.capacity)];
+            let occupied = slab[row.place.row as usize] == Some(row.id);
+            let have = if occupied {
                 self.engine.in_cache[&row.id]
             } else {
                 0
             };
             assert_eq!(row.start, have, "fed tokens do not follow what is in the cache");
-            *occupant = Some(row.id);
-            self.engine.in_cache.insert(row.id, row.start + row.len);
             assert!(row.start + row.len <= row.place.capacity, "row overflows");
             let (class, known, _) = self.engine.budget_left[&row.id];
+            assert!(
+                class >= step.class,
+                "a more urgent row is held by a step that may be interrupted"
+            );
             if row.start + 1 != known {
-                *prefill.entry(class).or_default() += row.len;
+                assert_eq!(class, step.class, "only the step's class prefills");
+                prefill += row.len;
             }
         }
-        assert!(prefill.len() <= 1, "two classes prefill in one step: {prefill:?}");
-        for (class, tokens) in &prefill {
-            assert!(*tokens <= knobs.class(*class).prefill_chunk);
-        }
-        self.check_urgency(&step);
-        self.scheduler.complete(&step);
-        for row in step.rows.iter().filter(|row| row.emits) {
-            let (_, known, left) = self.engine.budget_left.get_mut(&row.id).unwrap();
-            *known += 1;
-            *left -= 1;
-            if *left == 0 {
-                self.engine.budget_left.remove(&row.id);
-                self.scheduler.end(row.id);
-            }
-        }
-        self.now += Duration::from_millis(10);
-        true
+        assert!(prefill <= knobs.class(step.class).prefill_chunk);
     }
 
-    /// A newly admitted interactive prompt is in this step or in one of the other models' urgent
-    /// steps before it; batch decodes never crowd it out of its own model's step.
-    fn check_urgency(&self, step: &pomona_sched::Step) {
-        let fresh: BTreeSet<SequenceId> = step.admitted.iter().copied().collect();
-        let class_of = |id: &SequenceId| self.engine.budget_left.get(id).map(|s| s.0);
-        let urgent_fresh = fresh.iter().any(|id| class_of(id) == Some(Class::Interactive));
-        if urgent_fresh {
-            assert!(
-                step.rows
-                    .iter()
-                    .any(|row| class_of(&row.id) == Some(Class::Interactive)),
-                "an interactive prompt was admitted and the step serves none"
-            );
+    /// An interactive row that decodes waits for at most 17 steps or slices: five steps of the
+    /// other model (its turn, and four for first tokens), and before each of them and its own
+    /// one turn of each less urgent class.
+    fn check_waits(&mut self, step: &Step) {
+        for waited in self.unserved.values_mut() {
+            *waited += 1;
+        }
+        for row in &step.rows {
+            self.unserved.remove(&row.id);
+        }
+        for (id, waited) in &self.unserved {
+            assert!(*waited <= 17, "interactive {id} has waited for {waited} steps");
+        }
+    }
+
+    fn complete(&mut self, step: &Step) {
+        for row in &step.rows {
+            let slab = (row.place.model.clone(), row.place.capacity);
+            self.engine.slabs.get_mut(&slab).unwrap()[row.place.row as usize] = Some(row.id);
+            self.engine.in_cache.insert(row.id, row.start + row.len);
+        }
+        self.scheduler.complete(step);
+        for row in step.rows.iter().filter(|row| row.emits) {
+            let (class, known, left) = self.engine.budget_left.get_mut(&row.id).unwrap();
+            *known += 1;
+            *left -= 1;
+            if *class == Class::Interactive {
+                self.unserved.insert(row.id, 0);
+            }
+            if *left == 0 {
+                self.scheduler.end(row.id);
+                self.forget(row.id);
+            }
         }
     }
 
@@ -263,10 +317,10 @@ proptest! {
         prop_assert_eq!(world.scheduler.population(None, None), (0, 0));
     }
 
-    /// With a free slot, an interactive prompt is fed in the very next step, however much batch
-    /// work is there.
+    /// With a free slot, an interactive prompt is fed in the very next step, alone, however much
+    /// batch work is there and whatever was interrupted for it.
     #[test]
-    fn interactive_waits_for_at_most_the_running_step(batch in 1..12u32, prompt in 1..200u32, steps in 1..40u32) {
+    fn interactive_waits_for_at_most_the_running_slice(batch in 1..12u32, prompt in 1..200u32, steps in 1..40u32, slices in 1..5u32) {
         let mut scheduler = Scheduler::new(EngineKnobs::default());
         scheduler.add_model(name(0), 1, 4096);
         for id in 0..batch {
@@ -274,23 +328,54 @@ proptest! {
             prop_assert!(scheduler.submit(new, Duration::ZERO).is_ok());
         }
         let mut now = Duration::from_millis(60);
-        for _ in 0..steps {
-            let admitted = scheduler.admit(now);
-            if let Decision::Step(step) = scheduler.compose(now, admitted) {
-                scheduler.complete(&step);
+        for i in 0..steps {
+            scheduler.admit(now);
+            match scheduler.compose(now) {
+                Decision::Begin(step) | Decision::Resume(step) if i % slices == 0 => scheduler.complete(&step),
+                Decision::Begin(step) | Decision::Resume(step) => scheduler.interrupt(step),
+                Decision::Idle | Decision::WaitUntil(..) => {}
             }
             now += Duration::from_millis(50);
         }
         let new = NewSequence { id: 99, model: name(0), class: Class::Interactive, prompt, max_new: 8 };
         prop_assert!(scheduler.submit(new, now).is_ok());
-        let admitted = scheduler.admit(now);
-        let Decision::Step(step) = scheduler.compose(now, admitted) else {
+        scheduler.admit(now);
+        let Decision::Begin(step) = scheduler.compose(now) else {
             return Err(TestCaseError::fail("no step"));
         };
         let row = step.rows.iter().find(|row| row.id == 99);
         prop_assert_eq!(row.map(|row| row.len), Some(prompt.min(256)));
-        let others: u32 = step.rows.iter().filter(|row| row.id != 99).map(|row| row.len).sum();
-        prop_assert!(others <= 10, "only decoding rows accompany it");
+        prop_assert!(step.rows.iter().all(|row| row.id == 99 || row.len == 1), "no other prompt beside it");
+    }
+
+    /// While one interactive stream decodes, batch work gets the turns that its share says.
+    #[test]
+    fn batch_gets_its_share_of_turns(share in 1..=100u32) {
+        let mut knobs = EngineKnobs::default();
+        knobs.batch.step_share = share;
+        let mut scheduler = Scheduler::new(knobs);
+        scheduler.add_model(name(0), 1, 4096);
+        let new = |id, class, prompt| NewSequence { id, model: name(0), class, prompt, max_new: 2000 };
+        prop_assert!(scheduler.submit(new(1, Class::Interactive, 1), Duration::ZERO).is_ok());
+        prop_assert!(scheduler.submit(new(2, Class::Batch, 2000), Duration::ZERO).is_ok());
+        let now = Duration::from_secs(1);
+        scheduler.admit(now);
+        let (mut urgent, mut turns) = (0u32, 0u32);
+        while urgent < 400 {
+            match scheduler.compose(now) {
+                Decision::Begin(step) | Decision::Resume(step) if step.class == Class::Batch => {
+                    turns += 1;
+                    // Never done: what matters is whose turn it is.
+                    scheduler.interrupt(step);
+                }
+                Decision::Begin(step) => {
+                    urgent += 1;
+                    scheduler.complete(&step);
+                }
+                _ => return Err(TestCaseError::fail("no step")),
+            }
+        }
+        prop_assert!(turns.abs_diff(urgent * share / 100) <= 1, "{turns} turns beside {urgent} steps");
     }
 }
 

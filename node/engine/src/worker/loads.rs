@@ -1,0 +1,137 @@
+//! Models come and go: one part of a load between two steps, so that others keep running.
+
+use std::collections::VecDeque;
+use std::path::Path;
+
+use pomona_common::engine::EngineEvent;
+use pomona_common::generation::GenerationEvent;
+use pomona_common::{Failure, ModelName};
+use pomona_store::ModelFolder;
+
+use crate::kv::KvSlabs;
+use crate::lane::Lane;
+use crate::llama::Llama;
+use crate::loader::Loading;
+use crate::prefix::PrefixCache;
+use crate::worker::{Disconnected, Worker};
+
+/// Loads to do, the first of them begun perhaps. The node asks for each model of its target
+/// once, which bounds it.
+#[derive(Debug, Default)]
+pub(crate) struct Loads(VecDeque<Load>);
+
+#[derive(Debug)]
+struct Load {
+    model: ModelName,
+    folder: String,
+    begun: Option<Begun>,
+}
+
+#[derive(Debug)]
+struct Begun {
+    loading: Loading,
+    /// MLX memory in use before.
+    memory: usize,
+}
+
+impl Loads {
+    pub(crate) fn are_done(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Worker {
+    pub(super) fn load(&mut self, model: ModelName, folder: String) -> Result<(), Disconnected> {
+        if self.lanes.contains_key(&model) {
+            return self.send(EngineEvent::Loaded { model });
+        }
+        if !self.loads.0.iter().any(|load| load.model == model) {
+            self.loads.0.push_back(Load {
+                model,
+                folder,
+                begun: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// Does the next part of the first load, if there is one.
+    pub(super) fn load_part(&mut self) -> Result<(), Disconnected> {
+        let Some(mut load) = self.loads.0.pop_front() else {
+            return Ok(());
+        };
+        match self.advance_load(&mut load) {
+            Ok(Some((llama, weight_bytes))) => {
+                let Load { model, .. } = load;
+                self.open_lane(model.clone(), llama, weight_bytes);
+                self.send(EngineEvent::Loaded { model })
+            }
+            Ok(None) => {
+                self.loads.0.push_front(load);
+                Ok(())
+            }
+            Err(error) => self.send(EngineEvent::LoadFailed {
+                model: load.model,
+                reason: format!("{error:#}"),
+            }),
+        }
+    }
+
+    /// Gives the model with the bytes it takes when this was its last part.
+    fn advance_load(&self, load: &mut Load) -> anyhow::Result<Option<(Llama, u64)>> {
+        let Some(begun) = &mut load.begun else {
+            let folder = ModelFolder::open(Path::new(&load.folder))?;
+            let memory = mlx_rs::memory::active_memory().unwrap_or(0);
+            load.begun = Some(Begun {
+                loading: Loading::open(&folder, &self.backend)?,
+                memory,
+            });
+            return Ok(None);
+        };
+        if let Some(llama) = begun.loading.advance()? {
+            let memory = mlx_rs::memory::active_memory().unwrap_or(0);
+            return Ok(Some((llama, memory.saturating_sub(begun.memory) as u64)));
+        }
+        let (done, total) = begun.loading.progress();
+        // Progress is a courtesy: dropped when the node is busy.
+        let _ = self.events.try_send(EngineEvent::Loading {
+            model: load.model.clone(),
+            done,
+            total,
+        });
+        Ok(None)
+    }
+
+    fn open_lane(&mut self, model: ModelName, llama: Llama, weight_bytes: u64) {
+        let config = &llama.config;
+        let kv_token_bytes = config.kv_numbers_per_token() * self.backend.kv_number_bytes();
+        self.scheduler
+            .add_model(model.clone(), kv_token_bytes, config.context);
+        let lane = Lane {
+            kv: KvSlabs::new(config, self.backend.dtype),
+            kv_token_bytes: kv_token_bytes.max(1),
+            prefixes: PrefixCache::default(),
+            weight_bytes,
+            vocab: config.vocab_size,
+            llama,
+        };
+        self.lanes.insert(model, lane);
+    }
+
+    pub(super) fn unload(&mut self, model: ModelName) -> Result<(), Disconnected> {
+        self.loads.0.retain(|load| load.model != model);
+        for id in self.scheduler.remove_model(&model) {
+            self.sequences.remove(&id);
+            let failure = Failure::ModelNotLoaded {
+                model: model.to_string(),
+                detail: "it was unloaded".into(),
+            };
+            self.tell(id, GenerationEvent::Failed(failure))?;
+        }
+        self.drop_ended_passes();
+        self.lanes.remove(&model);
+        self.pace.forget(&model);
+        let _ = mlx_rs::memory::clear_cache();
+        self.send(EngineEvent::Unloaded(model))
+    }
+}

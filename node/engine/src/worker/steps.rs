@@ -1,0 +1,395 @@
+//! Steps: decided by the scheduler, run on the device whole or in slices, answered.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+use mlx_rs::ops::indexing::argmax_axis;
+use mlx_rs::transforms::eval;
+use pomona_common::generation::{Chunk, GenerationEvent, TokenLogprob};
+use pomona_common::{Failure, FinishReason};
+use pomona_sched::{Decision, KvOp, RowWork, SequenceId, Step};
+
+use crate::lane::Lane;
+use crate::pass::{Feed, Pass};
+use crate::sampler;
+use crate::worker::{Disconnected, IDLE, PREFIX_SHARE, Worker};
+
+/// A step on its way: the pass, and whose feeds it has.
+#[derive(Debug)]
+pub(crate) struct Running {
+    ids: Vec<SequenceId>,
+    pass: Pass,
+    /// Time in earlier slices.
+    spent: Duration,
+}
+
+/// What a slice led to.
+enum Outcome {
+    /// The step is done; the next token of every row that emits.
+    Done(Vec<Emitted>),
+    /// Layers are left.
+    Interrupted(Running),
+}
+
+struct Emitted {
+    token: u32,
+    logprob: Option<TokenLogprob>,
+}
+
+impl Worker {
+    /// Runs one step, or one slice of one, if there is any. Gives how long to sleep for commands.
+    pub(super) fn work(&mut self) -> Result<Duration, Disconnected> {
+        let now = self.now();
+        self.expire(now)?;
+        let admitted = self.scheduler.admit(now);
+        if let Err(error) = self.apply_kv_ops().and_then(|()| self.use_prefixes(&admitted)) {
+            // Rows would no longer be where the scheduler thinks: the node starts a new engine.
+            tracing::error!(error = %error.what(), "kv cache cannot be rearranged, engine ends");
+            return Err(Disconnected);
+        }
+        self.drop_ended_passes();
+        let (step, running) = match self.scheduler.compose(now) {
+            Decision::Idle => return Ok(IDLE),
+            Decision::WaitUntil(at, _) => return Ok(at.saturating_sub(now).min(IDLE)),
+            Decision::Begin(step) => {
+                let running = self.begin(&step);
+                (step, running)
+            }
+            Decision::Resume(step) => {
+                let running = self.resume(&step);
+                (step, running)
+            }
+        };
+        let spent = running.as_ref().map_or(Duration::ZERO, |running| running.spent);
+        match running.and_then(|running| self.slice(&step, running)) {
+            Ok(Outcome::Done(emitted)) => self.finish_step(&step, emitted, spent + (self.now() - now))?,
+            Ok(Outcome::Interrupted(mut running)) => {
+                running.spent += self.now() - now;
+                self.passes.insert(step.class, running);
+                self.scheduler.interrupt(step);
+            }
+            Err(error) => self.fail_step(&step, &error)?,
+        }
+        Ok(Duration::ZERO)
+    }
+
+    fn expire(&mut self, now: Duration) -> Result<(), Disconnected> {
+        for id in self.scheduler.expire(now) {
+            self.sequences.remove(&id);
+            let failure = Failure::Overloaded {
+                detail: "no slot became free in time".into(),
+                retry_after_s: 10,
+            };
+            self.tell(id, GenerationEvent::Failed(failure))?;
+        }
+        Ok(())
+    }
+
+    /// Interrupted steps whose last row has ended are not resumed.
+    pub(super) fn drop_ended_passes(&mut self) {
+        let scheduler = &self.scheduler;
+        self.passes.retain(|class, _| scheduler.is_interrupted(*class));
+    }
+
+    fn apply_kv_ops(&mut self) -> Result<(), Exception> {
+        for op in self.scheduler.kv_ops() {
+            match op {
+                KvOp::Resize {
+                    model,
+                    capacity,
+                    rows,
+                } => {
+                    if let Some(lane) = self.lanes.get_mut(&model) {
+                        lane.kv.resize(capacity, rows)?;
+                    }
+                }
+                KvOp::Move {
+                    model,
+                    capacity,
+                    from,
+                    to,
+                } => {
+                    if let Some(lane) = self.lanes.get_mut(&model) {
+                        lane.kv.copy_row(capacity, from, to, capacity)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives just admitted sequences what is kept of their prompts.
+    fn use_prefixes(&mut self, admitted: &[SequenceId]) -> Result<(), Exception> {
+        let now = self.now();
+        let longest = self.prefix_budget();
+        for id in admitted {
+            let (Some(sequence), Some(place)) = (self.sequences.get_mut(id), self.scheduler.place(*id))
+            else {
+                continue;
+            };
+            let Some(lane) = self.lanes.get_mut(&place.model) else {
+                continue;
+            };
+            sequence.prefill_started.get_or_insert(now);
+            let known = sequence.known();
+            let salt = sequence.generation.cache_salt;
+            let mut found = 0;
+            if let Some((len, saved)) = lane.prefixes.find(salt, &known, now) {
+                lane.kv.restore(place.capacity, place.row, saved, len)?;
+                self.scheduler.skip_prefix(*id, len);
+                found = len;
+            }
+            if !sequence.admitted_before {
+                let longest = (longest / lane.kv_token_bytes) as usize;
+                sequence.cached = found;
+                sequence.keep = lane
+                    .prefixes
+                    .remember(salt, &sequence.generation.prompt, found, longest);
+                sequence.admitted_before = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn begin(&self, step: &Step) -> Result<Running, Exception> {
+        let lane = self.lanes.get(&step.model);
+        let lane = lane.ok_or_else(|| Exception::custom("step of a model that is not loaded"))?;
+        let feed = |row: &RowWork| Feed {
+            capacity: row.place.capacity,
+            row: row.place.row,
+            start: row.start,
+            tokens: self.sequences[&row.id].span(row.start, row.len),
+            wants_logits: row.emits,
+        };
+        Ok(Running {
+            ids: step.rows.iter().map(|row| row.id).collect(),
+            pass: lane.llama.begin(step.rows.iter().map(feed).collect())?,
+            spent: Duration::ZERO,
+        })
+    }
+
+    fn resume(&mut self, step: &Step) -> Result<Running, Exception> {
+        let running = self.passes.remove(&step.class);
+        let mut running = running.ok_or_else(|| Exception::custom("an interrupted step has no pass"))?;
+        let places: BTreeMap<SequenceId, (u32, u32)> = step
+            .rows
+            .iter()
+            .map(|row| (row.id, (row.place.capacity, row.place.row)))
+            .collect();
+        let of_feeds: Vec<_> = running.ids.iter().map(|id| places.get(id).copied()).collect();
+        running.pass.relocate(&of_feeds, &self.backend)?;
+        running.ids.retain(|id| places.contains_key(id));
+        Ok(running)
+    }
+
+    /// Runs the step on the device, to its end or for a slice.
+    fn slice(&mut self, step: &Step, mut running: Running) -> Result<Outcome, Exception> {
+        let began = self.now();
+        let Some(lane) = self.lanes.get_mut(&step.model) else {
+            return Err(Exception::custom("step of a model that is not loaded"));
+        };
+        let pass = &mut running.pass;
+        let tokens = pass.tokens();
+        let left = lane.llama.layers_left(pass);
+        let layers = if step.is_interruptible() {
+            let slice = Duration::from_millis(self.scheduler.knobs().slice_ms.into());
+            self.pace.layers(&step.model, tokens, slice).min(left)
+        } else {
+            left
+        };
+        lane.llama.advance(pass, &mut lane.kv, layers)?;
+        let slabs = pass.capacities();
+        let mut outputs: Vec<&Array> = slabs.iter().flat_map(|slab| lane.kv.arrays_of(*slab)).collect();
+        if layers < left {
+            outputs.push(&pass.x);
+            eval(outputs)?;
+            let took = self.started.elapsed() - began;
+            self.pace.record(&step.model, tokens, layers, took);
+            return Ok(Outcome::Interrupted(running));
+        }
+        let Some(logits) = lane.llama.logits(pass)? else {
+            eval(outputs)?;
+            return Ok(Outcome::Done(Vec::new()));
+        };
+        let greedy = argmax_axis(&logits, -1, false)?;
+        outputs.extend([&logits, &greedy]);
+        eval(outputs)?;
+        Ok(Outcome::Done(self.sample(step, &logits, &greedy)))
+    }
+
+    /// Chooses the next token of every row that emits, from `[emitting, vocab]` logits.
+    fn sample(&self, step: &Step, logits: &Array, greedy: &Array) -> Vec<Emitted> {
+        let greedy = greedy.as_slice::<u32>();
+        let numbers = logits.as_slice::<f32>();
+        let vocab = logits.dim(-1) as usize;
+        let emitting = step.rows.iter().filter(|row| row.emits);
+        let choose = |(i, row): (usize, &RowWork)| {
+            let sequence = &self.sequences[&row.id];
+            let sampling = &sequence.generation.sampling;
+            if sampling.is_plain_greedy() {
+                return Emitted {
+                    token: greedy[i],
+                    logprob: None,
+                };
+            }
+            let mut row_logits = numbers[i * vocab..(i + 1) * vocab].to_vec();
+            let (token, logprob) = sampler::choose(
+                &mut row_logits,
+                sampling,
+                &sequence.generation.prompt,
+                &sequence.answer,
+                sequence.answer.len() as u32,
+            );
+            Emitted { token, logprob }
+        };
+        emitting.enumerate().map(choose).collect()
+    }
+
+    fn finish_step(
+        &mut self,
+        step: &Step,
+        emitted: Vec<Emitted>,
+        took: Duration,
+    ) -> Result<(), Disconnected> {
+        let now = self.now();
+        self.scheduler.complete(step);
+        self.count_step(step, took);
+        let mut emitted = emitted.into_iter();
+        for row in &step.rows {
+            self.keep_prefix(row);
+            if row.emits
+                && let Some(emitted) = emitted.next()
+            {
+                self.emit(row.id, emitted, now)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn count_step(&mut self, step: &Step, took: Duration) {
+        let tokens: u32 = step.rows.iter().map(|row| row.len).sum();
+        let mut rows = BTreeMap::new();
+        for row in &step.rows {
+            if let Some(sequence) = self.sequences.get_mut(&row.id) {
+                let share = f64::from(row.len) / f64::from(tokens.max(1));
+                sequence.step_share_ms += took.as_secs_f64() * 1e3 * share;
+                *rows.entry(sequence.generation.class).or_default() += 1;
+            }
+        }
+        let mut paused = BTreeMap::new();
+        for id in &step.paused {
+            if let Some(sequence) = self.sequences.get(id) {
+                *paused.entry(sequence.generation.class).or_default() += 1;
+            }
+        }
+        self.stats.step(took, &rows, paused);
+    }
+
+    /// Keeps the shared beginning of a prompt as soon as it is in the cache.
+    fn keep_prefix(&mut self, row: &RowWork) {
+        let Some(sequence) = self.sequences.get_mut(&row.id) else {
+            return;
+        };
+        let Some(keep) = sequence.keep.filter(|keep| row.start + row.len >= *keep) else {
+            return;
+        };
+        sequence.keep = None;
+        let Some(lane) = self.lanes.get_mut(&row.place.model) else {
+            return;
+        };
+        // Failing to keep a prefix costs time, never an answer.
+        if let Ok(saved) = lane.kv.save(row.place.capacity, row.place.row, keep) {
+            let tokens = &sequence.generation.prompt[..keep as usize];
+            let salt = sequence.generation.cache_salt;
+            lane.prefixes.keep(salt, tokens, saved, self.started.elapsed());
+            self.trim_prefixes();
+        }
+    }
+
+    /// Bytes that the kept prefixes of all models may take together.
+    fn prefix_budget(&self) -> u64 {
+        // The scheduler has the rest of the budget.
+        self.scheduler.knobs().kv_budget_bytes / (PREFIX_SHARE - 1)
+    }
+
+    /// Forgets the prefixes that were not used for longest, of whatever model, until all fit.
+    fn trim_prefixes(&mut self) {
+        let bytes = |lane: &Lane| lane.prefixes.tokens() as u64 * lane.kv_token_bytes;
+        let budget = self.prefix_budget();
+        while self.lanes.values().map(bytes).sum::<u64>() > budget {
+            let lanes = self.lanes.values_mut();
+            let oldest = lanes.min_by_key(|lane| lane.prefixes.oldest().unwrap_or(Duration::MAX));
+            let Some(lane) = oldest else {
+                return;
+            };
+            lane.prefixes.forget_oldest();
+        }
+    }
+
+    fn emit(&mut self, id: SequenceId, emitted: Emitted, now: Duration) -> Result<(), Disconnected> {
+        let Some(sequence) = self.sequences.get_mut(&id) else {
+            return Ok(());
+        };
+        let class = sequence.generation.class;
+        self.stats.token(class, &sequence.generation.model);
+        if sequence.first_token.is_none() {
+            sequence.first_token = Some(now);
+            let ttft = (now - sequence.arrived).as_secs_f64() * 1e3;
+            self.stats.class(class).ttft_ms.record(ttft);
+        }
+        let stops = sequence.generation.stop_tokens.contains(&emitted.token);
+        let position = sequence.answer.len() as u32;
+        sequence.answer.push(emitted.token);
+        sequence.last_token = Some(now);
+        let full = sequence.answer.len() as u32 >= sequence.generation.max_tokens
+            || sequence.known().len() as u32 >= self.lanes[&sequence.generation.model].llama.config.context;
+        if !stops {
+            let chunk = Chunk {
+                position,
+                tokens: vec![emitted.token],
+                logprobs: emitted.logprob.into_iter().collect(),
+            };
+            self.tell(id, GenerationEvent::Chunk(chunk))?;
+        }
+        if stops || full {
+            let reason = if stops {
+                FinishReason::Stop
+            } else {
+                FinishReason::Length
+            };
+            self.finish(id, reason, now)?;
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, id: SequenceId, reason: FinishReason, now: Duration) -> Result<(), Disconnected> {
+        self.scheduler.end(id);
+        let Some(sequence) = self.sequences.remove(&id) else {
+            return Ok(());
+        };
+        let accounting = sequence.accounting(now, self.scheduler.knobs().version, &self.build.build);
+        let class = self.stats.class(sequence.generation.class);
+        class.finished += 1;
+        if accounting.decode_ms > 0.0 {
+            let tokens = f64::from(accounting.completion_tokens.saturating_sub(1));
+            class.slot_tok_s.record(tokens * 1e3 / accounting.decode_ms);
+        }
+        self.tell(id, GenerationEvent::Finished { reason, accounting })
+    }
+
+    /// MLX refused the step: its sequences end, the others go on.
+    fn fail_step(&mut self, step: &Step, error: &Exception) -> Result<(), Disconnected> {
+        tracing::error!(model = %step.model, error = %error.what(), rows = step.rows.len(), "step failed");
+        for row in &step.rows {
+            self.scheduler.end(row.id);
+            self.sequences.remove(&row.id);
+            let failure = Failure::Internal {
+                detail: "the engine could not compute this step".into(),
+            };
+            self.tell(row.id, GenerationEvent::Failed(failure))?;
+        }
+        Ok(())
+    }
+}
