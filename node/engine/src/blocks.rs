@@ -1,5 +1,6 @@
 //! Building blocks that model families share.
 
+pub mod activation;
 pub mod attention;
 pub mod linear;
 pub mod rope;

@@ -2,15 +2,20 @@
 
 use mlx_rs::error::Exception;
 use mlx_rs::fast::rms_norm;
-use mlx_rs::ops::{concatenate, sigmoid};
+use mlx_rs::ops::concatenate;
+use mlx_rs::transforms::async_eval;
 use mlx_rs::{Array, Dtype};
 use pomona_store::LlamaConfig;
 
 use crate::backend::Backend;
+use crate::blocks::activation::swiglu;
 use crate::blocks::{Attend, Embedding, Linear, Rope, attend};
 use crate::kv::KvSlabs;
 use crate::ops;
 use crate::pass::{Feed, Pass};
+
+/// The device gets its work in parts of this many layers.
+const START_EVERY: usize = 4;
 
 /// Weights of a model, ready to run.
 #[derive(Debug)]
@@ -46,8 +51,8 @@ impl Llama {
         Pass::new(feeds, &self.embedding, &self.rope, &self.backend)
     }
 
-    /// Takes the pass through its next `layers` layers, as a graph that is not yet evaluated;
-    /// updates the KV slabs.
+    /// Takes the pass through its next `layers` layers, which the device starts to compute while
+    /// the graph of later ones is still being built; updates the KV slabs.
     ///
     /// # Errors
     /// MLX fails.
@@ -58,7 +63,10 @@ impl Llama {
             let normed = rms_norm(x, Some(&layer.input_norm), self.config.rms_norm_eps)?;
             let x = x.add(self.attention(layer, &normed, pass, i, kv)?)?;
             let normed = rms_norm(&x, Some(&layer.post_norm), self.config.rms_norm_eps)?;
-            pass.x = x.add(Self::mlp(layer, &normed)?)?;
+            pass.x = x.add(self.mlp(layer, &normed)?)?;
+            if (i + 1).is_multiple_of(START_EVERY) {
+                async_eval([&pass.x])?;
+            }
         }
         pass.layer = until;
         Ok(())
@@ -93,7 +101,7 @@ impl Llama {
         logits.as_dtype(Dtype::Float32).map(Some)
     }
 
-    /// A whole pass in one go, as a graph that is not yet evaluated.
+    /// A whole pass in one go; its end is not yet evaluated.
     ///
     /// # Errors
     /// MLX fails.
@@ -160,9 +168,9 @@ impl Llama {
 
     /// SwiGLU. The two halves are products of their own: as one product their outputs would be
     /// strided views, and element-wise operations on those take a slow path on CPUs.
-    fn mlp(layer: &Layer, x: &Array) -> Result<Array, Exception> {
+    fn mlp(&self, layer: &Layer, x: &Array) -> Result<Array, Exception> {
         let gate = layer.gate.apply(x)?;
         let up = layer.up.apply(x)?;
-        layer.down.apply(&gate.multiply(sigmoid(&gate)?)?.multiply(up)?)
+        layer.down.apply(&swiglu(&gate, &up, &self.backend)?)
     }
 }

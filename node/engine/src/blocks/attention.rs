@@ -2,10 +2,11 @@
 
 use mlx_rs::error::Exception;
 use mlx_rs::fast::{ScaledDotProductAttentionMask, scaled_dot_product_attention};
-use mlx_rs::ops::softmax_axis;
+use mlx_rs::ops::{max_axis, sum_axis};
 use mlx_rs::{Array, Dtype};
 
 use crate::backend::Backend;
+use crate::blocks::activation::exp;
 
 /// Queries of `rows` rows with `len` tokens each, and the keys they see.
 #[derive(Debug)]
@@ -64,8 +65,11 @@ pub fn attend(input: &Attend<'_>, scale: f32, backend: &Backend) -> Result<Array
             .add(mask)?
             .reshape(&[rows, kv_heads, group * len, seen])?;
     }
-    softmax_axis(scores, -1, true)?
+    // Softmax, divided last: values have fewer numbers than scores.
+    let weights = exp(&scores.subtract(max_axis(&scores, -1, true)?)?)?;
+    weights
         .matmul(input.values)?
+        .divide(sum_axis(&weights, -1, true)?)?
         .reshape(&[rows, kv_heads, group, len, dim])?
         .transpose_axes(&[0, 3, 1, 2, 4])?
         .reshape(&[rows * len, heads * dim])
