@@ -5,27 +5,33 @@ mod admin;
 mod arguments;
 mod chat;
 mod models;
+mod progress;
 mod run;
 mod tables;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 use pomona_cluster_config::{Config, ConfigError};
 
 use arguments::{Arguments, Command, ModelCommand};
+use progress::Progress;
 
 /// The configuration is wrong (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let progress = Progress::default();
+    let log = progress.clone();
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("POMONA_LOG")
                 .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn")),
         )
-        .with_writer(std::io::stderr)
+        .with_writer(move || log.log())
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     if let Command::EchoEngine { step_ms } = arguments.command {
         return finish(pomona_node::echo::run(std::time::Duration::from_millis(step_ms)).map_err(Into::into));
@@ -37,20 +43,22 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
-    finish(dispatch(&config, arguments))
+    finish(dispatch(&config, arguments, &progress))
 }
 
-fn dispatch(config: &Config, arguments: Arguments) -> anyhow::Result<()> {
+fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyhow::Result<()> {
     let json = arguments.json;
     match arguments.command {
-        Command::Up => run::run(config, run::Parts::Both),
-        Command::Coordinator => run::run(config, run::Parts::Coordinator),
-        Command::Node => run::run(config, run::Parts::Node),
+        Command::Up => run::run(config, run::Parts::Both, progress),
+        Command::Coordinator => run::run(config, run::Parts::Coordinator, progress),
+        Command::Node => run::run(config, run::Parts::Node, progress),
         Command::Status => tables::status(config, json),
         Command::Nodes => tables::nodes(config, json),
         Command::Models => tables::models(config, json),
         Command::Model { command } => match command {
-            ModelCommand::Pull { source, name } => models::pull(config, &source, name.as_deref(), json),
+            ModelCommand::Pull { source, name } => {
+                models::pull(config, &source, name.as_deref(), json, progress)
+            }
             ModelCommand::List => models::list(config, json),
             ModelCommand::Remove { name } => models::remove(config, &name),
         },

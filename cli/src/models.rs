@@ -4,18 +4,24 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 use hyper::Method;
-use indicatif::{ProgressBar, ProgressStyle};
 use pomona_cluster_config::Config;
 use pomona_common::ModelName;
-use pomona_node::hub::{Progress, Puller};
+use pomona_node::hub::{self, Puller};
 
 use crate::admin::ask;
+use crate::progress::Progress;
 use crate::tables;
 
 /// Where models come from unless `HF_ENDPOINT` says otherwise.
 const HUB: &str = "https://huggingface.co";
 
-pub(crate) fn pull(config: &Config, source: &str, name: Option<&str>, json: bool) -> anyhow::Result<()> {
+pub(crate) fn pull(
+    config: &Config,
+    source: &str,
+    name: Option<&str>,
+    json: bool,
+    progress: &Progress,
+) -> anyhow::Result<()> {
     let models = config.state.join("node").join("models");
     std::fs::create_dir_all(&models).with_context(|| format!("cannot make {}", models.display()))?;
     let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| HUB.to_owned());
@@ -24,11 +30,8 @@ pub(crate) fn pull(config: &Config, source: &str, name: Option<&str>, json: bool
         token: std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty()),
         models,
     };
-    let bar = ProgressBar::no_length();
-    bar.set_style(ProgressStyle::with_template(
-        "{msg:32!} {bar:30} {bytes:>10}/{total_bytes} {bytes_per_sec} {eta}",
-    )?);
-    let mut progress = |progress: Progress| {
+    let bar = progress.bytes();
+    let mut progress = |progress: hub::Progress| {
         bar.set_message(progress.file);
         bar.set_length(progress.total.max(progress.done));
         bar.set_position(progress.done);

@@ -8,6 +8,8 @@ use pomona_link::Authority;
 use pomona_node::Node;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::progress::Progress;
+
 /// What to run in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {
@@ -17,17 +19,17 @@ pub(crate) enum Parts {
 }
 
 /// Runs until SIGINT or SIGTERM.
-pub(crate) fn run(config: &Config, parts: Parts) -> anyhow::Result<()> {
+pub(crate) fn run(config: &Config, parts: Parts, progress: &Progress) -> anyhow::Result<()> {
     // Two threads: the agent's work is small, and the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .max_blocking_threads(8)
         .enable_all()
         .build()?;
-    runtime.block_on(run_parts(config, parts))
+    runtime.block_on(run_parts(config, parts, progress))
 }
 
-async fn run_parts(config: &Config, parts: Parts) -> anyhow::Result<()> {
+async fn run_parts(config: &Config, parts: Parts, progress: &Progress) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let authority = match parts {
@@ -37,21 +39,35 @@ async fn run_parts(config: &Config, parts: Parts) -> anyhow::Result<()> {
             .ok()
             .map(Into::into),
     };
-    let coordinator = match (parts, &authority) {
+    let mut coordinator = match (parts, &authority) {
         (Parts::Both | Parts::Coordinator, Some(authority)) => {
             Some(Coordinator::start(config, authority.clone()).await?)
         }
         _ => None,
     };
-    let node = match parts {
+    let mut node = match parts {
         Parts::Both | Parts::Node => Some(Node::start(config, authority).await?),
         Parts::Coordinator => None,
     };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        () = show_loads(node.as_ref(), progress) => {}
     }
     tracing::info!("stopping");
+    // Answers go through coordinator and node: both accept no more before either ends.
+    tokio::join!(
+        async {
+            if let Some(coordinator) = &mut coordinator {
+                coordinator.drain().await;
+            }
+        },
+        async {
+            if let Some(node) = &mut node {
+                node.drain().await;
+            }
+        },
+    );
     if let Some(node) = node {
         node.stop().await;
     }
@@ -59,6 +75,15 @@ async fn run_parts(config: &Config, parts: Parts) -> anyhow::Result<()> {
         coordinator.stop().await;
     }
     Ok(())
+}
+
+/// Shows how far loads are for as long as the process runs.
+async fn show_loads(node: Option<&Node>, progress: &Progress) {
+    if let Some(node) = node {
+        let mut bars = progress.loads();
+        node.follow_loads(|loads| bars.show(loads)).await;
+    }
+    std::future::pending().await
 }
 
 fn new_cluster() -> anyhow::Result<ClusterId> {

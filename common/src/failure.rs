@@ -59,9 +59,6 @@ pub enum Failure {
         /// The limit.
         limit_s: u64,
     },
-    /// The client reads slower than tokens are made, beyond all buffers.
-    #[error("the client did not read its stream")]
-    SlowReader,
     /// A bug of ours; the log has the detail.
     #[error("internal error: {detail}")]
     Internal {
@@ -124,7 +121,6 @@ impl Failure {
             | Failure::UnknownModel { .. }
             | Failure::TooLarge { .. }
             | Failure::TimedOut { .. }
-            | Failure::SlowReader
             | Failure::Internal { .. } => false,
         }
     }

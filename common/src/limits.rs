@@ -42,6 +42,8 @@ pub const NODES: usize = 256;
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 /// A client sends its body within this time.
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
+/// A client takes some of a response within this time, else its connection is closed.
+pub const IDLE_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// The longest a request may take, queue included.
 pub const REQUEST_WALL_CLOCK: Duration = Duration::from_secs(600);
 /// An SSE comment goes out when nothing else did for this long.

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pomona_api::HttpServer;
 use pomona_cluster_config::Config;
 use pomona_common::ClusterId;
 use pomona_decide::Command;
@@ -65,6 +66,7 @@ pub enum CoordinatorError {
 /// A running coordinator.
 pub struct Coordinator {
     replica: Replica,
+    http: HttpServer,
     endpoint: Arc<Endpoint>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -129,22 +131,23 @@ impl Coordinator {
         tasks.spawn(renew(endpoint.clone(), authority, stop.clone()));
         let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions));
         let router = pomona_api::router(backend.clone());
-        let http_stop = stop.clone();
-        tasks.spawn(async move {
-            if let Err(error) = pomona_api::serve_http(listener, router, http_stop.cancelled()).await {
-                tracing::error!(%error, "http server ended");
-            }
-        });
+        let http = HttpServer::start(listener, router);
         let socket = config.state.join("admin.sock");
         admin::serve(&socket, backend, &mut tasks, stop.clone()).map_err(state_error(&socket))?;
         tracing::info!(http = %config.coordinator_http, quic = %config.quic, "coordinator is up");
         Ok(Self {
             replica,
+            http,
             endpoint,
             tasks,
             stop,
             socket,
         })
+    }
+
+    /// Accepts no more requests over HTTP, and lets the running answers finish for a moment.
+    pub async fn drain(&mut self) {
+        self.http.stop().await;
     }
 
     /// Ends the coordinator; what was acknowledged is on disk.

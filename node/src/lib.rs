@@ -11,23 +11,25 @@ mod session;
 pub mod store;
 mod supervisor;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use pomona_api::FirstBytes;
+use pomona_api::{FirstBytes, HttpServer};
 use pomona_cluster_config::{Config, EngineKind};
-use pomona_common::NodeId;
+use pomona_common::{ModelName, NodeId};
 use pomona_link::{Authority, LinkError};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use backend::NodeBackend;
 use reporter::Reporter;
 use store::Store;
-use supervisor::{EngineProgram, Supervisor};
+use supervisor::{EngineProgram, EngineView, Supervisor};
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +65,8 @@ pub enum NodeError {
 /// A running node; dropping it ends its tasks and its engine.
 pub struct Node {
     id: NodeId,
+    http: HttpServer,
+    view: watch::Receiver<EngineView>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
 }
@@ -119,12 +123,8 @@ impl Node {
             first_bytes,
         ));
         let router = pomona_api::router(backend.clone());
-        let http_stop = stopped.clone();
-        tasks.spawn(async move {
-            if let Err(error) = pomona_api::serve_http(listener, router, http_stop.cancelled()).await {
-                tracing::error!(%error, "http server ended");
-            }
-        });
+        let http = HttpServer::start(listener, router);
+        let view = supervisor.view();
         match authority {
             Some(authority) => {
                 let session = session::SessionTask {
@@ -142,7 +142,13 @@ impl Node {
             None => supervisor.follow_store(store, &mut tasks, stopped),
         }
         tracing::info!(node = %id, http = %config.node_http, "node is up");
-        Ok(Self { id, tasks, stop })
+        Ok(Self {
+            id,
+            http,
+            view,
+            tasks,
+            stop,
+        })
     }
 
     /// Its id.
@@ -150,7 +156,24 @@ impl Node {
         self.id
     }
 
-    /// Ends the node: running answers get a moment, the engine is ended.
+    /// Calls `show` with the models being loaded, bytes done and in all, whenever that changes;
+    /// comes back when the node has ended.
+    pub async fn follow_loads(&self, mut show: impl FnMut(&BTreeMap<ModelName, (u64, u64)>)) {
+        let mut view = self.view.clone();
+        loop {
+            show(&view.borrow_and_update().loading);
+            if view.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Accepts no more requests over HTTP, and lets the running answers finish for a moment.
+    pub async fn drain(&mut self) {
+        self.http.stop().await;
+    }
+
+    /// Ends the node and its engine; answers that still run are cut.
     pub async fn stop(mut self) {
         self.stop.cancel();
         let finish = async { while self.tasks.join_next().await.is_some() {} };

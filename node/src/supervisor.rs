@@ -40,6 +40,8 @@ pub(crate) struct EngineView {
     pub(crate) report: Option<Arc<EngineReport>>,
     /// Models that answer.
     pub(crate) loaded: BTreeSet<ModelName>,
+    /// Models being loaded: bytes of weights read, and in all (0 when not known yet).
+    pub(crate) loading: BTreeMap<ModelName, (u64, u64)>,
     /// Models that could not be loaded, and why.
     pub(crate) failed: BTreeMap<ModelName, String>,
     /// KV budget that the engine runs or will run with.

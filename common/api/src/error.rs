@@ -41,7 +41,6 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             "node_lost",
         ),
         Failure::TimedOut { .. } => (StatusCode::REQUEST_TIMEOUT, "timeout_error", "request_timeout"),
-        Failure::SlowReader => (StatusCode::REQUEST_TIMEOUT, "timeout_error", "slow_reader"),
         Failure::Internal { .. } => (
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal_error",

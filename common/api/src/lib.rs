@@ -18,5 +18,5 @@ mod text_cache;
 pub use backend::{Backend, GenerationStream};
 pub use first_bytes::FirstBytes;
 pub use router::{ROUTES, RouteRow, router};
-pub use serve::{ServeError, serve_http};
+pub use serve::HttpServer;
 pub use text_cache::TextCache;

@@ -2,6 +2,7 @@
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
+use futures_util::future::try_join_all;
 use pomona_common::generation::{GenerationEvent, TokenLogprob};
 use pomona_common::{Accounting, Class, Failure, FinishReason, limits};
 use pomona_text::{AnswerText, ModelText};
@@ -22,19 +23,19 @@ struct Choice {
 
 /// Collects all answers and responds.
 pub(crate) async fn respond(mut running: Running) -> Response<Body> {
-    let mut choices = Vec::new();
     let streams = std::mem::take(&mut running.streams);
-    for stream in streams {
+    let answers = streams.into_iter().map(|stream| {
         let answer = running.text.answer(running.ask.stops.clone());
-        let collected =
-            tokio::time::timeout(limits::REQUEST_WALL_CLOCK, collect(&running, stream, answer)).await;
-        let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
-        match collected.unwrap_or(Err(Failure::TimedOut { limit_s })) {
-            Ok(choice) => choices.push(choice),
-            Err(failure) => return error::response(&failure),
-        }
+        collect(&running, stream, answer)
+    });
+    // All at once: they run side by side, and one clock is for all. The first failure drops the
+    // others, which cancels them.
+    let collected = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, try_join_all(answers)).await;
+    let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
+    match collected.unwrap_or(Err(Failure::TimedOut { limit_s })) {
+        Ok(choices) => error::json_response(StatusCode::OK, &whole(&running, &choices)),
+        Err(failure) => error::response(&failure),
     }
-    error::json_response(StatusCode::OK, &whole(&running, &choices))
 }
 
 async fn collect(

@@ -1,7 +1,5 @@
 //! The HTTP server: bounds on connections, headers and patience.
 
-use std::future::Future;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,24 +11,35 @@ use pomona_common::limits;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
+use tokio_io_timeout::TimeoutStream;
 
 /// How long running responses may go on after the stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Why a server ends by itself.
-#[derive(Debug, thiserror::Error)]
-#[error("the listener failed")]
-pub struct ServeError(#[source] io::Error);
+/// A running server; dropping it cuts every connection.
+#[derive(Debug)]
+pub struct HttpServer {
+    task: JoinSet<()>,
+    stop: watch::Sender<bool>,
+}
 
-/// Serves `router` until `stop` completes, then lets responses finish for a moment.
-///
-/// # Errors
-/// The connection limit's semaphore is gone, which does not happen.
-pub async fn serve_http(
-    listener: TcpListener,
-    router: Router,
-    stop: impl Future<Output = ()> + Send,
-) -> Result<(), ServeError> {
+impl HttpServer {
+    /// Serves `router` on connections that `listener` accepts.
+    pub fn start(listener: TcpListener, router: Router) -> Self {
+        let (stop, stopped) = watch::channel(false);
+        let mut task = JoinSet::new();
+        task.spawn(serve(listener, router, stopped));
+        Self { task, stop }
+    }
+
+    /// Accepts no more, and comes back when all responses are finished or had five seconds.
+    pub async fn stop(&mut self) {
+        self.stop.send_replace(true);
+        while self.task.join_next().await.is_some() {}
+    }
+}
+
+async fn serve(listener: TcpListener, router: Router, stopped: watch::Receiver<bool>) {
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -39,13 +48,12 @@ pub async fn serve_http(
         .max_headers(limits::HEADER_COUNT)
         .half_close(false);
     let permits = Arc::new(Semaphore::new(limits::HTTP_CONNECTIONS));
-    let (stop_sender, stopped) = watch::channel(false);
     let mut connections = JoinSet::new();
-    tokio::pin!(stop);
+    let mut stop = stopped.clone();
     loop {
         let permit = tokio::select! {
-            permit = permits.clone().acquire_owned() => permit.map_err(|error| ServeError(io::Error::other(error)))?,
-            () = &mut stop => break,
+            permit = permits.clone().acquire_owned() => permit,
+            _ = stop.changed() => break,
         };
         let socket = tokio::select! {
             accepted = listener.accept() => match accepted {
@@ -57,12 +65,17 @@ pub async fn serve_http(
                     continue;
                 }
             },
-            () = &mut stop => break,
+            _ = stop.changed() => break,
         };
         while connections.try_join_next().is_some() {}
         // Small writes are the tokens of a stream: they must not wait for company.
         let _ = socket.set_nodelay(true);
         let service = TowerToHyperService::new(router.clone());
+        let mut socket = Box::pin(TimeoutStream::new(socket));
+        // A client that stops reading: hyper's buffer is full, and nothing leaves any more.
+        socket
+            .as_mut()
+            .set_write_timeout_pinned(Some(limits::IDLE_WRITE_TIMEOUT));
         let connection = builder.serve_connection(TokioIo::new(socket), service);
         let mut stopped = stopped.clone();
         connections.spawn(async move {
@@ -76,10 +89,8 @@ pub async fn serve_http(
             let _ = connection.await;
         });
     }
-    stop_sender.send_replace(true);
     let finish = async { while connections.join_next().await.is_some() {} };
     if tokio::time::timeout(GRACE, finish).await.is_err() {
         connections.shutdown().await;
     }
-    Ok(())
 }

@@ -76,6 +76,7 @@ impl Probe {
         report.agent.footprint = system::footprint(std::process::id());
         report.engine.footprint = engine.map_or(Reading::Unavailable, system::footprint);
         report.pressure = system::pressure();
+        report.thermal = system::thermal();
         (report.power, report.power_source) = self.sensors.power();
         if let Some(path) = &self.script {
             script::apply(path, &mut report);

@@ -1,11 +1,13 @@
-//! macOS: macmon for power, `proc_pid_rusage` for footprints, `memorystatus` for pressure.
+//! macOS: macmon for power, `proc_pid_rusage` for footprints, `memorystatus` for pressure,
+//! `notify(3)` for the thermal state.
 //! Type-checked from Linux; not run on a Mac yet.
-#![expect(unsafe_code, reason = "two C calls; each block states its contract")]
+#![expect(unsafe_code, reason = "calls into libSystem; each block states its contract")]
 
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use pomona_common::report::Thermal;
 use pomona_common::unit::{Bytes, Percent, Reading, Watts};
 
 /// Milliseconds over which macmon averages: one report.
@@ -79,6 +81,39 @@ pub(crate) fn pressure() -> Reading<Percent> {
         .and_then(|bytes| bytes.try_into().ok())
         .map(i32::from_ne_bytes);
     Reading::measured(level.map(|level| Percent((100 - level.clamp(0, 100)) as f32)))
+}
+
+// `notify.h` of libSystem, which the libc crate does not declare.
+unsafe extern "C" {
+    fn notify_register_check(name: *const libc::c_char, token: *mut libc::c_int) -> u32;
+    fn notify_get_state(token: libc::c_int, state: *mut u64) -> u32;
+    fn notify_cancel(token: libc::c_int) -> u32;
+}
+
+/// The thermal pressure that the system announces: `OSThermalPressureLevel` of
+/// `OSThermalNotification.h`, which `NSProcessInfo.thermalState` is made of.
+pub(crate) fn thermal() -> Reading<Thermal> {
+    let mut token = 0;
+    let mut level = u64::MAX;
+    // SAFETY: the name ends in NUL; token and level are valid for writes; the token is cancelled
+    // once.
+    let known = unsafe {
+        let registered =
+            notify_register_check(c"com.apple.system.thermalpressurelevel".as_ptr(), &raw mut token);
+        registered == 0 && {
+            let status = notify_get_state(token, &raw mut level);
+            notify_cancel(token);
+            status == 0
+        }
+    };
+    let state = match level {
+        0 => Some(Thermal::Nominal),
+        1 => Some(Thermal::Fair),
+        2 => Some(Thermal::Serious),
+        3 | 4 => Some(Thermal::Critical),
+        _ => None,
+    };
+    Reading::measured(state.filter(|_| known))
 }
 
 /// The build of macOS, like `25B78`.

@@ -1,6 +1,6 @@
 //! The task that owns the engine.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
@@ -58,7 +58,6 @@ pub(super) struct Actor {
     restart_at: Instant,
     restart_wait: Duration,
     target: BTreeMap<ModelName, PathBuf>,
-    loading: BTreeSet<ModelName>,
     active: BTreeMap<u64, Active>,
     next: u64,
     /// Watches for clients that go away, one task a sequence; they end with the sequence.
@@ -88,7 +87,6 @@ impl Actor {
             restart_at: Instant::now(),
             restart_wait: RESTART_FIRST,
             target: BTreeMap::new(),
-            loading: BTreeSet::new(),
             active: BTreeMap::new(),
             next: 0,
             watchers: JoinSet::new(),
@@ -230,7 +228,7 @@ impl Actor {
                 engine.send(EngineCommand::Knobs(self.knobs.clone()));
                 self.view.pid = engine.pid();
                 self.engine = Some(engine);
-                self.loading.clear();
+                self.view.loading.clear();
                 self.reconcile();
             }
             Err(error) => {
@@ -248,7 +246,7 @@ impl Actor {
         };
         for (model, folder) in &self.target {
             let settled = self.view.loaded.contains(model)
-                || self.loading.contains(model)
+                || self.view.loading.contains_key(model)
                 || self.view.failed.contains_key(model);
             if !settled {
                 let command = EngineCommand::Load {
@@ -256,7 +254,7 @@ impl Actor {
                     folder: folder.to_string_lossy().into_owned(),
                 };
                 if engine.send(command) {
-                    self.loading.insert(model.clone());
+                    self.view.loading.insert(model.clone(), (0, 0));
                 }
             }
         }
@@ -284,11 +282,14 @@ impl Actor {
                 );
             }
             EngineEvent::Loading { model, done, total } => {
-                tracing::debug!(%model, done, total, "loading");
+                if let Some(progress) = self.view.loading.get_mut(&model) {
+                    *progress = (done, total);
+                    self.publish();
+                }
             }
             EngineEvent::Loaded { model } => {
                 tracing::info!(%model, "model loaded");
-                self.loading.remove(&model);
+                self.view.loading.remove(&model);
                 self.view.loaded.insert(model.clone());
                 self.resume_parked(&model);
                 // The target may have changed while it loaded.
@@ -297,7 +298,7 @@ impl Actor {
             }
             EngineEvent::LoadFailed { model, reason } => {
                 tracing::error!(%model, reason, "model not loaded");
-                self.loading.remove(&model);
+                self.view.loading.remove(&model);
                 self.view.failed.insert(model, reason);
                 self.publish();
             }
@@ -367,7 +368,7 @@ impl Actor {
         self.view.pid = None;
         self.view.report = None;
         self.view.loaded.clear();
-        self.loading.clear();
+        self.view.loading.clear();
         self.wait_before_restart();
         let now = Instant::now();
         let mut lost = Vec::new();
