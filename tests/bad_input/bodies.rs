@@ -134,6 +134,7 @@ fn fields(cases: &mut Vec<Case>) {
             vec![json!(-2), json!(i64::MAX), json!(u64::MAX), json!(1e300)],
             range,
         ),
+        ("ignore_eos", vec![json!("yes"), json!(1)], wrong_type),
         ("min_p", vec![json!("0")], wrong_type),
         ("min_p", vec![json!(-0.5), json!(1.5)], range),
         (

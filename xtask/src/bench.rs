@@ -124,7 +124,7 @@ fn work_folder(name: &str) -> anyhow::Result<PathBuf> {
 }
 
 fn engine(programs: &Path, rounds: usize) -> anyhow::Result<(Value, Value)> {
-    let oracle = python::install("oracle")?;
+    let oracle = python::oracle()?;
     let work = work_folder("engine")?;
     let pomona = programs.join("pomona");
     let state = work.join("state");
@@ -161,7 +161,6 @@ fn engine(programs: &Path, rounds: usize) -> anyhow::Result<(Value, Value)> {
     .arg("--model")
     .arg(&weights)
     .env("OPENBLAS_NUM_THREADS", THREADS);
-    openblas_for(&oracle)?;
     let _peer = Running::start(&mut peer, &work.join("mlx_lm.log"))?;
     let _ours = Running::start(
         &mut cluster(programs, &state, "mlx", [17710, 17711, 17712]),
@@ -211,28 +210,6 @@ fn engine(programs: &Path, rounds: usize) -> anyhow::Result<(Value, Value)> {
         }
     }
     Ok((engine_figures(&raw), json!({ "threads": THREADS, "rounds": raw })))
-}
-
-/// mlx_lm gets the same OpenBLAS: the wheel's reference BLAS is thirty times slower.
-fn openblas_for(oracle: &Path) -> anyhow::Result<()> {
-    let system = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
-        .iter()
-        .map(|triple| Path::new("/usr/lib").join(triple).join("libopenblas.so.0"))
-        .find(|path| path.exists())
-        .context("OpenBLAS is not installed")?;
-    for entry in std::fs::read_dir(oracle.join("mlx_cpu.libs"))? {
-        let path = entry?.path();
-        let name = path
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        if name.starts_with("libblas-") && !path.is_symlink() {
-            std::fs::remove_file(&path)?;
-            std::os::unix::fs::symlink(&system, &path)?;
-        }
-    }
-    Ok(())
 }
 
 fn engine_figures(raw: &[Value]) -> Value {

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use crate::commands::{exists, run};
 
@@ -45,6 +45,29 @@ pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
     run("pip", &mut pip)?;
     std::fs::write(done, wanted)?;
     Ok(folder)
+}
+
+/// mlx-lm with the engine's OpenBLAS: the wheel's reference BLAS is thirty times slower.
+pub(crate) fn oracle() -> anyhow::Result<PathBuf> {
+    let oracle = install("oracle")?;
+    let system = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
+        .iter()
+        .map(|triple| Path::new("/usr/lib").join(triple).join("libopenblas.so.0"))
+        .find(|path| path.exists())
+        .context("OpenBLAS is not installed")?;
+    for entry in std::fs::read_dir(oracle.join("mlx_cpu.libs"))? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .into_owned();
+        if name.starts_with("libblas-") && !path.is_symlink() {
+            std::fs::remove_file(&path)?;
+            std::os::unix::fs::symlink(&system, &path)?;
+        }
+    }
+    Ok(oracle)
 }
 
 /// Python with the packages of a folder.

@@ -17,11 +17,7 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     report.step("build", || up::build().map(|_| ()))?;
     let gguf = model::gguf()?;
     let clients = python::install("clients")?;
-    let oracle = if full {
-        Some(python::install("oracle")?)
-    } else {
-        None
-    };
+    let oracle = if full { Some(python::oracle()?) } else { None };
     report.step("tests", || {
         let mut command = cargo();
         command

@@ -144,7 +144,11 @@ async fn begin<B: Backend>(
             prompt: prompt.clone(),
             resume: Vec::new(),
             max_tokens: ask.max_tokens.unwrap_or(limits::DEFAULT_MAX_TOKENS).min(room),
-            stop_tokens: text.stop_tokens().to_vec(),
+            stop_tokens: if ask.ignore_eos {
+                Vec::new()
+            } else {
+                text.stop_tokens().to_vec()
+            },
             sampling,
             cache_salt: 0,
         };

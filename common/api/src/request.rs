@@ -25,6 +25,8 @@ pub(crate) struct Ask {
     /// Whether the client chose the seed.
     pub(crate) seeded: bool,
     pub(crate) max_tokens: Option<u32>,
+    /// Whether the answer goes on after the model's own end (vLLM's name).
+    pub(crate) ignore_eos: bool,
     pub(crate) stops: Vec<String>,
     pub(crate) choices: u32,
     pub(crate) stream: bool,
@@ -66,6 +68,7 @@ pub(crate) fn parse(kind: Kind, body: &[u8]) -> Result<Ask, Failure> {
         sampling,
         seeded: seed.is_some(),
         max_tokens,
+        ignore_eos: boolean(&fields, "ignore_eos")?.unwrap_or(false),
         stops: stops(&fields)?,
         choices: integer(&fields, "n", 1, i64::from(limits::CHOICES))?.unwrap_or(1) as u32,
         stream,
