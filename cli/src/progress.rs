@@ -1,4 +1,4 @@
-//! Progress bars on standard error, and log lines that do not tear them.
+//! Progress bars on standard error, and log lines of this process that do not tear them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};

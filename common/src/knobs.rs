@@ -17,7 +17,7 @@ pub struct ClassKnobs {
     /// Prompt tokens of this class in one step, at most. It bounds how long decoding rows of the
     /// same class wait for their next token.
     pub prefill_chunk: u32,
-    /// While a more urgent class runs too: the turns this class gets for each of its steps, in
+    /// While a more urgent class runs too: the turns this class gets for each of its turns, in
     /// percent. A turn is a step, a slice of a step, or riding along in the other's step.
     pub step_share: u32,
 }

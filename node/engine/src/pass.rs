@@ -20,6 +20,7 @@ pub struct Pass {
     pub(crate) groups: Vec<Group>,
     /// The next layer.
     pub(crate) layer: usize,
+    rested: bool,
 }
 
 /// Tokens of one sequence that are fed in a step.
@@ -73,6 +74,7 @@ impl Pass {
             angles: rope.angles(&positions)?,
             groups: groups(&feeds, backend)?,
             layer: 0,
+            rested: false,
             feeds,
         })
     }
@@ -80,6 +82,21 @@ impl Pass {
     /// Tokens that are fed.
     pub fn tokens(&self) -> usize {
         self.feeds.iter().map(|feed| feed.tokens.len()).sum()
+    }
+
+    /// Activations `[tokens, hidden]` after the layers so far.
+    pub fn x(&self) -> &Array {
+        &self.x
+    }
+
+    /// Whether it has not rested yet.
+    pub fn is_at_its_first_slice(&self) -> bool {
+        !self.rested
+    }
+
+    /// Ends a slice: what is left comes later.
+    pub fn rest(&mut self) {
+        self.rested = true;
     }
 
     /// The slabs it touches.
@@ -121,6 +138,11 @@ impl Pass {
         self.groups = groups(&feeds, backend)?;
         self.feeds = feeds;
         Ok(())
+    }
+
+    /// Whether any feed wants the logits after its last token.
+    pub fn wants_logits(&self) -> bool {
+        self.feeds.iter().any(|feed| feed.wants_logits)
     }
 
     /// Where the last token of each feed that wants logits is, in the flat order of the pass.

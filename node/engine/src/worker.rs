@@ -34,6 +34,8 @@ pub struct Worker {
     lanes: BTreeMap<ModelName, Lane>,
     sequences: BTreeMap<SequenceId, Sequence>,
     loads: Loads,
+    /// Interactive steps since the last part of a load.
+    interactive_steps: u32,
     /// Passes of interrupted steps.
     passes: BTreeMap<Class, Running>,
     pace: Pace,
@@ -55,6 +57,7 @@ impl Worker {
             lanes: BTreeMap::new(),
             sequences: BTreeMap::new(),
             loads: Loads::default(),
+            interactive_steps: 0,
             passes: BTreeMap::new(),
             pace: Pace::default(),
             stats: Stats::default(),

@@ -4,6 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
+use mlx_rs::transforms::eval;
 use pomona_engine::backend::Backend;
 use pomona_engine::kv::KvSlabs;
 use pomona_engine::llama::Llama;
@@ -147,6 +148,64 @@ fn a_row_in_a_ragged_batch_gets_the_logits_it_gets_alone() {
             let difference = largest_difference(logits.as_slice::<f32>(), rows[row]);
             assert!(difference < TOLERANCE, "{} row {row}: {difference}", tiny.name);
         }
+    }
+}
+
+/// A pass rests after its first layer; meanwhile one of its sequences ends, the others' rows
+/// move, the slab grows, and somebody else runs. What is left of it gives what it gives alone.
+#[test]
+fn a_pass_that_rested_gives_the_logits_it_gives_in_one_go() {
+    for tiny in tiny_models() {
+        let feed = |row: u32, start: usize, tokens: &[u32], wants_logits: bool| Feed {
+            capacity: CAPACITY,
+            row,
+            start: start as u32,
+            tokens: tokens.to_vec(),
+            wants_logits,
+        };
+        let (prompt, model) = (&tiny.prompt, &tiny.model);
+        let mut kv = KvSlabs::new(&tiny.folder.config, Backend::detect().dtype);
+        kv.resize(CAPACITY, 3).unwrap();
+        for (row, len) in [(0, 50), (2, 17)] {
+            model
+                .step(vec![feed(row, 0, &prompt[..len], false)], &mut kv)
+                .unwrap();
+        }
+        let feeds = vec![
+            feed(0, 50, &prompt[50..51], true),
+            feed(1, 0, prompt, true),
+            feed(2, 17, &prompt[17..18], true),
+        ];
+        let mut pass = model.begin(feeds).unwrap();
+        model.advance(&mut pass, &mut kv, 1).unwrap();
+        assert!(model.layers_left(&pass) > 0, "{} has one layer", tiny.name);
+        eval([pass.x()]).unwrap();
+
+        // The first sequence ends; the last row fills its place, another sequence takes the last.
+        kv.copy_row(CAPACITY, 2, 0, CAPACITY).unwrap();
+        kv.resize(CAPACITY, 5).unwrap();
+        model
+            .step(vec![feed(2, 0, &prompt[..40], false)], &mut kv)
+            .unwrap();
+        let places = [None, Some((CAPACITY, 1)), Some((CAPACITY, 0))];
+        pass.relocate(&places, &Backend::detect()).unwrap();
+
+        let left = model.layers_left(&pass);
+        model.advance(&mut pass, &mut kv, left).unwrap();
+        let logits = model.logits(&pass).unwrap().unwrap();
+        logits.eval().unwrap();
+        let rows: Vec<&[f32]> = logits.as_slice::<f32>().chunks(tiny.logits.len()).collect();
+        let difference = largest_difference(rows[0], &tiny.logits);
+        assert!(difference < TOLERANCE, "{}: {difference}", tiny.name);
+        let mut alone = KvSlabs::new(&tiny.folder.config, Backend::detect().dtype);
+        alone.resize(CAPACITY, 1).unwrap();
+        let logits = model
+            .step(vec![feed(0, 0, &prompt[..18], true)], &mut alone)
+            .unwrap();
+        let logits = logits.unwrap();
+        logits.eval().unwrap();
+        let difference = largest_difference(rows[1], logits.as_slice::<f32>());
+        assert!(difference < TOLERANCE, "{}, second row: {difference}", tiny.name);
     }
 }
 

@@ -1,12 +1,13 @@
 //! The rows of the next step.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::{Class, ModelName};
 
 use crate::admission::window_left;
 use crate::scheduler::{Decision, RowWork, Scheduler, Step};
-use crate::sequence::{Phase, Sequence, SequenceId};
+use crate::sequence::{Sequence, SequenceId};
 use crate::turns::{self, Turn};
 
 pub(crate) fn compose(scheduler: &mut Scheduler, now: Duration) -> Decision {
@@ -27,24 +28,27 @@ pub(crate) fn compose(scheduler: &mut Scheduler, now: Duration) -> Decision {
 }
 
 fn begin(scheduler: &Scheduler, class: Class, model: ModelName, rides: [bool; 3]) -> Step {
-    let mut budget = scheduler.knobs.class(class).prefill_chunk;
+    let running = in_order_of_admission(scheduler, &model);
+    let takes_part =
+        |id: SequenceId, s: &Sequence| turns::takes_part(s, class, rides) && !scheduler.is_parked(id);
+    let prompts: Vec<(SequenceId, u32)> = running
+        .iter()
+        .filter(|(id, s)| takes_part(*id, s))
+        .filter_map(|(id, s)| Some((*id, s.known - s.prefilled()?)))
+        .collect();
+    let chunks = share_chunk(&prompts, scheduler.knobs.class(class).prefill_chunk);
     let mut rows = Vec::new();
     let mut paused = Vec::new();
-    for (id, sequence) in in_order_of_admission(scheduler, &model) {
-        let rows_before = rows.len();
-        if turns::takes_part(sequence, class, rides) && !scheduler.is_parked(id) {
-            let (start, len) = match sequence.phase {
-                Phase::Prefill { done } => (done, (sequence.known - done).min(budget)),
-                Phase::Decode | Phase::Waiting => (sequence.known - 1, 1),
-            };
-            if let Phase::Prefill { .. } = sequence.phase {
-                budget -= len;
-            }
-            let work = (len > 0).then(|| row(scheduler, id, start, len, start + len == sequence.known));
-            rows.extend(work.flatten());
-        }
-        if rows.len() == rows_before {
-            paused.push(id);
+    for (id, sequence) in running {
+        let span = match sequence.prefilled() {
+            Some(done) => chunks.get(&id).map(|len| (done, *len)),
+            None => takes_part(id, sequence).then_some((sequence.known - 1, 1)),
+        };
+        let work =
+            span.and_then(|(start, len)| row(scheduler, id, start, len, start + len == sequence.known));
+        match work {
+            Some(work) => rows.push(work),
+            None => paused.push(id),
         }
     }
     rows.sort_by(|a, b| a.place.cmp(&b.place));
@@ -54,6 +58,30 @@ fn begin(scheduler: &Scheduler, class: Class, model: ModelName, rides: [bool; 3]
         rows,
         paused,
     }
+}
+
+/// Shares a chunk among prompts, given with the tokens they have left, in order of admission.
+/// Half of it may go to prompts that it finishes, the shortest first, so that a short one never
+/// waits for the whole of a long one; the rest goes in order.
+fn share_chunk(prompts: &[(SequenceId, u32)], chunk: u32) -> BTreeMap<SequenceId, u32> {
+    let mut shares = BTreeMap::new();
+    let mut left = chunk;
+    let mut by_length: Vec<&(SequenceId, u32)> = prompts.iter().skip(1).collect();
+    by_length.sort_by_key(|(_, tokens)| *tokens);
+    for (id, tokens) in by_length {
+        if *tokens <= (chunk / 2).saturating_sub(chunk - left) {
+            shares.insert(*id, *tokens);
+            left -= tokens;
+        }
+    }
+    for (id, tokens) in prompts {
+        if left > 0 && !shares.contains_key(id) {
+            let len = left.min(*tokens);
+            shares.insert(*id, len);
+            left -= len;
+        }
+    }
+    shares
 }
 
 fn in_order_of_admission<'a>(scheduler: &'a Scheduler, model: &ModelName) -> Vec<(SequenceId, &'a Sequence)> {
@@ -75,4 +103,23 @@ fn row(scheduler: &Scheduler, id: SequenceId, start: u32, len: u32, emits: bool)
         len,
         emits,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_prompts_share_a_chunk_with_a_long_one() {
+        let share = |prompts: &[(SequenceId, u32)]| Vec::from_iter(share_chunk(prompts, 100));
+        assert_eq!(share(&[(1, 900)]), [(1, 100)]);
+        assert_eq!(share(&[(1, 900), (2, 20), (3, 800)]), [(1, 80), (2, 20)]);
+        assert_eq!(
+            share(&[(1, 900), (2, 40), (3, 30)]),
+            [(1, 70), (3, 30)],
+            "half of it at most"
+        );
+        assert_eq!(share(&[(1, 30), (2, 900), (3, 900)]), [(1, 30), (2, 70)]);
+        assert_eq!(Vec::from_iter(share_chunk(&[(1, 5), (2, 1)], 1)), [(1, 1)]);
+    }
 }

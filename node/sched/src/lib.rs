@@ -12,10 +12,12 @@
 //! the engine stops after a slice, and more urgent steps pass ([`Scheduler::interrupt`]).
 //!
 //! **The bound.** An interactive request that finds a free slot waits for at most the slice, or
-//! the interactive step, that is running before its own prompt is worked on. Steps for first
-//! tokens pass others at most four times in a row; an interactive decoding row otherwise waits
-//! for at most one prefill chunk of its own class and one slice between two of its tokens.
-//! Less urgent classes get the share of turns that their knobs name. Property tests hold this.
+//! the interactive step, that is running before its own prompt is worked on; a prompt longer than
+//! half a chunk also waits for those admitted before it. Steps for first tokens pass another
+//! class or model at most four times in a row. Between two tokens of an interactive row lie at
+//! most one prefill chunk of its own class, one slice of each less urgent class, and the steps of
+//! other models in their turn. Less urgent classes get the turns that their knobs name. Property
+//! tests hold this. A part of a model that is being loaded comes on top, see the engine.
 #![forbid(unsafe_code)]
 
 mod admission;

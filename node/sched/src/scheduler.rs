@@ -262,6 +262,14 @@ impl Scheduler {
                 row.place = place;
             }
         }
+        let sits_out = |id: &SequenceId, sequence: &Sequence| {
+            sequence.model == step.model && !step.rows.iter().any(|row| row.id == *id)
+        };
+        step.paused = self
+            .running()
+            .filter(|(id, sequence)| sits_out(id, sequence))
+            .map(|(id, _)| *id)
+            .collect();
         Some(step)
     }
 

@@ -57,6 +57,14 @@ impl Sequence {
         self.known + self.left
     }
 
+    /// Tokens in the KV cache while it prefills.
+    pub(crate) fn prefilled(&self) -> Option<u32> {
+        match self.phase {
+            Phase::Prefill { done } => Some(done),
+            Phase::Waiting | Phase::Decode => None,
+        }
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.phase != Phase::Waiting
     }

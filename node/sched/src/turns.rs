@@ -147,7 +147,10 @@ impl Turns {
                 self.credit[class.index()] -= TURN;
                 class
             }
-            None => top,
+            None => {
+                self.passed_class = 0;
+                top
+            }
         }
     }
 

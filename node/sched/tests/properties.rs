@@ -348,6 +348,31 @@ proptest! {
         prop_assert!(step.rows.iter().all(|row| row.id == 99 || row.len == 1), "no other prompt beside it");
     }
 
+    /// A short interactive prompt is fed at once beside long ones, whole.
+    #[test]
+    fn a_short_prompt_does_not_wait_for_a_long_one(long in 300..4000u32, short in 1..=128u32, steps in 0..8u32) {
+        let mut scheduler = Scheduler::new(EngineKnobs::default());
+        scheduler.add_model(name(0), 1, 8192);
+        let new = |id, prompt| NewSequence { id, model: name(0), class: Class::Interactive, prompt, max_new: 8 };
+        let now = Duration::ZERO;
+        for id in 0..3 {
+            prop_assert!(scheduler.submit(new(id, long), now).is_ok());
+        }
+        scheduler.admit(now);
+        for _ in 0..steps {
+            if let Decision::Begin(step) = scheduler.compose(now) {
+                scheduler.complete(&step);
+            }
+        }
+        prop_assert!(scheduler.submit(new(9, short), now).is_ok());
+        scheduler.admit(now);
+        let Decision::Begin(step) = scheduler.compose(now) else {
+            return Err(TestCaseError::fail("no step"));
+        };
+        let row = step.rows.iter().find(|row| row.id == 9);
+        prop_assert_eq!(row.map(|row| (row.len, row.emits)), Some((short, true)));
+    }
+
     /// While one interactive stream decodes, batch work gets the turns that its share says.
     #[test]
     fn batch_gets_its_share_of_turns(share in 1..=100u32) {

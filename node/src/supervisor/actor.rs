@@ -258,12 +258,8 @@ impl Actor {
                 }
             }
         }
-        for model in self
-            .view
-            .loaded
-            .iter()
-            .filter(|model| !self.target.contains_key(*model))
-        {
+        let present = self.view.loaded.iter().chain(self.view.loading.keys());
+        for model in present.filter(|model| !self.target.contains_key(*model)) {
             engine.send(EngineCommand::Unload(model.clone()));
         }
     }
@@ -304,6 +300,7 @@ impl Actor {
             }
             EngineEvent::Unloaded(model) => {
                 self.view.loaded.remove(&model);
+                self.view.loading.remove(&model);
                 self.reconcile();
                 self.publish();
             }

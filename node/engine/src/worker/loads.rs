@@ -1,4 +1,6 @@
-//! Models come and go: one part of a load between two steps, so that others keep running.
+//! Models come and go: one part of a load between two steps, so that others keep running. A part
+//! is the embedding, a layer or the head: on a GPU tens of milliseconds, on a CPU, where it is
+//! dequantised, up to seconds for a large model.
 
 use std::collections::VecDeque;
 use std::path::Path;
@@ -15,6 +17,9 @@ use crate::loader::Loading;
 use crate::prefix::PrefixCache;
 use crate::worker::{Disconnected, Worker};
 
+/// Interactive steps that run before a part of a load may delay the next one.
+const STEPS_A_PART: u32 = 4;
+
 /// Loads to do, the first of them begun perhaps. The node asks for each model of its target
 /// once, which bounds it.
 #[derive(Debug, Default)]
@@ -30,8 +35,8 @@ struct Load {
 #[derive(Debug)]
 struct Begun {
     loading: Loading,
-    /// MLX memory in use before.
-    memory: usize,
+    /// MLX memory that its parts took so far; what ran in between does not count.
+    memory: i64,
 }
 
 impl Loads {
@@ -55,8 +60,13 @@ impl Worker {
         Ok(())
     }
 
-    /// Does the next part of the first load, if there is one.
+    /// Does the next part of the first load, if there is one and it is its turn: after every
+    /// step, but only after some when they are interactive ones.
     pub(super) fn load_part(&mut self) -> Result<(), Disconnected> {
+        if self.interactive_steps < STEPS_A_PART && self.interactive_steps > 0 {
+            return Ok(());
+        }
+        self.interactive_steps = 0;
         let Some(mut load) = self.loads.0.pop_front() else {
             return Ok(());
         };
@@ -79,18 +89,20 @@ impl Worker {
 
     /// Gives the model with the bytes it takes when this was its last part.
     fn advance_load(&self, load: &mut Load) -> anyhow::Result<Option<(Llama, u64)>> {
+        let before = memory();
         let Some(begun) = &mut load.begun else {
             let folder = ModelFolder::open(Path::new(&load.folder))?;
-            let memory = mlx_rs::memory::active_memory().unwrap_or(0);
+            let loading = Loading::open(&folder, &self.backend)?;
             load.begun = Some(Begun {
-                loading: Loading::open(&folder, &self.backend)?,
-                memory,
+                loading,
+                memory: memory() - before,
             });
             return Ok(None);
         };
-        if let Some(llama) = begun.loading.advance()? {
-            let memory = mlx_rs::memory::active_memory().unwrap_or(0);
-            return Ok(Some((llama, memory.saturating_sub(begun.memory) as u64)));
+        let done = begun.loading.advance()?;
+        begun.memory += memory() - before;
+        if let Some(llama) = done {
+            return Ok(Some((llama, begun.memory.max(0) as u64)));
         }
         let (done, total) = begun.loading.progress();
         // Progress is a courtesy: dropped when the node is busy.
@@ -134,4 +146,8 @@ impl Worker {
         let _ = mlx_rs::memory::clear_cache();
         self.send(EngineEvent::Unloaded(model))
     }
+}
+
+fn memory() -> i64 {
+    mlx_rs::memory::active_memory().unwrap_or(0) as i64
 }

@@ -51,8 +51,14 @@ impl Worker {
         }
         self.drop_ended_passes();
         let (step, running) = match self.scheduler.compose(now) {
-            Decision::Idle => return Ok(IDLE),
-            Decision::WaitUntil(at, _) => return Ok(at.saturating_sub(now).min(IDLE)),
+            Decision::Idle => {
+                self.interactive_steps = 0;
+                return Ok(IDLE);
+            }
+            Decision::WaitUntil(at, _) => {
+                self.interactive_steps = 0;
+                return Ok(at.saturating_sub(now).min(IDLE));
+            }
             Decision::Begin(step) => {
                 let running = self.begin(&step);
                 (step, running)
@@ -61,6 +67,11 @@ impl Worker {
                 let running = self.resume(&step);
                 (step, running)
             }
+        };
+        self.interactive_steps = if step.is_interruptible() {
+            0
+        } else {
+            self.interactive_steps.saturating_add(1)
         };
         let spent = running.as_ref().map_or(Duration::ZERO, |running| running.spent);
         match running.and_then(|running| self.slice(&step, running)) {
@@ -200,23 +211,30 @@ impl Worker {
             left
         };
         lane.llama.advance(pass, &mut lane.kv, layers)?;
+        // The head weighs as much as some layers: after more than one slice it is its own.
+        let head_is_next = layers > 0 && !pass.is_at_its_first_slice() && pass.wants_logits();
+        let rests = layers < left || (step.is_interruptible() && head_is_next);
+        let logits = if rests { None } else { lane.llama.logits(pass)? };
+        let greedy = logits
+            .as_ref()
+            .map(|logits| argmax_axis(logits, -1, false))
+            .transpose()?;
         let slabs = pass.capacities();
-        let mut outputs: Vec<&Array> = slabs.iter().flat_map(|slab| lane.kv.arrays_of(*slab)).collect();
-        if layers < left {
-            outputs.push(&pass.x);
-            eval(outputs)?;
-            let took = self.started.elapsed() - began;
-            self.pace.record(&step.model, tokens, layers, took);
+        let outputs = slabs.iter().flat_map(|slab| lane.kv.arrays_of(*slab));
+        eval(outputs.chain([pass.x()]).chain(&logits).chain(&greedy))?;
+        if layers > 0 {
+            // With the head, where the whole step fitted one slice: that errs on the safe side.
+            self.pace
+                .record(&step.model, tokens, layers, self.started.elapsed() - began);
+        }
+        if rests {
+            running.pass.rest();
             return Ok(Outcome::Interrupted(running));
         }
-        let Some(logits) = lane.llama.logits(pass)? else {
-            eval(outputs)?;
-            return Ok(Outcome::Done(Vec::new()));
-        };
-        let greedy = argmax_axis(&logits, -1, false)?;
-        outputs.extend([&logits, &greedy]);
-        eval(outputs)?;
-        Ok(Outcome::Done(self.sample(step, &logits, &greedy)))
+        Ok(Outcome::Done(match (logits, greedy) {
+            (Some(logits), Some(greedy)) => self.sample(step, &logits, &greedy),
+            _ => Vec::new(),
+        }))
     }
 
     /// Chooses the next token of every row that emits, from `[emitting, vocab]` logits.
