@@ -2,7 +2,7 @@
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use pomona_cluster_config::Config;
@@ -10,6 +10,15 @@ use serde_json::Value;
 
 /// One request, one answer.
 pub(crate) fn ask(config: &Config, method: &Method, path: &str) -> anyhow::Result<Value> {
+    send(config, method, path, Bytes::new())
+}
+
+/// One request with a body, one answer.
+pub(crate) fn tell(config: &Config, method: &Method, path: &str, body: &Value) -> anyhow::Result<Value> {
+    send(config, method, path, body.to_string().into())
+}
+
+fn send(config: &Config, method: &Method, path: &str, body: Bytes) -> anyhow::Result<Value> {
     let socket = config.state.join("admin.sock");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -27,7 +36,7 @@ pub(crate) fn ask(config: &Config, method: &Method, path: &str) -> anyhow::Resul
                 .method(method)
                 .uri(path)
                 .header("host", "localhost")
-                .body(Empty::<Bytes>::new())?;
+                .body(Full::new(body))?;
             let response = sender.send_request(request).await?;
             let status = response.status();
             let body: Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;

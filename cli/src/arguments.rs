@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use pomona_common::MachineRole;
 
 /// Turns a team's Macs into one inference service.
 ///
@@ -27,8 +28,30 @@ pub(crate) enum Command {
     Up,
     /// Start a coordinator only.
     Coordinator,
-    /// Start a node only; it dials the coordinators of the configuration.
-    Node,
+    /// Start a node only, or work with the nodes of the cluster.
+    ///
+    /// Without a subcommand it starts a node, which dials the coordinators of the cluster that it
+    /// joined, or those of the configuration.
+    Node {
+        #[command(subcommand)]
+        command: Option<NodeCommand>,
+    },
+    /// Make, list and revoke the tokens that machines join with.
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Make this machine a node of a cluster; then start it with `pomona node`.
+    Join {
+        /// What `pomona token create` printed.
+        token: String,
+        /// Where a coordinator listens, HOST:PORT; by default those of the configuration.
+        #[arg(long)]
+        coordinator: Option<String>,
+        /// What to call this machine, unless the token names it; its host name by default.
+        #[arg(long)]
+        name: Option<String>,
+    },
     /// Show how the cluster is: leader, nodes, models, and what is not ready.
     Status,
     /// List the nodes with their load, memory and power.
@@ -67,6 +90,46 @@ pub(crate) enum ModelCommand {
     Remove {
         /// Its name.
         name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Shut a node out for good: its sessions end at once, and neither its id nor its key comes
+    /// back.
+    Revoke {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+    },
+    /// Give a node another name.
+    Rename {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+        /// The new name.
+        name: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Make a token that lets one machine join once. It is shown this once.
+    Create {
+        /// How long it is good for, in minutes.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// What the machine is: laptop, rack or rented.
+        #[arg(long, default_value_t = MachineRole::Laptop)]
+        role: MachineRole,
+        /// What to call the machine; it brings its own name otherwise.
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List the open tokens.
+    List,
+    /// Close an open token.
+    Revoke {
+        /// Its id, as `pomona token list` shows it.
+        id: String,
     },
 }
 

@@ -4,6 +4,7 @@
 mod admin;
 mod arguments;
 mod chat;
+mod membership;
 mod models;
 mod progress;
 mod run;
@@ -51,7 +52,16 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
     match arguments.command {
         Command::Up => run::run(config, run::Parts::Both, progress),
         Command::Coordinator => run::run(config, run::Parts::Coordinator, progress),
-        Command::Node => run::run(config, run::Parts::Node, progress),
+        Command::Node { command: None } => run::run(config, run::Parts::Node, progress),
+        Command::Node {
+            command: Some(command),
+        } => membership::node(config, &command),
+        Command::Token { command } => membership::token(config, &command, json),
+        Command::Join {
+            token,
+            coordinator,
+            name,
+        } => membership::join(config, &token, coordinator.as_deref(), name.as_deref(), json),
         Command::Status => tables::status(config, json),
         Command::Nodes => tables::nodes(config, json),
         Command::Models => tables::models(config, json),

@@ -42,6 +42,30 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
     println!("{}", table.trim_fmt());
 }
 
+/// The open join tokens.
+pub(crate) fn tokens(tokens: &Value) {
+    let now_s = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let rows: Vec<Vec<String>> = list(tokens)
+        .iter()
+        .map(|token| {
+            let left = token["expires_s"].as_u64().unwrap_or(0).saturating_sub(now_s);
+            vec![
+                text(&token["id"]),
+                text(&token["role"]),
+                text(&token["name"]),
+                format!("{} min {} s", left / 60, left % 60),
+            ]
+        })
+        .collect();
+    if rows.is_empty() {
+        say("no open tokens; make one with `pomona token create`");
+    } else {
+        table(&["TOKEN", "ROLE", "NAME", "EXPIRES IN"], rows);
+    }
+}
+
 pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     let status = ask(config, &Method::GET, STATUS)?;
     if json {

@@ -70,11 +70,7 @@ pub(crate) fn apply(mut config: Config, environment: &dyn Environment, problems:
     let address = "an address and port like 127.0.0.1:7710";
     reader.parse("POMONA_COORDINATOR_HTTP", address, &mut config.coordinator_http);
     reader.parse("POMONA_NODE_HTTP", address, &mut config.node_http);
-    let quic_before = config.quic;
     reader.parse("POMONA_QUIC", address, &mut config.quic);
-    if config.quic != quic_before && config.coordinators == [quic_before] {
-        config.coordinators = vec![config.quic];
-    }
     reader.parse("POMONA_NODE_NAME", "a name", &mut config.node_name);
     if let Some(kind) = reader.text("POMONA_ENGINE") {
         match engine_kind(&kind) {

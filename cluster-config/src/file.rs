@@ -19,7 +19,7 @@ fn default() -> Config {
         coordinator_http: loopback(7711),
         quic: loopback(7712),
         node_http: loopback(7710),
-        coordinators: vec![loopback(7712)],
+        coordinators: Vec::new(),
         node_name: String::new(),
         engine: EngineKind::Mlx,
         engine_program: None,

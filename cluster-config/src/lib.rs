@@ -8,7 +8,7 @@
 mod environment;
 mod file;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -88,7 +88,10 @@ impl Config {
     pub fn load(file: &str, environment: &dyn Environment) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let file = file::parse(file, &mut problems);
-        let config = environment::apply(file, environment, &mut problems);
+        let mut config = environment::apply(file, environment, &mut problems);
+        if config.coordinators.is_empty() {
+            config.coordinators = vec![own_coordinator(config.quic)];
+        }
         problems.extend(
             config
                 .knobs
@@ -99,7 +102,6 @@ impl Config {
         for (name, address) in [
             ("http.coordinator", config.coordinator_http),
             ("http.node", config.node_http),
-            ("quic.listen", config.quic),
         ] {
             if !address.ip().is_loopback() {
                 problems.push(format!(
@@ -124,6 +126,16 @@ impl Config {
             Err(ConfigError { problems })
         }
     }
+}
+
+/// Where the coordinator of this machine is dialled.
+fn own_coordinator(listens: SocketAddr) -> SocketAddr {
+    let loopback: IpAddr = match listens {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let ip = listens.ip();
+    SocketAddr::new(if ip.is_unspecified() { loopback } else { ip }, listens.port())
 }
 
 #[cfg(test)]

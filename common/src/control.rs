@@ -28,6 +28,11 @@ pub enum NodeMessage {
     },
     /// The state of the node, once a second.
     Report(Box<NodeReport>),
+    /// Asks for a fresh certificate for the key that this session proved.
+    Renew {
+        /// That key: a point of P-256, uncompressed.
+        public_key: Vec<u8>,
+    },
 }
 
 /// Sent by the coordinator.
@@ -40,6 +45,11 @@ pub enum CoordinatorMessage {
     },
     /// What the node should hold.
     Target(NodeTarget),
+    /// Answer to [`NodeMessage::Renew`].
+    Renewed {
+        /// The certificate, PEM.
+        certificate: String,
+    },
 }
 
 /// First message on a stream that the coordinator opens.

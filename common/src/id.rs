@@ -92,6 +92,11 @@ id128!(
     RequestId
 );
 
+id128!(
+    /// One join token; not secret.
+    TokenId
+);
+
 impl NodeId {
     /// The first eight digits: enough for a table a person reads.
     pub fn short(self) -> String {

@@ -6,6 +6,8 @@ use std::time::Duration;
 pub const CHAT_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// Of a body over its limit, so much is read and dropped so that the client sees the refusal.
 pub const DRAIN_BYTES: usize = 32 * 1024 * 1024;
+/// Body of an admin request.
+pub const ADMIN_BODY_BYTES: usize = 64 * 1024;
 /// All request headers together (vLLM CVE-2025-48956 was a flood of them).
 pub const HEADER_BYTES: usize = 16 * 1024;
 /// Number of request headers.
@@ -73,6 +75,19 @@ pub const QUIC_CONNECTION_WINDOW: u32 = 8 * 1024 * 1024;
 pub const QUIC_IDLE: Duration = Duration::from_millis(2500);
 /// Keep-alives keep an idle session open: five of them fit in [`QUIC_IDLE`].
 pub const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(500);
+
+/// One frame of a machine that joins: it has proved nothing yet.
+pub const JOIN_FRAME_BYTES: usize = 16 * 1024;
+/// Joins under way at once at one coordinator.
+pub const JOINS: usize = 16;
+/// Open join tokens of a cluster.
+pub const TOKENS: usize = 64;
+/// A join token is good for this long, unless its maker says otherwise.
+pub const TOKEN_LIFE: Duration = Duration::from_secs(600);
+/// The longest life a join token may be given.
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Characters of a node's name.
+pub const NODE_NAME_CHARS: usize = 64;
 
 /// One control frame.
 pub const CONTROL_FRAME_BYTES: usize = 256 * 1024;

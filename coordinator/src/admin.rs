@@ -1,14 +1,16 @@
 //! The admin API, on a Unix socket whose peer must be the same user.
 
+mod membership;
+
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
 use axum::routing::{delete, get};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -16,6 +18,7 @@ use hyper_util::service::TowerToHyperService;
 use pomona_api::Backend;
 use pomona_common::{ModelName, limits};
 use pomona_decide::{Command, Reply};
+use pomona_link::Authority;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
 use tokio::task::JoinSet;
@@ -26,10 +29,19 @@ use crate::backend::CoordinatorBackend;
 /// Admin connections at once: a few terminals and a dashboard.
 const CONNECTIONS: usize = 32;
 
+/// What the admin API works on.
+#[derive(Clone)]
+pub(crate) struct Admin {
+    pub(crate) backend: Arc<CoordinatorBackend>,
+    pub(crate) authority: Arc<Authority>,
+    /// Where nodes dial in.
+    pub(crate) quic: SocketAddr,
+}
+
 /// Serves the admin API on `path` until the stop.
 pub(crate) fn serve(
     path: &Path,
-    backend: Arc<CoordinatorBackend>,
+    admin: Admin,
     tasks: &mut JoinSet<()>,
     stop: CancellationToken,
 ) -> io::Result<()> {
@@ -41,7 +53,9 @@ pub(crate) fn serve(
     let router = Router::new()
         .route("/admin/v1/status", get(status))
         .route("/admin/v1/models/{*name}", delete(remove_model))
-        .with_state(backend);
+        .merge(membership::routes())
+        .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES))
+        .with_state(admin);
     tasks.spawn(async move {
         let mut connections = JoinSet::new();
         loop {
@@ -71,7 +85,9 @@ pub(crate) fn serve(
     Ok(())
 }
 
-fn reply(status: StatusCode, body: &Value) -> impl IntoResponse + use<> {
+type Answer = (StatusCode, [(header::HeaderName, &'static str); 1], String);
+
+fn reply(status: StatusCode, body: &Value) -> Answer {
     (
         status,
         [(header::CONTENT_TYPE, "application/json")],
@@ -79,7 +95,8 @@ fn reply(status: StatusCode, body: &Value) -> impl IntoResponse + use<> {
     )
 }
 
-async fn status(State(backend): State<Arc<CoordinatorBackend>>) -> impl IntoResponse {
+async fn status(State(admin): State<Admin>) -> Answer {
+    let backend = admin.backend;
     let (term, applied, leader) = backend.replica.summary();
     let state = backend.replica.state();
     let state = state.borrow().clone();
@@ -92,6 +109,9 @@ async fn status(State(backend): State<Arc<CoordinatorBackend>>) -> impl IntoResp
             json!({
                 "id": id,
                 "name": record.name,
+                "role": record.role,
+                "joined_s": record.joined_s,
+                "key": record.key.map(|key| key.to_string()),
                 "connected": connected.is_some(),
                 "connected_s": connected.as_ref().map(|connected| connected.since.elapsed().as_secs()),
                 "version": connected.as_ref().map(|connected| connected.version.clone()),
@@ -117,16 +137,19 @@ async fn status(State(backend): State<Arc<CoordinatorBackend>>) -> impl IntoResp
 
 /// Takes a model out of the catalogue. One that a connected node still stores comes back with
 /// the next round, so the store is cleared first.
-async fn remove_model(
-    State(backend): State<Arc<CoordinatorBackend>>,
-    UrlPath(name): UrlPath<String>,
-) -> impl IntoResponse {
+async fn remove_model(State(admin): State<Admin>, UrlPath(name): UrlPath<String>) -> Answer {
     let name: ModelName = match name.parse() {
         Ok(name) => name,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": format!("{error}") })),
     };
-    match backend.replica.write(Command::RemoveModel(name)).await {
-        Ok(Reply::Done | Reply::Unchanged) => reply(StatusCode::OK, &json!({ "removed": true })),
+    write(&admin, Command::RemoveModel(name)).await
+}
+
+/// Commits a command, and says how that went.
+async fn write(admin: &Admin, command: Command) -> Answer {
+    match admin.backend.replica.write(command).await {
+        Ok(Reply::Done) => reply(StatusCode::OK, &json!({ "changed": true })),
+        Ok(Reply::Unchanged) => reply(StatusCode::OK, &json!({ "changed": false })),
         Ok(Reply::Refused(why)) => reply(StatusCode::CONFLICT, &json!({ "error": why })),
         Err(error) => reply(
             StatusCode::SERVICE_UNAVAILABLE,

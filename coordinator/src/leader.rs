@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use pomona_common::NodeId;
 use pomona_decide::{Command, Inventory, NodeInventory, Reply, plan};
 use pomona_raft::{RaftError, Replica};
 use tokio_util::sync::CancellationToken;
 
+use crate::now_s;
 use crate::sessions::{Connected, Sessions};
 
 /// Looked at without news this often; news are looked at at once.
@@ -36,14 +37,11 @@ async fn lead(
     sessions: &Sessions,
     counted: &mut BTreeMap<NodeId, u64>,
 ) -> Result<(), RaftError> {
-    let now_s = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let now_s = now_s();
     let nodes = sessions.all();
     let state = replica.state();
     for (id, connected) in &nodes {
-        let known = state.borrow().nodes.get(id).map(|record| record.name.clone());
-        if known.as_deref() != Some(&connected.name) {
+        if !state.borrow().nodes.contains_key(id) {
             let name = connected.name.clone();
             commit(replica, Command::AdmitNode { id: *id, name, now_s }).await?;
         }

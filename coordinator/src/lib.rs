@@ -4,6 +4,7 @@
 
 mod admin;
 mod backend;
+mod joining;
 mod leader;
 mod raft_link;
 mod sessions;
@@ -13,15 +14,16 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pomona_api::HttpServer;
 use pomona_cluster_config::Config;
-use pomona_common::ClusterId;
+use pomona_common::{ClusterId, limits};
 use pomona_decide::Command;
-use pomona_link::{Authority, Endpoint, LinkError, Purpose, Role};
+use pomona_link::{Accepted, Authority, Endpoint, LinkError, Purpose, Role, Session};
 use pomona_raft::{RaftError, Replica, ReplicaConfig};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -121,19 +123,25 @@ impl Coordinator {
         let stop = CancellationToken::new();
         let mut tasks = JoinSet::new();
         let sessions = Arc::new(Sessions::default());
-        tasks.spawn(accept(
-            endpoint.clone(),
-            sessions.clone(),
-            replica.clone(),
-            stop.clone(),
-        ));
+        let reception = Reception {
+            endpoint: endpoint.clone(),
+            sessions: sessions.clone(),
+            replica: replica.clone(),
+            authority: authority.clone(),
+        };
+        tasks.spawn(reception.run(stop.clone()));
         tasks.spawn(leader::run(replica.clone(), sessions.clone(), stop.clone()));
-        tasks.spawn(renew(endpoint.clone(), authority, stop.clone()));
+        tasks.spawn(renew(endpoint.clone(), authority.clone(), stop.clone()));
         let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions));
         let router = pomona_api::router(backend.clone());
         let http = HttpServer::start(listener, router);
         let socket = config.state.join("admin.sock");
-        admin::serve(&socket, backend, &mut tasks, stop.clone()).map_err(state_error(&socket))?;
+        let admin = admin::Admin {
+            backend,
+            authority,
+            quic: endpoint.local_address()?,
+        };
+        admin::serve(&socket, admin, &mut tasks, stop.clone()).map_err(state_error(&socket))?;
         tracing::info!(http = %config.coordinator_http, quic = %config.quic, "coordinator is up");
         Ok(Self {
             replica,
@@ -166,28 +174,61 @@ impl Coordinator {
     }
 }
 
-async fn accept(endpoint: Arc<Endpoint>, sessions: Arc<Sessions>, replica: Replica, stop: CancellationToken) {
-    let mut peers = JoinSet::new();
-    loop {
-        let incoming = tokio::select! {
-            incoming = endpoint.accept() => incoming,
-            _ = peers.join_next(), if !peers.is_empty() => continue,
-            () = stop.cancelled() => return,
-        };
-        let Some(incoming) = incoming else {
-            return;
-        };
-        let (sessions, replica) = (sessions.clone(), replica.clone());
-        peers.spawn(async move {
-            match incoming.finish().await {
-                Ok(session) => match session.purpose() {
-                    Purpose::Control => sessions.serve(session, replica).await,
-                    Purpose::Raft => raft_link::serve(session, replica).await,
-                },
-                Err(error) => tracing::info!(%error, "session refused"),
-            }
-        });
+/// Takes in who comes over QUIC.
+struct Reception {
+    endpoint: Arc<Endpoint>,
+    sessions: Arc<Sessions>,
+    replica: Replica,
+    authority: Arc<Authority>,
+}
+
+impl Reception {
+    async fn run(self, stop: CancellationToken) {
+        let this = Arc::new(self);
+        let joins = Arc::new(Semaphore::new(limits::JOINS));
+        let mut peers = JoinSet::new();
+        loop {
+            let incoming = tokio::select! {
+                incoming = this.endpoint.accept() => incoming,
+                _ = peers.join_next(), if !peers.is_empty() => continue,
+                () = stop.cancelled() => return,
+            };
+            let Some(incoming) = incoming else {
+                return;
+            };
+            let (this, joins) = (this.clone(), joins.clone());
+            peers.spawn(async move {
+                match incoming.finish().await {
+                    Ok(Accepted::Session(session)) => this.serve(session).await,
+                    // One too many is dropped: its machine tries again.
+                    Ok(Accepted::Joining(joining)) => {
+                        if let Ok(_permit) = joins.try_acquire() {
+                            joining::serve(joining, this.replica.clone(), this.authority.clone()).await;
+                        }
+                    }
+                    Err(error) => tracing::info!(%error, "session refused"),
+                }
+            });
+        }
     }
+
+    async fn serve(&self, session: Session) {
+        match session.purpose() {
+            Purpose::Control => {
+                let (replica, authority) = (self.replica.clone(), self.authority.clone());
+                self.sessions.serve(session, replica, &authority).await;
+            }
+            Purpose::Raft => raft_link::serve(session, self.replica.clone()).await,
+            Purpose::Join => {}
+        }
+    }
+}
+
+/// Seconds since 1970, as they go into commands.
+pub(crate) fn now_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
 }
 
 async fn renew(endpoint: Arc<Endpoint>, authority: Arc<Authority>, stop: CancellationToken) {

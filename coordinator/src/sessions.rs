@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
 use pomona_common::{ModelRecord, NodeId, limits};
-use pomona_link::{LinkError, Role, Session};
+use pomona_decide::ClusterState;
+use pomona_link::{Authority, LinkError, Role, Session, join};
 use pomona_raft::Replica;
 
 /// A node introduces itself within this time.
@@ -72,17 +73,33 @@ impl Sessions {
     }
 
     /// Serves a node until its session ends.
-    pub(crate) async fn serve(&self, session: Session, replica: Replica) {
+    pub(crate) async fn serve(&self, session: Session, replica: Replica, authority: &Authority) {
         let Role::Node(id) = session.peer().role else {
             return;
         };
-        match self.converse(id, session, replica).await {
+        match self.converse(id, session, replica, authority).await {
             Ok(()) => tracing::info!(node = %id, "node left"),
             Err(error) => tracing::info!(node = %id, %error, "node lost"),
         }
     }
 
-    async fn converse(&self, id: NodeId, session: Session, replica: Replica) -> Result<(), LinkError> {
+    async fn converse(
+        &self,
+        id: NodeId,
+        session: Session,
+        replica: Replica,
+        authority: &Authority,
+    ) -> Result<(), LinkError> {
+        let key = session.peer().key;
+        let mut state = replica.state();
+        let refused = |state: &ClusterState| match state.refuses(id, key) {
+            Some(why) => {
+                session.close(why);
+                Err(LinkError::Refused(why.to_owned()))
+            }
+            None => Ok(()),
+        };
+        refused(&state.borrow_and_update())?;
         let (mut send, mut receive) = tokio::time::timeout(HELLO, session.accept())
             .await
             .map_err(|_| LinkError::Deadline(HELLO))??;
@@ -111,10 +128,13 @@ impl Sessions {
         });
         let _guard = self.register(id, connected.clone())?;
         tracing::info!(node = %id, name = connected.name, "node connected");
-        let mut state = replica.state();
         let mut sent_generation = None;
         loop {
-            let target = state.borrow_and_update().plan.nodes.get(&id).cloned();
+            let target = {
+                let state = state.borrow_and_update();
+                refused(&state)?;
+                state.plan.nodes.get(&id).cloned()
+            };
             if let Some(target) = target
                 && sent_generation != Some(target.generation)
             {
@@ -123,6 +143,13 @@ impl Sessions {
             }
             tokio::select! {
                 message = receive.next::<NodeMessage>() => match message? {
+                    Some(NodeMessage::Renew { public_key }) => {
+                        if join::print_of(&public_key) != key {
+                            return Err(LinkError::Refused("a certificate is renewed for the same key".into()));
+                        }
+                        let certificate = authority.certify_node(id, &public_key)?;
+                        send.send(&CoordinatorMessage::Renewed { certificate }).await?;
+                    }
                     Some(message) => self.on_message(&connected, message),
                     None => return Ok(()),
                 },
@@ -139,6 +166,8 @@ impl Sessions {
                 connected.soft().stored = bounded(models);
                 self.changed.notify_one();
             }
+            // Answered where the sender is.
+            NodeMessage::Renew { .. } => {}
             NodeMessage::Report(report) => {
                 let first = connected
                     .soft()

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod credentials;
 pub mod echo;
 pub mod hub;
 mod pipes;
@@ -14,20 +15,24 @@ mod supervisor;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use pomona_api::{FirstBytes, HttpServer};
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ModelName, NodeId};
-use pomona_link::{Authority, LinkError};
+use pomona_link::{Authority, JoinToken, LinkError, Membership};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use backend::NodeBackend;
+use credentials::Credentials;
 use reporter::Reporter;
+use session::Drain;
 use store::Store;
 use supervisor::{EngineProgram, EngineView, Supervisor};
 
@@ -47,7 +52,7 @@ pub enum NodeError {
     #[error("cannot listen on http {address}; is another node running?")]
     Listen {
         /// The address.
-        address: std::net::SocketAddr,
+        address: SocketAddr,
         /// Why.
         #[source]
         source: io::Error,
@@ -62,18 +67,44 @@ pub enum NodeError {
     Link(#[from] LinkError),
 }
 
+/// How long running answers may go on after the stop.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// Joins the cluster of a token at a coordinator, and keeps the membership below the state
+/// folder, where the next [`Node::start`] finds it. Gives the name the machine asked for.
+///
+/// # Errors
+/// The coordinator is not reached or refuses, or this machine belongs to a cluster already.
+pub async fn join(
+    config: &Config,
+    token: &JoinToken,
+    coordinator: SocketAddr,
+    name: &str,
+) -> Result<NodeId, NodeError> {
+    let folder = config.state.join("node");
+    fs::create_dir_all(&folder).map_err(state_error(&folder))?;
+    let place = credentials::membership_folder(&folder);
+    let own = Membership::open(&place)?.map(|membership| membership.cluster());
+    pomona_link::join::check_cluster(token, own)?;
+    let id = node_id(&folder.join("id"))?;
+    let membership = pomona_link::join::join(coordinator, token, id, name).await?;
+    membership.save(&place)?;
+    Ok(id)
+}
+
 /// A running node; dropping it ends its tasks and its engine.
 pub struct Node {
     id: NodeId,
     http: HttpServer,
+    drain: Drain,
     view: watch::Receiver<EngineView>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
 }
 
 impl Node {
-    /// Starts everything. `authority` issues this node's certificates; without it the node
-    /// serves its own machine only.
+    /// Starts everything. `authority` issues this node's certificates; without it the node is a
+    /// member if it joined, else it serves its own machine only.
     ///
     /// # Errors
     /// A port is taken, or the state folder or engine is missing.
@@ -82,6 +113,7 @@ impl Node {
         let models = folder.join("models");
         fs::create_dir_all(&models).map_err(state_error(&models))?;
         let id = node_id(&folder.join("id"))?;
+        let credentials = Credentials::find(authority, &folder)?;
         let listener = TcpListener::bind(config.node_http)
             .await
             .map_err(|source| NodeError::Listen {
@@ -89,11 +121,7 @@ impl Node {
                 source,
             })?;
         let program = engine_program(config)?;
-        let name = if config.node_name.is_empty() {
-            pomona_probe::host_name()
-        } else {
-            config.node_name.clone()
-        };
+        let name = default_name(config);
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let mut tasks = JoinSet::new();
@@ -125,17 +153,23 @@ impl Node {
         let router = pomona_api::router(backend.clone());
         let http = HttpServer::start(listener, router);
         let view = supervisor.view();
-        match authority {
-            Some(authority) => {
+        let drain = Drain::default();
+        match credentials {
+            Some(credentials) => {
+                let mut coordinators = credentials.coordinators();
+                if coordinators.is_empty() {
+                    coordinators.clone_from(&config.coordinators);
+                }
                 let session = session::SessionTask {
                     id,
                     name,
-                    authority,
-                    coordinators: config.coordinators.clone(),
+                    credentials,
+                    coordinators,
                     backend,
                     store,
                     supervisor,
                     reporter,
+                    drain: drain.clone(),
                 };
                 tasks.spawn(session.run(stopped));
             }
@@ -145,6 +179,7 @@ impl Node {
         Ok(Self {
             id,
             http,
+            drain,
             view,
             tasks,
             stop,
@@ -161,28 +196,39 @@ impl Node {
     pub async fn follow_loads(&self, mut show: impl FnMut(&BTreeMap<ModelName, (u64, u64)>)) {
         let mut view = self.view.clone();
         loop {
-            show(&view.borrow_and_update().loading);
+            // A copy: the supervisor does not wait for a terminal.
+            let loading = view.borrow_and_update().loading.clone();
+            show(&loading);
             if view.changed().await.is_err() {
                 return;
             }
         }
     }
 
-    /// Accepts no more requests over HTTP, and lets the running answers finish for a moment.
+    /// Accepts no more requests, and lets the running answers finish for a moment.
     pub async fn drain(&mut self) {
-        self.http.stop().await;
+        tokio::join!(self.http.stop(), self.drain.run(GRACE));
     }
 
     /// Ends the node and its engine; answers that still run are cut.
     pub async fn stop(mut self) {
         self.stop.cancel();
         let finish = async { while self.tasks.join_next().await.is_some() {} };
-        if tokio::time::timeout(std::time::Duration::from_secs(8), finish)
+        if tokio::time::timeout(Duration::from_secs(8), finish)
             .await
             .is_err()
         {
             self.tasks.shutdown().await;
         }
+    }
+}
+
+/// What people call this machine: the configured name, or the host's.
+pub fn default_name(config: &Config) -> String {
+    if config.node_name.is_empty() {
+        pomona_probe::host_name()
+    } else {
+        config.node_name.clone()
     }
 }
 

@@ -8,11 +8,13 @@ use pomona_api::Backend;
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Failure, Generation, NodeId};
-use pomona_link::{Authority, Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, Role};
+use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::backend::NodeBackend;
+use crate::credentials::Credentials;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
@@ -20,18 +22,37 @@ use crate::supervisor::Supervisor;
 /// Waits between attempts to reach a coordinator.
 const REDIAL_FIRST: Duration = Duration::from_millis(100);
 const REDIAL_LAST: Duration = Duration::from_secs(5);
+/// Certificates of 24 hours are renewed at half their life.
+const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
 /// A coordinator answers a hello, and a peer sends its first frame, within this time.
 const ANSWER: Duration = Duration::from_secs(5);
 
 pub(crate) struct SessionTask {
     pub(crate) id: NodeId,
     pub(crate) name: String,
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) credentials: Credentials,
     pub(crate) coordinators: Vec<SocketAddr>,
     pub(crate) backend: Arc<NodeBackend>,
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
     pub(crate) reporter: Reporter,
+    pub(crate) drain: Drain,
+}
+
+/// How a node stops serving coordinators: no new answers, the running ones finish.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Drain {
+    begun: CancellationToken,
+    answers: TaskTracker,
+}
+
+impl Drain {
+    /// Comes back when no answer runs any more, or after `at_most`.
+    pub(crate) async fn run(&self, at_most: Duration) {
+        self.begun.cancel();
+        self.answers.close();
+        let _ = tokio::time::timeout(at_most, self.answers.wait()).await;
+    }
 }
 
 impl SessionTask {
@@ -58,9 +79,11 @@ impl SessionTask {
 
     /// Dials, says hello, and serves until the session ends.
     async fn one_session(&self, address: SocketAddr, wait: &mut Duration) -> Result<(), LinkError> {
-        // A fresh certificate for every session: it is short-lived.
-        let identity = self.authority.issue(Role::Node(self.id))?;
-        let local = SocketAddr::new(address.ip(), 0);
+        let identity = self.credentials.identity(self.id)?;
+        let local = match address {
+            SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
+            SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], 0)),
+        };
         let endpoint = Endpoint::client(local, identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
         let (mut send, mut receive) = session.open().await?;
@@ -78,15 +101,23 @@ impl SessionTask {
         *wait = REDIAL_FIRST;
         let mut streams = JoinSet::new();
         let mut reports = self.reporter.latest();
+        let renewable = self.credentials.renewable_key()?;
+        let mut renewals = tokio::time::interval(RENEW_EVERY);
         loop {
             tokio::select! {
+                // The first tick comes at once: a machine that slept may have little time left.
+                _ = renewals.tick(), if renewable.is_some() => {
+                    let public_key = renewable.clone().unwrap_or_default();
+                    send.send(&NodeMessage::Renew { public_key }).await?;
+                }
                 message = receive.next::<CoordinatorMessage>() => match message? {
+                    Some(CoordinatorMessage::Renewed { certificate }) => self.credentials.renewed(certificate)?,
                     Some(message) => self.on_message(message).await,
                     None => return Err(LinkError::Closed("coordinator left".into())),
                 },
                 stream = session.accept() => {
                     let (send, receive) = stream?;
-                    streams.spawn(serve_stream(self.backend.clone(), self.store.clone(), send, receive));
+                    streams.spawn(serve_stream(self.backend.clone(), self.store.clone(), self.drain.clone(), send, receive));
                 }
                 _ = streams.join_next(), if !streams.is_empty() => {}
                 changed = models.changed() => {
@@ -109,7 +140,7 @@ impl SessionTask {
 
     async fn on_message(&self, message: CoordinatorMessage) {
         match message {
-            CoordinatorMessage::Welcome { .. } => {}
+            CoordinatorMessage::Welcome { .. } | CoordinatorMessage::Renewed { .. } => {}
             CoordinatorMessage::Target(target) => {
                 let models = target
                     .models
@@ -128,10 +159,16 @@ impl SessionTask {
 async fn serve_stream(
     backend: Arc<NodeBackend>,
     store: Store,
+    drain: Drain,
     send: FrameSender,
     mut receive: FrameReceiver,
 ) {
+    let _answer = drain.answers.token();
     let outcome = match receive.expect::<StreamRequest>(ANSWER).await {
+        Ok(StreamRequest::Generate(_)) if drain.begun.is_cancelled() => {
+            // The coordinator tries elsewhere.
+            send_and_finish(send, &GenerationEvent::Failed(Failure::NodeLost)).await
+        }
         Ok(StreamRequest::Generate(generation)) => serve_generation(&backend, *generation, send).await,
         Ok(StreamRequest::FetchText(model)) => {
             let bundle = tokio::task::spawn_blocking(move || store.text(&model)).await;

@@ -12,6 +12,7 @@ mod clients;
 mod command;
 mod crash;
 mod golden;
+mod join;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

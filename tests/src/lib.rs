@@ -165,6 +165,11 @@ impl Cluster {
         )
     }
 
+    /// Where nodes dial in.
+    pub fn quic(&self) -> String {
+        format!("127.0.0.1:{}", self.quic)
+    }
+
     /// Base URL of the coordinator's API.
     pub fn base(&self) -> String {
         format!("http://127.0.0.1:{}/v1", self.coordinator)
@@ -224,16 +229,89 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let _ = Command::new("kill").arg(self.child.id().to_string()).status();
-        let deadline = Instant::now() + Duration::from_secs(10);
-        while Instant::now() < deadline {
-            if matches!(self.child.try_wait(), Ok(Some(_))) {
-                return;
-            }
-            std::thread::sleep(Duration::from_millis(20));
+        end(&mut self.child);
+    }
+}
+
+/// Ends a process that this test started: asked first, then made to.
+fn end(child: &mut Child) {
+    let _ = Command::new("kill").arg(child.id().to_string()).status();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while Instant::now() < deadline {
+        if matches!(child.try_wait(), Ok(Some(_))) {
+            return;
         }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// Another machine: a state folder of its own, and a node once it is started.
+pub struct Machine {
+    /// Its state.
+    pub state: tempfile::TempDir,
+    node: Option<Child>,
+    http: u16,
+}
+
+impl Machine {
+    /// A machine without anything on it.
+    pub fn empty() -> Self {
+        let [http, ..] = free_ports();
+        let state = tempfile::tempdir().expect("a temporary folder");
+        Self {
+            state,
+            node: None,
+            http,
+        }
+    }
+
+    /// Runs the `pomona` command there: whether it succeeded, its output, its errors.
+    pub fn pomona(&self, arguments: &[&str]) -> (bool, String, String) {
+        let output = self.command(arguments).output().expect("pomona is built");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (
+            output.status.success(),
+            text(&output.stdout),
+            text(&output.stderr),
+        )
+    }
+
+    /// Starts its node with the echo engine.
+    pub fn start_node(&mut self) {
+        let log = std::fs::File::create(self.state.path().join("log")).expect("a log");
+        let mut command = self.command(&["node"]);
+        self.node = Some(command.stderr(log).spawn().expect("pomona is built"));
+    }
+
+    /// Ends its node.
+    pub fn stop_node(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            end(&mut node);
+        }
+    }
+
+    /// What its node logged.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.state.path().join("log")).unwrap_or_default()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(programs().join("pomona"));
+        command
+            .args(arguments)
+            .env("POMONA_STATE", self.state.path())
+            .env("POMONA_ENGINE", "echo")
+            .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.http))
+            .env("NO_COLOR", "1");
+        command
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.stop_node();
     }
 }
 

@@ -4,15 +4,17 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
-use pomona_common::ClusterId;
+use pomona_common::{ClusterId, KeyPrint, NodeId};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
 use crate::LinkError;
 use crate::identity::{Identity, Role};
+use crate::join::Point;
+use crate::token::sha256;
 
 /// Validity of the authority itself: it is replaced by rotation, not by running out.
 const AUTHORITY_DAYS: i64 = 3650;
@@ -25,6 +27,7 @@ const SKEW: Duration = Duration::minutes(5);
 pub struct Authority {
     cluster: ClusterId,
     certificate_pem: String,
+    print: KeyPrint,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -67,6 +70,7 @@ impl Authority {
         Ok(Self {
             cluster,
             certificate_pem: read("ca.crt")?,
+            print: KeyPrint(sha256(&key.subject_public_key_info())),
             issuer: Issuer::new(parameters(cluster), key),
         })
     }
@@ -76,12 +80,35 @@ impl Authority {
         self.cluster
     }
 
+    /// The print of its key, which join tokens carry.
+    pub fn print(&self) -> KeyPrint {
+        self.print
+    }
+
     /// Makes a key and a certificate for it.
     ///
     /// # Errors
     /// The system gives no randomness.
     pub fn issue(&self, role: Role) -> Result<Identity, LinkError> {
         let key = KeyPair::generate().map_err(certificate_error)?;
+        Ok(Identity {
+            cluster: self.cluster,
+            role,
+            certificate_pem: self.certify(role, &key)?,
+            key_pem: key.serialize_pem(),
+            authority_pem: self.certificate_pem.clone(),
+        })
+    }
+
+    /// A certificate, PEM, for a node's public key: a point of P-256 whose owner was checked.
+    ///
+    /// # Errors
+    /// The system gives no randomness.
+    pub fn certify_node(&self, node: NodeId, public_key: &[u8]) -> Result<String, LinkError> {
+        self.certify(Role::Node(node), &Point(public_key))
+    }
+
+    fn certify(&self, role: Role, key: &impl PublicKeyData) -> Result<String, LinkError> {
         let mut params = CertificateParams::default();
         let mut name = DistinguishedName::new();
         name.push(DnType::CommonName, role.to_string());
@@ -105,14 +132,8 @@ impl Authority {
         serial[0] &= 0x7f;
         params.serial_number = Some(SerialNumber::from(serial.to_vec()));
         params.use_authority_key_identifier_extension = true;
-        let certificate = params.signed_by(&key, &self.issuer).map_err(certificate_error)?;
-        Ok(Identity {
-            cluster: self.cluster,
-            role,
-            certificate_pem: certificate.pem(),
-            key_pem: key.serialize_pem(),
-            authority_pem: self.certificate_pem.clone(),
-        })
+        let certificate = params.signed_by(key, &self.issuer).map_err(certificate_error)?;
+        Ok(certificate.pem())
     }
 }
 
@@ -128,7 +149,7 @@ fn parameters(cluster: ClusterId) -> CertificateParams {
 }
 
 /// Writes a file that only its owner may read, whole or not at all.
-fn write_private(path: &Path, text: &str) -> Result<(), LinkError> {
+pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), LinkError> {
     let partial = path.with_extension("partial");
     let write = || -> std::io::Result<()> {
         let mut options = fs::OpenOptions::new();
@@ -143,11 +164,11 @@ fn write_private(path: &Path, text: &str) -> Result<(), LinkError> {
     write().map_err(file_error(path))
 }
 
-fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> LinkError + use<> {
+pub(crate) fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> LinkError + use<> {
     let path = path.to_owned();
     move |source| LinkError::File { path, source }
 }
 
-fn certificate_error(error: rcgen::Error) -> LinkError {
+pub(crate) fn certificate_error(error: rcgen::Error) -> LinkError {
     LinkError::Certificate(error.to_string())
 }

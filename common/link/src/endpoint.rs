@@ -6,7 +6,8 @@ use std::sync::Mutex;
 use pomona_common::limits;
 use quinn::VarInt;
 
-use crate::identity::{Identity, Peer, Role};
+use crate::identity::{Identity, Role};
+use crate::join::Joining;
 use crate::session::Session;
 use crate::{LinkError, tls};
 
@@ -18,15 +19,18 @@ pub enum Purpose {
     Control,
     /// Raft between coordinators.
     Raft,
+    /// A machine without certificate that holds a token.
+    Join,
 }
 
 impl Purpose {
-    const ALL: [Purpose; 2] = [Purpose::Control, Purpose::Raft];
+    const ALL: [Purpose; 3] = [Purpose::Control, Purpose::Raft, Purpose::Join];
 
-    const fn alpn(self) -> &'static [u8] {
+    pub(crate) const fn alpn(self) -> &'static [u8] {
         match self {
             Purpose::Control => b"pomona-control/1",
             Purpose::Raft => b"pomona-raft/1",
+            Purpose::Join => b"pomona-join/1",
         }
     }
 
@@ -34,7 +38,7 @@ impl Purpose {
         Self::ALL.into_iter().find(|purpose| purpose.alpn() == alpn)
     }
 
-    /// Who may be at the client's end.
+    /// Who may be at the client's end; nobody who has a certificate joins.
     fn admits(self, role: Role) -> bool {
         matches!(
             (self, role),
@@ -115,7 +119,7 @@ impl Endpoint {
             .await
             .map_err(|_| failed("no answer".to_owned()))?
             .map_err(|error| failed(error.to_string()))?;
-        let (peer, _) = tls::peer(&connection, identity.cluster())?;
+        let peer = tls::peer(&connection, identity.cluster())?;
         match peer.role {
             Role::Coordinator(_) => Ok(Session::new(connection, peer, purpose)),
             Role::Node(_) => Err(failed("a node answered where a coordinator belongs".to_owned())),
@@ -151,6 +155,14 @@ impl Endpoint {
     }
 }
 
+/// Who came in.
+pub enum Accepted {
+    /// A member of the cluster, for a purpose that its role admits.
+    Session(Session),
+    /// A machine that wants to become one.
+    Joining(Joining),
+}
+
 /// A handshake that has begun.
 pub struct Incoming {
     incoming: quinn::Incoming,
@@ -162,7 +174,7 @@ impl Incoming {
     ///
     /// # Errors
     /// It may not, or is too slow.
-    pub async fn finish(self) -> Result<Session, LinkError> {
+    pub async fn finish(self) -> Result<Accepted, LinkError> {
         let address = self.incoming.remote_address();
         let failed = |reason: String| LinkError::Connect { address, reason };
         let connecting = self
@@ -177,16 +189,23 @@ impl Incoming {
             connection.close(VarInt::from_u32(1), b"identity");
             failed(why)
         };
-        let (peer, alpn) = match tls::peer(&connection, self.cluster) {
-            Ok(found) => found,
+        let purpose = tls::protocol(&connection).and_then(|alpn| Purpose::of_alpn(&alpn));
+        if purpose == Some(Purpose::Join) {
+            // Members have what joining gives, and a certificate here would mean nothing.
+            return match connection.peer_identity() {
+                None => Ok(Accepted::Joining(Joining::new(connection))),
+                Some(_) => Err(refused(&connection, "a member does not join".to_owned())),
+            };
+        }
+        let peer = match tls::peer(&connection, self.cluster) {
+            Ok(peer) => peer,
             Err(error) => return Err(refused(&connection, error.to_string())),
         };
-        match Purpose::of_alpn(&alpn) {
-            Some(purpose) if purpose.admits(peer.role) => Ok(Session::new(connection, peer, purpose)),
-            _ => {
-                let Peer { role } = peer;
-                Err(refused(&connection, format!("{role} may not do this")))
+        match purpose {
+            Some(purpose) if purpose.admits(peer.role) => {
+                Ok(Accepted::Session(Session::new(connection, peer, purpose)))
             }
+            _ => Err(refused(&connection, format!("{} may not do this", peer.role))),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use pomona_common::{ClusterId, NodeId};
+use pomona_common::{ClusterId, KeyPrint, NodeId};
 
 /// What a process does in the cluster; in its certificate, and checked on both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +47,7 @@ impl fmt::Display for Role {
     }
 }
 
-/// A process's own key and certificate. The key never leaves memory.
+/// A process's own key and certificate.
 #[derive(Clone)]
 pub struct Identity {
     pub(crate) cluster: ClusterId,
@@ -80,4 +80,6 @@ impl fmt::Debug for Identity {
 pub struct Peer {
     /// What it may do.
     pub role: Role,
+    /// Its key.
+    pub key: KeyPrint,
 }

@@ -5,15 +5,21 @@
 mod authority;
 mod endpoint;
 mod identity;
+pub mod join;
+mod membership;
 mod session;
 mod tls;
+mod token;
 
 use std::path::PathBuf;
 
 pub use authority::Authority;
-pub use endpoint::{Endpoint, Incoming, Purpose};
+pub use endpoint::{Accepted, Endpoint, Incoming, Purpose};
 pub use identity::{Identity, Peer, Role};
+pub use join::{Joining, Proofs};
+pub use membership::Membership;
 pub use session::{FrameReceiver, FrameSender, Session};
+pub use token::JoinToken;
 
 /// What goes wrong between two machines.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +59,12 @@ pub enum LinkError {
     /// The peer did not answer in time.
     #[error("no answer within {0:?}")]
     Deadline(std::time::Duration),
+    /// A join token cannot be used.
+    #[error("this token cannot be used: {0}")]
+    Token(String),
+    /// The coordinator refuses a join.
+    #[error("the coordinator refuses: {0}")]
+    Refused(String),
     /// A frame cannot be read or written.
     #[error("bad frame")]
     Frame(#[from] pomona_wire::WireError),

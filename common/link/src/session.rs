@@ -52,13 +52,7 @@ impl Session {
             .await
             .map_err(|_| LinkError::Deadline(OPEN_TIMEOUT))?;
         let (send, receive) = opened.map_err(closed)?;
-        Ok((
-            FrameSender {
-                inner: send,
-                finished: false,
-            },
-            FrameReceiver::new(receive),
-        ))
+        Ok((FrameSender::new(send), FrameReceiver::new(receive)))
     }
 
     /// The next stream that the peer opens.
@@ -67,13 +61,7 @@ impl Session {
     /// The session has ended.
     pub async fn accept(&self) -> Result<(FrameSender, FrameReceiver), LinkError> {
         let (send, receive) = self.connection.accept_bi().await.map_err(closed)?;
-        Ok((
-            FrameSender {
-                inner: send,
-                finished: false,
-            },
-            FrameReceiver::new(receive),
-        ))
+        Ok((FrameSender::new(send), FrameReceiver::new(receive)))
     }
 
     /// Waits for the end of the session.
@@ -96,6 +84,13 @@ pub struct FrameSender {
 }
 
 impl FrameSender {
+    pub(crate) fn new(inner: quinn::SendStream) -> Self {
+        Self {
+            inner,
+            finished: false,
+        }
+    }
+
     /// Sends one frame.
     ///
     /// # Errors
@@ -150,7 +145,7 @@ pub struct FrameReceiver {
 }
 
 impl FrameReceiver {
-    fn new(inner: quinn::RecvStream) -> Self {
+    pub(crate) fn new(inner: quinn::RecvStream) -> Self {
         Self {
             inner,
             partial: Vec::new(),
@@ -203,6 +198,13 @@ impl FrameReceiver {
     }
 }
 
-fn closed(error: impl std::fmt::Display) -> LinkError {
-    LinkError::Closed(error.to_string())
+/// quinn says "connection lost" and keeps the peer's reason among the causes.
+pub(crate) fn closed(error: impl std::error::Error) -> LinkError {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    LinkError::Closed(text)
 }

@@ -1,7 +1,9 @@
-//! TLS 1.3 with ring, client certificates required, no resumption, no early data.
+//! TLS 1.3 with ring, certificates on both ends except for joining, no resumption, no early data.
 
 use std::sync::Arc;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use quinn::crypto::rustls::{HandshakeData, QuicClientConfig, QuicServerConfig};
 use quinn::{IdleTimeout, TransportConfig, VarInt};
 use rustls::client::Resumption;
@@ -11,14 +13,19 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use pomona_common::{ClusterId, limits};
+use pomona_common::{ClusterId, KeyPrint, limits};
 
 use crate::LinkError;
 use crate::identity::{Identity, Peer, Role};
+use crate::join::key_print;
 
 pub(crate) fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<quinn::ServerConfig, LinkError> {
-    let (roots, chain, key) = material(identity)?;
+    let (roots, mut chain, key) = material(identity)?;
+    // A machine that joins knows the authority by its key alone, and takes it from here.
+    chain.push(parse(&identity.authority_pem)?);
+    // Who shows no certificate may join and nothing else: `Incoming::finish` sees to it.
     let verifier = WebPkiClientVerifier::builder_with_provider(roots, provider())
+        .allow_unauthenticated()
         .build()
         .map_err(trouble)?;
     let mut tls = ServerConfig::builder_with_provider(provider())
@@ -59,27 +66,73 @@ pub(crate) fn client_config(identity: &Identity, alpn: &[u8]) -> Result<quinn::C
     Ok(config)
 }
 
-/// Role and protocol of a connection's other end. Its certificate was verified by rustls; here
-/// its name is read and must be of our cluster.
-pub(crate) fn peer(connection: &quinn::Connection, cluster: ClusterId) -> Result<(Peer, Vec<u8>), LinkError> {
+/// For a machine without certificate: `verifier` decides whom to trust.
+pub(crate) fn join_config(
+    verifier: Arc<dyn rustls::client::danger::ServerCertVerifier>,
+    alpn: &[u8],
+) -> Result<quinn::ClientConfig, LinkError> {
+    let mut tls = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(trouble)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_no_client_auth();
+    tls.alpn_protocols = vec![alpn.to_vec()];
+    tls.resumption = Resumption::disabled();
+    tls.enable_early_data = false;
+    let crypto = QuicClientConfig::try_from(tls).map_err(trouble)?;
+    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
+    config.transport_config(transport()?);
+    Ok(config)
+}
+
+/// The authority that a coordinator showed in its chain, by its pinned key, as PEM.
+pub(crate) fn authority_of(connection: &quinn::Connection, pin: KeyPrint) -> Result<String, LinkError> {
+    let chain = peer_chain(connection).unwrap_or_default();
+    let authority = chain
+        .iter()
+        .find(|certificate| key_print(certificate) == Some(pin))
+        .ok_or_else(|| LinkError::Certificate("the coordinator shows no authority".into()))?;
+    let lines: Vec<String> = STANDARD
+        .encode(authority)
+        .as_bytes()
+        .chunks(64)
+        .map(|line| String::from_utf8_lossy(line).into_owned())
+        .collect();
+    Ok(format!(
+        "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+        lines.join("\n")
+    ))
+}
+
+fn peer_chain(connection: &quinn::Connection) -> Option<Vec<CertificateDer<'static>>> {
+    let identity = connection.peer_identity()?;
+    identity
+        .downcast::<Vec<CertificateDer<'static>>>()
+        .ok()
+        .map(|chain| *chain)
+}
+
+/// The protocol that was agreed on.
+pub(crate) fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
+    let data = connection.handshake_data()?.downcast::<HandshakeData>().ok()?;
+    data.protocol.clone()
+}
+
+/// A connection's other end. Its certificate was verified by rustls; here its name is read and
+/// must be of our cluster.
+pub(crate) fn peer(connection: &quinn::Connection, cluster: ClusterId) -> Result<Peer, LinkError> {
     let wrong = |what: &str| LinkError::Certificate(what.to_owned());
-    let chain = connection
-        .peer_identity()
-        .and_then(|identity| identity.downcast::<Vec<CertificateDer<'static>>>().ok())
-        .ok_or_else(|| wrong("peer shows no certificate"))?;
-    let leaf = chain.first().ok_or_else(|| wrong("peer shows no certificate"))?;
-    let leaf = webpki::EndEntityCert::try_from(leaf).map_err(|_| wrong("peer certificate does not parse"))?;
+    let chain = peer_chain(connection).ok_or_else(|| wrong("peer shows no certificate"))?;
+    let der = chain.first().ok_or_else(|| wrong("peer shows no certificate"))?;
+    let leaf = webpki::EndEntityCert::try_from(der).map_err(|_| wrong("peer certificate does not parse"))?;
     let mut names = leaf.valid_uri_names();
     let (Some(uri), None) = (names.next(), names.next()) else {
         return Err(wrong("peer certificate has not exactly one URI"));
     };
     let role = Role::from_uri(uri, cluster).ok_or_else(|| wrong("peer belongs to another cluster"))?;
-    let protocol = connection
-        .handshake_data()
-        .and_then(|data| data.downcast::<HandshakeData>().ok())
-        .and_then(|data| data.protocol.clone())
-        .ok_or_else(|| wrong("peer negotiated no protocol"))?;
-    Ok((Peer { role }, protocol))
+    let key = key_print(der).ok_or_else(|| wrong("peer certificate does not parse"))?;
+    Ok(Peer { role, key })
 }
 
 type Material = (
@@ -89,7 +142,6 @@ type Material = (
 );
 
 fn material(identity: &Identity) -> Result<Material, LinkError> {
-    let parse = |pem: &str| CertificateDer::from_pem_slice(pem.as_bytes()).map_err(trouble);
     let mut roots = RootCertStore::empty();
     roots.add(parse(&identity.authority_pem)?).map_err(trouble)?;
     let chain = vec![parse(&identity.certificate_pem)?];
@@ -97,7 +149,11 @@ fn material(identity: &Identity) -> Result<Material, LinkError> {
     Ok((Arc::new(roots), chain, key))
 }
 
-fn provider() -> Arc<CryptoProvider> {
+fn parse(pem: &str) -> Result<CertificateDer<'static>, LinkError> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).map_err(trouble)
+}
+
+pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::{ClusterId, NodeId};
-use pomona_link::{Authority, Endpoint, Purpose, Role};
+use pomona_link::{Accepted, Authority, Endpoint, Purpose, Role};
 
 const LOOPBACK: &str = "127.0.0.1:0";
 
@@ -28,7 +28,10 @@ async fn a_node_and_a_coordinator_of_one_cluster_talk() {
     let client = Endpoint::client(LOOPBACK.parse().unwrap(), authority_again.issue(role).unwrap()).unwrap();
     let address = server.local_address().unwrap();
     let serve = async {
-        let session = server.accept().await.unwrap().finish().await.unwrap();
+        let accepted = server.accept().await.unwrap().finish().await.unwrap();
+        let Accepted::Session(session) = accepted else {
+            panic!("a member does not join");
+        };
         assert_eq!(session.peer().role, role);
         let (mut send, mut receive) = session.accept().await.unwrap();
         let hello: NodeMessage = receive.expect(Duration::from_secs(2)).await.unwrap();

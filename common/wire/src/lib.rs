@@ -13,6 +13,7 @@ use std::io::{Read, Write};
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest, TextBundle};
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
+use pomona_common::join::{JoinAnswer, JoinRequest};
 use pomona_common::limits;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -108,6 +109,8 @@ message!(GenerationEvent, kind 4, version 1, limit limits::CONTROL_FRAME_BYTES);
 message!(TextBundle, kind 5, version 1, limit limits::TEXT_BUNDLE_BYTES);
 message!(EngineCommand, kind 6, version 1, limit limits::ENGINE_FRAME_BYTES);
 message!(EngineEvent, kind 7, version 1, limit limits::ENGINE_FRAME_BYTES);
+message!(JoinRequest, kind 8, version 1, limit limits::JOIN_FRAME_BYTES);
+message!(JoinAnswer, kind 9, version 1, limit limits::JOIN_FRAME_BYTES);
 
 /// A message as one frame.
 ///

@@ -3,7 +3,8 @@
 use pomona_common::limits;
 
 use crate::command::{Command, Reply};
-use crate::state::{ClusterState, NodeRecord};
+use crate::membership;
+use crate::state::ClusterState;
 
 /// Kills that are remembered per node: more than any gate looks back for.
 const KILLS: usize = 32;
@@ -19,25 +20,21 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
             Some(own) if own == *id => Reply::Unchanged,
             Some(own) => Reply::Refused(format!("this is cluster {own}")),
         },
-        Command::AdmitNode { id, name, now_s } => {
-            if let Some(record) = state.nodes.get_mut(id) {
-                if record.name == *name {
-                    return Reply::Unchanged;
-                }
-                record.name.clone_from(name);
-                return Reply::Done;
-            }
-            if state.nodes.len() >= limits::NODES {
-                return Reply::Refused(format!("the cluster has {} nodes, the limit", limits::NODES));
-            }
-            let record = NodeRecord {
-                name: name.clone(),
-                joined_s: *now_s,
-                kills_s: Vec::new(),
-            };
-            state.nodes.insert(*id, record);
-            Reply::Done
-        }
+        Command::AdmitNode { id, name, now_s } => membership::admit_node(state, *id, name, *now_s),
+        Command::MakeToken { id, token, now_s } => membership::make_token(state, *id, token, *now_s),
+        Command::RevokeToken(id) => match state.tokens.remove(id) {
+            Some(_) => Reply::Done,
+            None => Reply::Refused(format!("no open token {id}")),
+        },
+        Command::ConsumeToken {
+            token,
+            node,
+            name,
+            key,
+            now_s,
+        } => membership::consume_token(state, *token, *node, name, *key, *now_s),
+        Command::RevokeNode { node, now_s } => membership::revoke_node(state, *node, *now_s),
+        Command::RenameNode { node, name } => membership::rename_node(state, *node, name),
         Command::AddModel(record) => match state.catalogue.get(&record.name) {
             Some(own) if own.digests == record.digests => Reply::Unchanged,
             Some(_) => Reply::Refused(format!(

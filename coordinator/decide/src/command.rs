@@ -1,15 +1,17 @@
 //! The commands that go through the log.
 
 use pomona_common::plan::Plan;
-use pomona_common::{ClusterId, ModelName, ModelRecord, NodeId};
+use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, TokenId};
 use serde::{Deserialize, Serialize};
+
+use crate::state::TokenRecord;
 
 /// A change of the replicated state. Times come with the command: `apply` has no clock.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum Command {
     /// Names the cluster; the first command of every log.
     Found(ClusterId),
-    /// Admits a node, or renames it.
+    /// Admits a node that needs no token: it holds the cluster's authority itself.
     AdmitNode {
         /// The node.
         id: NodeId,
@@ -17,6 +19,44 @@ pub enum Command {
         name: String,
         /// Now, in seconds since 1970.
         now_s: u64,
+    },
+    /// Opens a join token.
+    MakeToken {
+        /// Its public name.
+        id: TokenId,
+        /// What it is good for.
+        token: TokenRecord,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// Closes a join token that was not used.
+    RevokeToken(TokenId),
+    /// Admits the node that showed a token, and closes the token.
+    ConsumeToken {
+        /// The token.
+        token: TokenId,
+        /// The id that the node has drawn.
+        node: NodeId,
+        /// What it calls itself; the token's name goes before it.
+        name: String,
+        /// Its key.
+        key: KeyPrint,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// Shuts a node out for good: neither its id nor its key is admitted again.
+    RevokeNode {
+        /// The node.
+        node: NodeId,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// Gives a node another name.
+    RenameNode {
+        /// The node.
+        node: NodeId,
+        /// What people will call it.
+        name: String,
     },
     /// Puts a model into the catalogue.
     AddModel(ModelRecord),

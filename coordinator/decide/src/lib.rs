@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod command;
+mod membership;
 pub mod planner;
 pub mod router;
 pub mod state;
@@ -13,4 +14,4 @@ pub use apply::apply;
 pub use command::{Command, Reply};
 pub use planner::{Inventory, NodeInventory, PlanOutcome, plan};
 pub use router::{Candidate, Route, route};
-pub use state::{ClusterState, NodeRecord};
+pub use state::{ClusterState, NodeRecord, RevokedNode, TokenRecord};

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use pomona_common::plan::Plan;
-use pomona_common::{ClusterId, ModelName, ModelRecord, NodeId};
+use pomona_common::{
+    ClusterId, KeyPrint, MachineRole, ModelName, ModelRecord, NodeId, TokenId, TokenVerifier,
+};
 use serde::{Deserialize, Serialize};
 
 /// The replicated state. Changed by [`crate::apply()`] alone.
@@ -13,6 +15,10 @@ pub struct ClusterState {
     pub cluster: Option<ClusterId>,
     /// All nodes ever admitted and not removed.
     pub nodes: BTreeMap<NodeId, NodeRecord>,
+    /// Join tokens that are open.
+    pub tokens: BTreeMap<TokenId, TokenRecord>,
+    /// Nodes that were shut out.
+    pub revoked: BTreeMap<NodeId, RevokedNode>,
     /// Models that may be asked for.
     pub catalogue: BTreeMap<ModelName, ModelRecord>,
     /// The target.
@@ -20,12 +26,52 @@ pub struct ClusterState {
 }
 
 /// A node as the cluster knows it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeRecord {
-    /// What people call it.
+    /// What people call it; no two nodes share a name.
     pub name: String,
+    /// What it is to the cluster.
+    pub role: MachineRole,
+    /// The key it joined with; `None` for a node that holds the cluster's authority itself.
+    pub key: Option<KeyPrint>,
     /// When it joined, in seconds since 1970.
     pub joined_s: u64,
     /// Engine kills: when, in seconds since 1970, the latest 32.
     pub kills_s: Vec<u64>,
+}
+
+/// A join token, without its secret.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TokenRecord {
+    /// What proofs of its secret are checked with.
+    pub verifier: TokenVerifier,
+    /// Role of the node that joins with it.
+    pub role: MachineRole,
+    /// Name of that node; empty when it may bring its own.
+    pub name: String,
+    /// End of its life, in seconds since 1970.
+    pub expires_s: u64,
+}
+
+/// What is remembered of a node that was shut out.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RevokedNode {
+    /// What people called it.
+    pub name: String,
+    /// Its key.
+    pub key: Option<KeyPrint>,
+    /// When, in seconds since 1970.
+    pub revoked_s: u64,
+}
+
+impl ClusterState {
+    /// Why a session of this node with this key is refused, if it is.
+    pub fn refuses(&self, node: NodeId, key: KeyPrint) -> Option<&'static str> {
+        let key_revoked = self.revoked.values().any(|revoked| revoked.key == Some(key));
+        if key_revoked || self.revoked.contains_key(&node) {
+            return Some("this node was revoked");
+        }
+        let bound = self.nodes.get(&node).and_then(|record| record.key);
+        (bound.is_some_and(|bound| bound != key)).then_some("this node joined with another key")
+    }
 }

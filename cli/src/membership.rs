@@ -1,0 +1,115 @@
+//! Tokens, joining, and who is a node.
+
+use std::net::{SocketAddr, ToSocketAddrs};
+
+use anyhow::{Context, bail};
+use hyper::Method;
+use pomona_cluster_config::Config;
+use pomona_link::JoinToken;
+use serde_json::{Value, json};
+
+use crate::admin::{ask, tell};
+use crate::arguments::{NodeCommand, TokenCommand};
+use crate::tables;
+
+pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyhow::Result<()> {
+    match command {
+        TokenCommand::Create { minutes, role, name } => {
+            let wanted = json!({ "ttl_s": minutes.saturating_mul(60), "role": role, "name": name });
+            let made = tell(config, &Method::POST, "/admin/v1/tokens", &wanted)?;
+            if json {
+                tables::print_json(&made);
+                return Ok(());
+            }
+            let text = |field: &str| made[field].as_str().unwrap_or_default().to_owned();
+            tables::say(&format!(
+                "On the new machine, within {minutes} minutes:\n\n  pomona join {} --coordinator {}\n  pomona node\n\n\
+                 The token lets one machine join, as {role}. Whoever has it can be that machine.",
+                text("token"),
+                text("coordinator"),
+            ));
+        }
+        TokenCommand::List => {
+            let tokens = ask(config, &Method::GET, "/admin/v1/tokens")?;
+            if json {
+                tables::print_json(&tokens);
+            } else {
+                tables::tokens(&tokens);
+            }
+        }
+        TokenCommand::Revoke { id } => {
+            ask(config, &Method::DELETE, &format!("/admin/v1/tokens/{id}"))?;
+            tables::say("The token is closed.");
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn node(config: &Config, command: &NodeCommand) -> anyhow::Result<()> {
+    match command {
+        NodeCommand::Revoke { node } => {
+            ask(config, &Method::DELETE, &path_of(node)?)?;
+            tables::say(&format!("{node} is shut out."));
+        }
+        NodeCommand::Rename { node, name } => {
+            tell(config, &Method::PATCH, &path_of(node)?, &json!({ "name": name }))?;
+            tables::say(&format!("{node} is now called {name}."));
+        }
+    }
+    Ok(())
+}
+
+/// The node's admin path; names may have characters that paths may not.
+fn path_of(node: &str) -> anyhow::Result<String> {
+    if node.is_empty() {
+        bail!("give a name or an id, see `pomona nodes`");
+    }
+    let encoded: String = node.bytes().map(|byte| format!("%{byte:02X}")).collect();
+    Ok(format!("/admin/v1/nodes/{encoded}"))
+}
+
+pub(crate) fn join(
+    config: &Config,
+    token: &str,
+    coordinator: Option<&str>,
+    name: Option<&str>,
+    json: bool,
+) -> anyhow::Result<()> {
+    let token: JoinToken = token.parse()?;
+    let addresses = addresses(config, coordinator)?;
+    let name = name.map_or_else(|| pomona_node::default_name(config), str::to_owned);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    let mut failures = Vec::new();
+    for address in addresses {
+        match runtime.block_on(pomona_node::join(config, &token, address, &name)) {
+            Ok(node) => {
+                if json {
+                    let joined: Value =
+                        json!({ "node": node, "cluster": token.cluster(), "coordinator": address });
+                    tables::print_json(&joined);
+                } else {
+                    tables::say(&format!(
+                        "This machine is node {} of cluster {}. Start it with `pomona node`.",
+                        node.short(),
+                        token.cluster()
+                    ));
+                }
+                return Ok(());
+            }
+            Err(error) => failures.push(format!("{:#}", anyhow::Error::from(error))),
+        }
+    }
+    bail!("not joined: {}", failures.join("; "))
+}
+
+fn addresses(config: &Config, coordinator: Option<&str>) -> anyhow::Result<Vec<SocketAddr>> {
+    let Some(text) = coordinator else {
+        return Ok(config.coordinators.clone());
+    };
+    let found = text
+        .to_socket_addrs()
+        .with_context(|| format!("`{text}` is not HOST:PORT, or the host is not known"))?;
+    Ok(found.collect())
+}

@@ -1,0 +1,391 @@
+//! Both ends of a join: a TLS session in which only the coordinator shows a certificate, one
+//! request, one answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pomona_common::join::{JoinAnswer, JoinRequest};
+use pomona_common::{ClusterId, KeyPrint, NodeId, TokenVerifier, limits};
+use rcgen::{KeyPair, PublicKeyData, SigningKey};
+use ring::{hmac, signature};
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use crate::endpoint::Purpose;
+use crate::identity::Role;
+use crate::membership::Membership;
+use crate::session::{FrameReceiver, FrameSender, closed};
+use crate::token::{JoinToken, sha256};
+use crate::{LinkError, tls};
+
+/// Exporter label: what binds a proof to one TLS session.
+const EXPORTER: &[u8] = b"EXPORTER-pomona-join-1";
+/// The whole exchange takes at most this long; an operator's approval comes later.
+const EXCHANGE: Duration = Duration::from_secs(10);
+
+/// Joins the cluster of `token` at the coordinator that answers at `address`.
+///
+/// # Errors
+/// Nobody answers, it is not a coordinator of the token's cluster, or it refuses.
+pub async fn join(
+    address: SocketAddr,
+    token: &JoinToken,
+    node: NodeId,
+    name: &str,
+) -> Result<Membership, LinkError> {
+    let failed = |reason: String| LinkError::Connect { address, reason };
+    let local: SocketAddr = match address {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
+    };
+    let endpoint = quinn::Endpoint::client(local).map_err(|source| LinkError::Bind {
+        address: local,
+        source,
+    })?;
+    let config = tls::join_config(Arc::new(PinnedAuthority(token.authority())), Purpose::Join.alpn())?;
+    let server_name = Role::Coordinator(0).server_name(token.cluster());
+    let connecting = endpoint
+        .connect_with(config, address, &server_name)
+        .map_err(|error| failed(error.to_string()))?;
+    let connection = tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, connecting)
+        .await
+        .map_err(|_| failed("no answer".to_owned()))?
+        .map_err(|error| failed(error.to_string()))?;
+    let membership = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, node, name))
+        .await
+        .map_err(|_| LinkError::Deadline(EXCHANGE))?;
+    connection.close(0u32.into(), b"done");
+    endpoint.wait_idle().await;
+    membership
+}
+
+async fn exchange(
+    connection: &quinn::Connection,
+    address: SocketAddr,
+    token: &JoinToken,
+    node: NodeId,
+    name: &str,
+) -> Result<Membership, LinkError> {
+    let key = KeyPair::generate().map_err(|error| LinkError::Certificate(error.to_string()))?;
+    let mut request = JoinRequest {
+        token: token.id(),
+        node,
+        name: name.to_owned(),
+        public_key: key.der_bytes().to_vec(),
+        proof: [0; 32],
+        signature: Vec::new(),
+    };
+    let transcript = transcript(&request, &exporter(connection)?);
+    let proof = hmac::sign(&proof_key(token.verifier()), &transcript);
+    request.proof = proof.as_ref().try_into().unwrap_or_default();
+    request.signature = key
+        .sign(&transcript)
+        .map_err(|error| LinkError::Certificate(error.to_string()))?;
+    let (send, receive) = connection.open_bi().await.map_err(closed)?;
+    let (mut send, mut receive) = (FrameSender::new(send), FrameReceiver::new(receive));
+    send.send(&request).await?;
+    send.finish();
+    match receive.expect::<JoinAnswer>(EXCHANGE).await? {
+        JoinAnswer::Refused(why) => Err(LinkError::Refused(why)),
+        JoinAnswer::Admitted {
+            certificate,
+            mut coordinators,
+        } => {
+            // The address that was reached comes first: it is known to work from here.
+            coordinators.retain(|other| *other != address);
+            coordinators.insert(0, address);
+            Ok(Membership {
+                cluster: token.cluster(),
+                node,
+                authority_pem: tls::authority_of(connection, token.authority())?,
+                certificate_pem: certificate,
+                key_pem: key.serialize_pem(),
+                coordinators,
+            })
+        }
+    }
+}
+
+/// A machine that wants to join, and has proved nothing yet.
+pub struct Joining {
+    connection: quinn::Connection,
+}
+
+impl Joining {
+    pub(crate) fn new(connection: quinn::Connection) -> Self {
+        Self { connection }
+    }
+
+    /// Reads the request, lets `decide` answer it, sends the answer. `decide` gets the request
+    /// with the proofs that must be checked against the token's verifier.
+    ///
+    /// # Errors
+    /// The machine goes away or breaks the protocol.
+    pub async fn serve<F: Future<Output = JoinAnswer>>(
+        self,
+        decide: impl FnOnce(JoinRequest, Proofs) -> F,
+    ) -> Result<(), LinkError> {
+        let exchange = async {
+            let (send, receive) = self.connection.accept_bi().await.map_err(closed)?;
+            let (mut send, mut receive) = (FrameSender::new(send), FrameReceiver::new(receive));
+            let request: JoinRequest = receive.expect(EXCHANGE).await?;
+            let proofs = Proofs {
+                transcript: transcript(&request, &exporter(&self.connection)?),
+            };
+            let answer = decide(request, proofs).await;
+            send.send(&answer).await?;
+            send.finish();
+            // The machine closes once it has the answer.
+            self.connection.closed().await;
+            Ok(())
+        };
+        let served = tokio::time::timeout(EXCHANGE, exchange).await;
+        self.connection.close(1u32.into(), b"join ended");
+        served.map_err(|_| LinkError::Deadline(EXCHANGE))?
+    }
+}
+
+/// What a request's proofs must cover.
+pub struct Proofs {
+    transcript: Vec<u8>,
+}
+
+impl Proofs {
+    /// Whether the request was made by someone who knows the secret of the token and holds the
+    /// key, in this very TLS session. Takes constant time in the secret.
+    pub fn hold(&self, request: &JoinRequest, verifier: TokenVerifier) -> bool {
+        let knows = hmac::verify(&proof_key(verifier), &self.transcript, &request.proof).is_ok();
+        let key = signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_ASN1, &request.public_key);
+        knows && key.verify(&self.transcript, &request.signature).is_ok()
+    }
+}
+
+fn proof_key(verifier: TokenVerifier) -> hmac::Key {
+    hmac::Key::new(hmac::HMAC_SHA256, &verifier.0)
+}
+
+fn exporter(connection: &quinn::Connection) -> Result<[u8; 32], LinkError> {
+    let mut secret = [0; 32];
+    connection
+        .export_keying_material(&mut secret, EXPORTER, b"")
+        .map_err(|_| LinkError::Closed("the session exports no key".into()))?;
+    Ok(secret)
+}
+
+/// Everything that proof and signature cover; lengths keep the fields apart.
+fn transcript(request: &JoinRequest, exporter: &[u8; 32]) -> Vec<u8> {
+    let mut text = exporter.to_vec();
+    text.extend(request.token.bits().to_be_bytes());
+    text.extend(request.node.bits().to_be_bytes());
+    for field in [request.name.as_bytes(), &request.public_key] {
+        text.extend((field.len() as u64).to_be_bytes());
+        text.extend(field);
+    }
+    text
+}
+
+/// Trusts the one authority whose key the token names, and nobody else.
+#[derive(Debug)]
+pub(crate) struct PinnedAuthority(KeyPrint);
+
+impl ServerCertVerifier for PinnedAuthority {
+    fn verify_server_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        chain: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let authority = chain
+            .iter()
+            .find(|certificate| key_print(certificate).is_some_and(|print| print == self.0))
+            .ok_or(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), tls::provider())
+            .build()
+            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        verifier.verify_server_cert(leaf, &[], server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &tls::provider().signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &tls::provider().signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        tls::provider()
+            .signature_verification_algorithms
+            .supported_schemes()
+    }
+}
+
+/// The print of a certificate's key; `None` when it does not parse.
+pub(crate) fn key_print(certificate: &CertificateDer<'_>) -> Option<KeyPrint> {
+    let parsed = webpki::EndEntityCert::try_from(certificate).ok()?;
+    Some(KeyPrint(sha256(&parsed.subject_public_key_info())))
+}
+
+/// A public key as it comes in a [`JoinRequest`].
+pub(crate) struct Point<'a>(pub(crate) &'a [u8]);
+
+impl PublicKeyData for Point<'_> {
+    fn der_bytes(&self) -> &[u8] {
+        self.0
+    }
+
+    fn algorithm(&self) -> &'static rcgen::SignatureAlgorithm {
+        &rcgen::PKCS_ECDSA_P256_SHA256
+    }
+}
+
+/// The print of a key as it comes in a [`JoinRequest`].
+pub fn print_of(public_key: &[u8]) -> KeyPrint {
+    KeyPrint(sha256(&Point(public_key).subject_public_key_info()))
+}
+
+/// Checks that a token is for this cluster before anything is sent.
+///
+/// # Errors
+/// It is for another cluster.
+pub fn check_cluster(token: &JoinToken, own: Option<ClusterId>) -> Result<(), LinkError> {
+    match own {
+        Some(own) if own != token.cluster() => Err(LinkError::Token(format!(
+            "it is for cluster {}, and this machine belongs to {own}",
+            token.cluster()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::TokenId;
+
+    use super::*;
+
+    fn request(
+        key: &KeyPair,
+        verifier: TokenVerifier,
+        exporter: &[u8; 32],
+    ) -> Result<JoinRequest, rcgen::Error> {
+        let mut request = JoinRequest {
+            token: TokenId::from_bits(1),
+            node: NodeId::from_bits(2),
+            name: "studio".into(),
+            public_key: key.der_bytes().to_vec(),
+            proof: [0; 32],
+            signature: Vec::new(),
+        };
+        let text = transcript(&request, exporter);
+        request.proof = hmac::sign(&proof_key(verifier), &text)
+            .as_ref()
+            .try_into()
+            .unwrap_or_default();
+        request.signature = key.sign(&text)?;
+        Ok(request)
+    }
+
+    #[test]
+    fn proofs_hold_for_one_request_in_one_session() -> Result<(), rcgen::Error> {
+        let (key, verifier, session) = (KeyPair::generate()?, TokenVerifier([5; 32]), [6; 32]);
+        let good = request(&key, verifier, &session)?;
+        let hold = |request: &JoinRequest, session: &[u8; 32], verifier| {
+            Proofs {
+                transcript: transcript(request, session),
+            }
+            .hold(request, verifier)
+        };
+        assert!(hold(&good, &session, verifier));
+        assert!(!hold(&good, &[7; 32], verifier), "relayed into another session");
+        assert!(!hold(&good, &session, TokenVerifier([4; 32])), "another secret");
+        let other_key = KeyPair::generate()?.der_bytes().to_vec();
+        for changed in [
+            JoinRequest {
+                node: NodeId::from_bits(3),
+                ..good.clone()
+            },
+            JoinRequest {
+                token: TokenId::from_bits(3),
+                ..good.clone()
+            },
+            JoinRequest {
+                name: "studi0".into(),
+                ..good.clone()
+            },
+            JoinRequest {
+                public_key: other_key,
+                ..good.clone()
+            },
+            JoinRequest {
+                public_key: vec![4; 65],
+                ..good.clone()
+            },
+            JoinRequest {
+                public_key: Vec::new(),
+                ..good.clone()
+            },
+            JoinRequest {
+                signature: Vec::new(),
+                ..good.clone()
+            },
+            JoinRequest {
+                proof: [0; 32],
+                ..good.clone()
+            },
+        ] {
+            assert!(!hold(&changed, &session, verifier), "{changed:?}");
+        }
+        Ok(())
+    }
+
+    /// Who shows no certificate gets nowhere but to the join protocol, however it asks.
+    #[tokio::test]
+    async fn without_a_certificate_there_is_nothing_but_joining() -> Result<(), Box<dyn std::error::Error>> {
+        let folder = tempfile::tempdir()?;
+        let authority = crate::Authority::open_or_create(folder.path(), ClusterId::from_bits(1))?;
+        let identity = authority.issue(Role::Coordinator(1))?;
+        let server = crate::Endpoint::server(([127, 0, 0, 1], 0).into(), identity)?;
+        for purpose in [Purpose::Control, Purpose::Raft, Purpose::Join] {
+            let config = tls::join_config(Arc::new(PinnedAuthority(authority.print())), purpose.alpn())?;
+            let client = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
+            let name = Role::Coordinator(0).server_name(authority.cluster());
+            let dial = client.connect_with(config, server.local_address()?, &name)?;
+            let accept = async { Some(server.accept().await?.finish().await) };
+            let (dialled, accepted) = tokio::join!(dial, accept);
+            let joins = matches!(accepted, Some(Ok(crate::Accepted::Joining(_))));
+            assert_eq!(joins, purpose == Purpose::Join, "{purpose:?}");
+            assert!(matches!(accepted, Some(Err(_))) || joins, "{purpose:?}");
+            drop(dialled);
+        }
+        Ok(())
+    }
+}

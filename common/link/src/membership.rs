@@ -1,0 +1,115 @@
+//! What a machine keeps of having joined: its key, its certificate, whom it trusts, whom it dials.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::Path;
+
+use pomona_common::{ClusterId, NodeId};
+use rcgen::{KeyPair, PublicKeyData};
+
+use crate::LinkError;
+use crate::authority::{certificate_error, file_error, write_private};
+use crate::identity::{Identity, Role};
+
+/// One machine's place in one cluster.
+#[derive(Clone)]
+pub struct Membership {
+    pub(crate) cluster: ClusterId,
+    pub(crate) node: NodeId,
+    pub(crate) authority_pem: String,
+    pub(crate) certificate_pem: String,
+    pub(crate) key_pem: String,
+    pub(crate) coordinators: Vec<SocketAddr>,
+}
+
+impl Membership {
+    /// Writes it to `folder`, whole or not at all; only the owner may read it.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn save(&self, folder: &Path) -> Result<(), LinkError> {
+        let partial = folder.with_extension("partial");
+        let _ = fs::remove_dir_all(&partial);
+        fs::create_dir_all(&partial).map_err(file_error(&partial))?;
+        let addresses: Vec<String> = self.coordinators.iter().map(SocketAddr::to_string).collect();
+        for (name, text) in [
+            ("cluster", self.cluster.to_string()),
+            ("node", self.node.to_string()),
+            ("ca.crt", self.authority_pem.clone()),
+            ("node.crt", self.certificate_pem.clone()),
+            ("node.key", self.key_pem.clone()),
+            ("coordinators", addresses.join("\n")),
+        ] {
+            write_private(&partial.join(name), &text)?;
+        }
+        let _ = fs::remove_dir_all(folder);
+        fs::rename(&partial, folder).map_err(file_error(folder))
+    }
+
+    /// Reads it; `None` when this machine has not joined any cluster.
+    ///
+    /// # Errors
+    /// It is there, but cannot be read or is damaged.
+    pub fn open(folder: &Path) -> Result<Option<Self>, LinkError> {
+        if !folder.exists() {
+            return Ok(None);
+        }
+        let read = |name: &str| {
+            let path = folder.join(name);
+            fs::read_to_string(&path).map_err(file_error(&path))
+        };
+        let damaged =
+            |name: &str| LinkError::Certificate(format!("{} is damaged", folder.join(name).display()));
+        Ok(Some(Self {
+            cluster: read("cluster")?.trim().parse().map_err(|_| damaged("cluster"))?,
+            node: read("node")?.trim().parse().map_err(|_| damaged("node"))?,
+            authority_pem: read("ca.crt")?,
+            certificate_pem: read("node.crt")?,
+            key_pem: read("node.key")?,
+            coordinators: read("coordinators")?
+                .lines()
+                .map(|line| line.trim().parse().map_err(|_| damaged("coordinators")))
+                .collect::<Result<_, _>>()?,
+        }))
+    }
+
+    /// The cluster.
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Where coordinators were when this was written.
+    pub fn coordinators(&self) -> &[SocketAddr] {
+        &self.coordinators
+    }
+
+    /// Takes a renewed certificate and writes it down.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn renew(&mut self, folder: &Path, certificate_pem: String) -> Result<(), LinkError> {
+        write_private(&folder.join("node.crt"), &certificate_pem)?;
+        self.certificate_pem = certificate_pem;
+        Ok(())
+    }
+
+    /// Its public key: a point of P-256, uncompressed.
+    ///
+    /// # Errors
+    /// The key is damaged.
+    pub fn public_key(&self) -> Result<Vec<u8>, LinkError> {
+        let key = KeyPair::from_pem(&self.key_pem).map_err(certificate_error)?;
+        Ok(key.der_bytes().to_vec())
+    }
+
+    /// Key and certificate, to open sessions with.
+    pub fn identity(&self) -> Identity {
+        Identity {
+            cluster: self.cluster,
+            role: Role::Node(self.node),
+            certificate_pem: self.certificate_pem.clone(),
+            key_pem: self.key_pem.clone(),
+            authority_pem: self.authority_pem.clone(),
+        }
+    }
+}

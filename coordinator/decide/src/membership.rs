@@ -1,0 +1,142 @@
+//! Who belongs to the cluster: tokens, joins, names, revocation.
+
+use pomona_common::{KeyPrint, NodeId, TokenId, limits};
+
+use crate::command::Reply;
+use crate::state::{ClusterState, NodeRecord, RevokedNode, TokenRecord};
+
+pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s: u64) -> Reply {
+    if state.nodes.contains_key(&id) {
+        return Reply::Unchanged;
+    }
+    admit(
+        state,
+        id,
+        name,
+        NodeRecord {
+            joined_s: now_s,
+            ..NodeRecord::default()
+        },
+    )
+}
+
+pub(crate) fn make_token(state: &mut ClusterState, id: TokenId, token: &TokenRecord, now_s: u64) -> Reply {
+    state.tokens.retain(|_, token| token.expires_s > now_s);
+    if state.tokens.contains_key(&id) {
+        return Reply::Refused("this token exists".into());
+    }
+    if state.tokens.len() >= limits::TOKENS {
+        return Reply::Refused(format!(
+            "{} tokens are open, the limit; revoke one with `pomona token revoke`",
+            limits::TOKENS
+        ));
+    }
+    state.tokens.insert(id, token.clone());
+    Reply::Done
+}
+
+pub(crate) fn consume_token(
+    state: &mut ClusterState,
+    token: TokenId,
+    node: NodeId,
+    name: &str,
+    key: KeyPrint,
+    now_s: u64,
+) -> Reply {
+    let Some(record) = state.tokens.get(&token).cloned() else {
+        return Reply::Refused("this token is not open: it was used, revoked, or made elsewhere".into());
+    };
+    if record.expires_s <= now_s {
+        return Reply::Refused("this token has expired; make another with `pomona token create`".into());
+    }
+    if let Some(why) = state.refuses(node, key) {
+        return Reply::Refused(why.into());
+    }
+    let name = if record.name.is_empty() {
+        name
+    } else {
+        &record.name
+    };
+    // A node that lost its certificate joins again under the id and key it has.
+    let reply = match state.nodes.get_mut(&node) {
+        Some(known) if known.key == Some(key) => Reply::Done,
+        Some(_) => Reply::Refused("a node with this id belongs to the cluster already".into()),
+        None => {
+            let new = NodeRecord {
+                role: record.role,
+                key: Some(key),
+                joined_s: now_s,
+                ..NodeRecord::default()
+            };
+            admit(state, node, name, new)
+        }
+    };
+    if reply == Reply::Done {
+        state.tokens.remove(&token);
+    }
+    reply
+}
+
+pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> Reply {
+    let Some(record) = state.nodes.remove(&id) else {
+        return Reply::Refused(format!("no node {id}"));
+    };
+    let revoked = RevokedNode {
+        name: record.name,
+        key: record.key,
+        revoked_s: now_s,
+    };
+    state.revoked.insert(id, revoked);
+    Reply::Done
+}
+
+pub(crate) fn rename_node(state: &mut ClusterState, id: NodeId, name: &str) -> Reply {
+    if name.is_empty() || name.chars().count() > limits::NODE_NAME_CHARS {
+        return Reply::Refused(format!("a name has 1 to {} characters", limits::NODE_NAME_CHARS));
+    }
+    let taken = state
+        .nodes
+        .iter()
+        .any(|(other, record)| *other != id && record.name == name);
+    match state.nodes.get_mut(&id) {
+        None => Reply::Refused(format!("no node {id}")),
+        Some(_) if taken => Reply::Refused(format!("another node is called `{name}`")),
+        Some(record) if record.name == name => Reply::Unchanged,
+        Some(record) => {
+            record.name = name.to_owned();
+            Reply::Done
+        }
+    }
+}
+
+fn admit(state: &mut ClusterState, id: NodeId, name: &str, record: NodeRecord) -> Reply {
+    if state.revoked.contains_key(&id) {
+        return Reply::Refused("this node was revoked".into());
+    }
+    if state.nodes.len() >= limits::NODES {
+        return Reply::Refused(format!("the cluster has {} nodes, the limit", limits::NODES));
+    }
+    let name = free_name(state, name);
+    state.nodes.insert(id, NodeRecord { name, ..record });
+    Reply::Done
+}
+
+/// The name, shortened to the limit, with a number when another node has it.
+fn free_name(state: &ClusterState, name: &str) -> String {
+    let plain: String = name
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(limits::NODE_NAME_CHARS - 4)
+        .collect();
+    let plain = if plain.is_empty() {
+        "node".to_owned()
+    } else {
+        plain
+    };
+    let taken = |name: &str| state.nodes.values().any(|record| record.name == name);
+    let numbered = (2..=limits::NODES + 1).map(|number| format!("{plain}-{number}"));
+    std::iter::once(plain.clone())
+        .chain(numbered)
+        .find(|name| !taken(name))
+        .unwrap_or(plain)
+}

@@ -1,0 +1,152 @@
+//! Random histories of tokens, joins and revocations against a naive model.
+#![allow(missing_docs, reason = "a test")]
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pomona_common::{KeyPrint, MachineRole, NodeId, TokenId, TokenVerifier};
+use pomona_decide::{ClusterState, Command, Reply, TokenRecord, apply};
+use proptest::prelude::*;
+
+#[derive(Debug, Clone)]
+enum Event {
+    Make { token: u8, life: u8 },
+    RevokeToken(u8),
+    Join { token: u8, node: u8, key: u8 },
+    RevokeNode(u8),
+    Rename { node: u8, name: u8 },
+    Wait(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        4 => (0..8u8, 1..40u8).prop_map(|(token, life)| Event::Make { token, life }),
+        1 => (0..8u8).prop_map(Event::RevokeToken),
+        6 => (0..8u8, 0..6u8, 0..6u8).prop_map(|(token, node, key)| Event::Join { token, node, key }),
+        1 => (0..6u8).prop_map(Event::RevokeNode),
+        1 => (0..6u8, 0..3u8).prop_map(|(node, name)| Event::Rename { node, name }),
+        2 => (1..30u8).prop_map(Event::Wait),
+    ]
+}
+
+/// What should be so, written down as plainly as possible.
+#[derive(Default)]
+struct Model {
+    now: u64,
+    /// Open tokens and when they end.
+    tokens: BTreeMap<u8, u64>,
+    members: BTreeMap<u8, u8>,
+    gone_nodes: BTreeSet<u8>,
+    gone_keys: BTreeSet<u8>,
+}
+
+impl Model {
+    /// The command of an event, and whether it should change anything.
+    fn step(&mut self, event: &Event) -> Option<(Command, bool)> {
+        let node_id = |node: u8| NodeId::from_bits(node.into());
+        let token_id = |token: u8| TokenId::from_bits(token.into());
+        Some(match *event {
+            Event::Wait(seconds) => {
+                self.now += u64::from(seconds);
+                return None;
+            }
+            Event::Make { token, life } => {
+                let expires_s = self.now + u64::from(life);
+                self.tokens.retain(|_, expires| *expires > self.now);
+                let fresh = !self.tokens.contains_key(&token);
+                self.tokens.entry(token).or_insert(expires_s);
+                let record = TokenRecord {
+                    verifier: TokenVerifier([token; 32]),
+                    role: MachineRole::Rack,
+                    name: String::new(),
+                    expires_s,
+                };
+                let id = token_id(token);
+                (
+                    Command::MakeToken {
+                        id,
+                        token: record,
+                        now_s: self.now,
+                    },
+                    fresh,
+                )
+            }
+            Event::RevokeToken(token) => {
+                let open = self.tokens.remove(&token).is_some();
+                (Command::RevokeToken(token_id(token)), open)
+            }
+            Event::Join { token, node, key } => {
+                let open = self.tokens.get(&token).is_some_and(|expires| *expires > self.now);
+                let shut_out = self.gone_nodes.contains(&node) || self.gone_keys.contains(&key);
+                let same_or_new = self.members.get(&node).is_none_or(|own| *own == key);
+                let admitted = open && !shut_out && same_or_new;
+                if admitted {
+                    self.tokens.remove(&token);
+                    self.members.insert(node, key);
+                }
+                let command = Command::ConsumeToken {
+                    token: token_id(token),
+                    node: node_id(node),
+                    name: "studio".into(),
+                    key: KeyPrint([key; 32]),
+                    now_s: self.now,
+                };
+                (command, admitted)
+            }
+            Event::RevokeNode(node) => {
+                let key = self.members.remove(&node);
+                if let Some(key) = key {
+                    self.gone_nodes.insert(node);
+                    self.gone_keys.insert(key);
+                }
+                (
+                    Command::RevokeNode {
+                        node: node_id(node),
+                        now_s: self.now,
+                    },
+                    key.is_some(),
+                )
+            }
+            // Names are checked below, not here: whether it changes anything depends on them.
+            Event::Rename { node, name } => {
+                let command = Command::RenameNode {
+                    node: node_id(node),
+                    name: format!("name-{name}"),
+                };
+                return self.members.contains_key(&node).then_some((command, true));
+            }
+        })
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 500, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn tokens_admit_one_machine_and_the_revoked_stay_out(events in prop::collection::vec(event(), 1..80)) {
+        let (mut state, mut model) = (ClusterState::default(), Model::default());
+        for event in &events {
+            let Some((command, changes)) = model.step(event) else {
+                continue;
+            };
+            let before = state.clone();
+            let reply = apply(&mut state, &command);
+            if !matches!(event, Event::Rename { .. }) {
+                prop_assert_eq!(reply == Reply::Done, changes, "{:?}: {:?}", event, reply);
+            }
+            if let Reply::Refused(_) = reply {
+                let pruned = ClusterState { tokens: state.tokens.clone(), ..before };
+                prop_assert_eq!(&state, &pruned, "a refused command changed something");
+            }
+            let names: BTreeSet<&String> = state.nodes.values().map(|record| &record.name).collect();
+            prop_assert_eq!(names.len(), state.nodes.len(), "two nodes share a name");
+            let members: BTreeMap<NodeId, Option<KeyPrint>> =
+                model.members.iter().map(|(node, key)| (NodeId::from_bits((*node).into()), Some(KeyPrint([*key; 32])))).collect();
+            let nodes: BTreeMap<NodeId, Option<KeyPrint>> = state.nodes.iter().map(|(id, record)| (*id, record.key)).collect();
+            prop_assert_eq!(nodes, members);
+            for (node, key) in &model.members {
+                let refused = state.refuses(NodeId::from_bits((*node).into()), KeyPrint([*key; 32]));
+                prop_assert_eq!(refused.is_some(), model.gone_keys.contains(key));
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Tokens and nodes: who may come in, and who is shut out.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::{Path as UrlPath, State};
+use axum::http::StatusCode;
+use axum::routing::{delete, get};
+use pomona_common::{MachineRole, NodeId, TokenId, limits};
+use pomona_decide::{ClusterState, Command, Reply, TokenRecord};
+use pomona_link::JoinToken;
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Admin, Answer, reply, write};
+use crate::now_s;
+
+/// The paths below `/admin/v1`.
+pub(super) fn routes() -> Router<Admin> {
+    Router::new()
+        .route("/admin/v1/tokens", get(tokens).post(make_token))
+        .route("/admin/v1/tokens/{id}", delete(revoke_token))
+        .route("/admin/v1/nodes/{node}", delete(revoke_node).patch(rename_node))
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Wanted {
+    ttl_s: Option<u64>,
+    role: Option<String>,
+    name: String,
+}
+
+async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
+    let bad = |why: String| reply(StatusCode::BAD_REQUEST, &json!({ "error": why }));
+    let wanted: Wanted = match serde_json::from_slice(&body) {
+        Ok(wanted) => wanted,
+        Err(error) => return bad(error.to_string()),
+    };
+    let role = match wanted.role.map(|role| role.parse::<MachineRole>()).transpose() {
+        Ok(role) => role.unwrap_or_default(),
+        Err(error) => return bad(error.to_string()),
+    };
+    let life = wanted.ttl_s.map_or(limits::TOKEN_LIFE, Duration::from_secs);
+    if life.is_zero() || life > limits::TOKEN_LIFE_MAX {
+        return bad("a token lives for 1 second to 24 hours".into());
+    }
+    if wanted.name.chars().count() > limits::NODE_NAME_CHARS {
+        return bad(format!(
+            "a name has at most {} characters",
+            limits::NODE_NAME_CHARS
+        ));
+    }
+    let token = match JoinToken::draw(admin.authority.cluster(), admin.authority.print()) {
+        Ok(token) => token,
+        Err(error) => {
+            return reply(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &json!({ "error": error.to_string() }),
+            );
+        }
+    };
+    let now_s = now_s();
+    let record = TokenRecord {
+        verifier: token.verifier(),
+        role,
+        name: wanted.name,
+        expires_s: now_s + life.as_secs(),
+    };
+    let command = Command::MakeToken {
+        id: token.id(),
+        token: record.clone(),
+        now_s,
+    };
+    match admin.backend.replica.write(command).await {
+        Ok(Reply::Done) => {
+            let mut shown = token_json(token.id(), &record);
+            // The only time that it is shown: the cluster keeps a hash.
+            shown["token"] = token.to_string().into();
+            shown["coordinator"] = reachable(admin.quic).to_string().into();
+            reply(StatusCode::OK, &shown)
+        }
+        Ok(Reply::Unchanged) => reply(StatusCode::CONFLICT, &json!({ "error": "this token exists" })),
+        Ok(Reply::Refused(why)) => reply(StatusCode::CONFLICT, &json!({ "error": why })),
+        Err(error) => reply(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({ "error": error.to_string() }),
+        ),
+    }
+}
+
+fn token_json(id: TokenId, token: &TokenRecord) -> Value {
+    json!({ "id": id, "role": token.role, "name": token.name, "expires_s": token.expires_s })
+}
+
+async fn tokens(State(admin): State<Admin>) -> Answer {
+    let state = admin.backend.replica.state();
+    let now_s = now_s();
+    let open: Vec<Value> = state
+        .borrow()
+        .tokens
+        .iter()
+        .filter(|(_, token)| token.expires_s > now_s)
+        .map(|(id, token)| token_json(*id, token))
+        .collect();
+    reply(StatusCode::OK, &open.into())
+}
+
+async fn revoke_token(State(admin): State<Admin>, UrlPath(id): UrlPath<String>) -> Answer {
+    match id.parse::<TokenId>() {
+        Ok(id) => write(&admin, Command::RevokeToken(id)).await,
+        Err(error) => reply(StatusCode::BAD_REQUEST, &json!({ "error": error.to_string() })),
+    }
+}
+
+async fn revoke_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+    match find(&admin, &node) {
+        Ok(node) => write(&admin, Command::RevokeNode { node, now_s: now_s() }).await,
+        Err(answer) => answer,
+    }
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Change {
+    name: String,
+}
+
+async fn rename_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
+    let change: Change = match serde_json::from_slice(&body) {
+        Ok(change) => change,
+        Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": error.to_string() })),
+    };
+    match find(&admin, &node) {
+        Ok(node) => {
+            write(
+                &admin,
+                Command::RenameNode {
+                    node,
+                    name: change.name,
+                },
+            )
+            .await
+        }
+        Err(answer) => answer,
+    }
+}
+
+fn find(admin: &Admin, text: &str) -> Result<NodeId, Answer> {
+    let state = admin.backend.replica.state();
+    let found = named(&state.borrow(), text);
+    found.map_err(|why| reply(StatusCode::NOT_FOUND, &json!({ "error": why })))
+}
+
+/// A node by its name, its id, or the beginning of its id that a table shows.
+fn named(state: &ClusterState, text: &str) -> Result<NodeId, String> {
+    if let Some((id, _)) = state.nodes.iter().find(|(_, record)| record.name == text) {
+        return Ok(*id);
+    }
+    let mut ids = state
+        .nodes
+        .keys()
+        .filter(|id| text.len() >= 4 && id.to_string().starts_with(text));
+    match (ids.next(), ids.next()) {
+        (Some(id), None) => Ok(*id),
+        (Some(_), Some(_)) => Err(format!("several nodes have ids that start with `{text}`")),
+        (None, _) => Err(format!("no node `{text}`; see `pomona nodes`")),
+    }
+}
+
+/// An address that other machines can dial: where every interface is listened on, the one that
+/// packets to the outside would leave by. Nothing is sent.
+fn reachable(listens: SocketAddr) -> SocketAddr {
+    if !listens.ip().is_unspecified() {
+        return listens;
+    }
+    let outside = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
+    let local = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
+        .and_then(|socket| socket.connect(outside).and_then(|()| socket.local_addr()));
+    let ip = local.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip());
+    SocketAddr::new(ip, listens.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_decide::NodeRecord;
+
+    use super::*;
+
+    #[test]
+    fn nodes_are_found_by_name_and_by_the_beginning_of_their_id() {
+        let mut state = ClusterState::default();
+        for (bits, name) in [
+            (0xabcd_1234u128 << 96, "studio"),
+            (0xabcd_5678u128 << 96, "abcd1234"),
+        ] {
+            let record = NodeRecord {
+                name: name.into(),
+                ..NodeRecord::default()
+            };
+            state.nodes.insert(NodeId::from_bits(bits), record);
+        }
+        let id = |bits: u128| Ok(NodeId::from_bits(bits << 96));
+        assert_eq!(named(&state, "studio"), id(0xabcd_1234));
+        assert_eq!(named(&state, "abcd5"), id(0xabcd_5678));
+        assert_eq!(
+            named(&state, "abcd1234"),
+            id(0xabcd_5678),
+            "a name goes before an id"
+        );
+        assert!(named(&state, "abcd").is_err());
+        assert!(named(&state, "").is_err());
+    }
+}

@@ -1,0 +1,68 @@
+//! Machines that join: the token's proof is checked here, the token is consumed in the log, and
+//! only the committed winner gets a certificate.
+
+use std::sync::Arc;
+
+use pomona_common::join::{JoinAnswer, JoinRequest};
+use pomona_common::limits;
+use pomona_decide::{Command, Reply};
+use pomona_link::{Authority, Joining, Proofs, join};
+use pomona_raft::Replica;
+
+use crate::now_s;
+
+/// Serves one machine that wants to join.
+pub(crate) async fn serve(joining: Joining, replica: Replica, authority: Arc<Authority>) {
+    let decide = |request: JoinRequest, proofs: Proofs| async move {
+        let answer = answer(&request, &proofs, &replica, &authority).await;
+        match &answer {
+            JoinAnswer::Admitted { .. } => {
+                tracing::info!(node = %request.node, token = %request.token, "node joined")
+            }
+            JoinAnswer::Refused(why) => {
+                tracing::warn!(node = %request.node, token = %request.token, why, "join refused")
+            }
+        }
+        answer
+    };
+    if let Err(error) = joining.serve(decide).await {
+        tracing::info!(%error, "join given up");
+    }
+}
+
+async fn answer(
+    request: &JoinRequest,
+    proofs: &Proofs,
+    replica: &Replica,
+    authority: &Authority,
+) -> JoinAnswer {
+    let refused = |why: &str| JoinAnswer::Refused(why.to_owned());
+    if request.name.len() > 4 * limits::NODE_NAME_CHARS {
+        return refused("the name is too long");
+    }
+    let token = replica.state().borrow().tokens.get(&request.token).cloned();
+    // One text for both: who does not know the secret learns nothing about the token.
+    if !token.is_some_and(|token| proofs.hold(request, token.verifier)) {
+        return refused("this token is not open here: it was used, revoked, has expired, or is damaged");
+    }
+    let certificate = match authority.certify_node(request.node, &request.public_key) {
+        Ok(certificate) => certificate,
+        Err(error) => return refused(&error.to_string()),
+    };
+    let command = Command::ConsumeToken {
+        token: request.token,
+        node: request.node,
+        name: request.name.clone(),
+        key: join::print_of(&request.public_key),
+        now_s: now_s(),
+    };
+    match replica.write(command).await {
+        Ok(Reply::Done) => JoinAnswer::Admitted {
+            certificate,
+            coordinators: Vec::new(),
+        },
+        Ok(Reply::Refused(why)) => JoinAnswer::Refused(why),
+        Ok(Reply::Unchanged) => refused("the token was used"),
+        Err(error) => JoinAnswer::Refused(format!("the cluster cannot write now, try again: {error}")),
+    }
+}
