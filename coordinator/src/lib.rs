@@ -4,6 +4,7 @@
 
 mod admin;
 mod backend;
+mod dispatch;
 mod joining;
 mod leader;
 mod raft_link;

@@ -3,7 +3,7 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pomona_tests::{Cluster, greedy};
+use pomona_tests::{Cluster, greedy, stream_from};
 use serde_json::Value;
 
 fn kill(pid: u32) {
@@ -26,18 +26,27 @@ fn status(cluster: &Cluster) -> Value {
 fn a_killed_engine_comes_back_and_loses_only_what_had_answered() {
     let _lock = super::engine_lock();
     let cluster = Cluster::start("mlx");
-    // The first chunk of the stream is out when the engine dies; the long prompt has not answered.
-    let mut streaming = greedy("Tell me a very long story.", 1500);
+    // The first chunks of the streams are out when the engine dies; the long prompt has not
+    // answered. The coordinator asks the node to go on, the node itself has nobody to ask.
+    let mut streaming = greedy("Tell me a very long story.", 150);
     streaming["stream"] = true.into();
+    let undisturbed = cluster.stream(&streaming);
     let waiting = greedy(&"Summarise this: apples, pears. ".repeat(60), 8);
-    let (streamed, (code, answer)) = std::thread::scope(|scope| {
-        let streamed = scope.spawn(|| cluster.stream(&streaming));
+    let (resumed, streamed, (code, answer)) = std::thread::scope(|scope| {
+        let resumed = scope.spawn(|| cluster.stream(&streaming));
+        let streamed = scope.spawn(|| stream_from(cluster.node, &streaming));
         std::thread::sleep(Duration::from_millis(1500));
         let answered = scope.spawn(|| cluster.post("/v1/chat/completions", &waiting));
         std::thread::sleep(Duration::from_millis(150));
         kill(cluster.engine_pid());
-        (streamed.join().unwrap(), answered.join().unwrap())
+        (
+            resumed.join().unwrap(),
+            streamed.join().unwrap(),
+            answered.join().unwrap(),
+        )
     });
+    assert!(resumed.error.is_none() && resumed.done, "{:?}", resumed.error);
+    assert_eq!(resumed.text, undisturbed.text, "the coordinator's stream goes on");
     let error = streamed.error.expect("an error event");
     assert_eq!(error["code"], "engine_lost");
     assert!(streamed.done, "the stream ends well-formed");

@@ -55,7 +55,7 @@ fn a_machine_joins_serves_survives_a_restart_and_is_revoked() {
     let id = id["node"].as_str().unwrap().to_owned();
     let certificate = machine.state.path().join("node/membership/node.crt");
     let issued = std::fs::read(&certificate).unwrap();
-    machine.start_node();
+    machine.start_node("echo");
     eventually("the joined node answers", Duration::from_secs(10), || {
         ask(&cluster) == (200, id.clone())
     });
@@ -98,7 +98,7 @@ fn a_machine_joins_serves_survives_a_restart_and_is_revoked() {
 
     // Neither a restart nor a new token brings the machine's id back.
     machine.stop_node();
-    machine.start_node();
+    machine.start_node("echo");
     eventually("the node is told why", Duration::from_secs(10), || {
         machine.log().contains("revoked")
     });

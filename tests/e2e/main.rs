@@ -3,6 +3,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     missing_docs,
     reason = "a test"
 )]
@@ -13,6 +14,7 @@ mod command;
 mod crash;
 mod golden;
 mod join;
+mod resume;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

@@ -194,37 +194,42 @@ impl Cluster {
 
     /// A streamed chat: the text pieces and the other events.
     pub fn stream(&self, body: &Value) -> Streamed {
-        let url = format!("{}/chat/completions", self.base());
-        let response = agent().post(url).send_json(body).expect("an answer");
-        assert_eq!(response.status(), 200);
-        let mut streamed = Streamed::default();
-        for line in BufReader::new(response.into_body().into_reader()).lines() {
-            let Ok(line) = line else {
-                break;
-            };
-            let Some(data) = line.strip_prefix("data: ") else {
-                continue;
-            };
-            if data == "[DONE]" {
-                streamed.done = true;
-                continue;
-            }
-            let event: Value = serde_json::from_str(data).expect("JSON");
-            if let Some(text) = event["choices"][0]["delta"]["content"].as_str() {
-                streamed.text.push_str(text);
-            }
-            if let Some(reason) = event["choices"][0]["finish_reason"].as_str() {
-                streamed.finish = Some(reason.to_owned());
-            }
-            if !event["error"].is_null() {
-                streamed.error = Some(event["error"].clone());
-            }
-            if event["usage"].is_object() {
-                streamed.usage = event["usage"].clone();
-            }
-        }
-        streamed
+        stream_from(self.coordinator, body)
     }
+}
+
+/// A streamed chat on a port of this machine.
+pub fn stream_from(port: u16, body: &Value) -> Streamed {
+    let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
+    let response = agent().post(url).send_json(body).expect("an answer");
+    assert_eq!(response.status(), 200);
+    let mut streamed = Streamed::default();
+    for line in BufReader::new(response.into_body().into_reader()).lines() {
+        let Ok(line) = line else {
+            break;
+        };
+        let Some(data) = line.strip_prefix("data: ") else {
+            continue;
+        };
+        if data == "[DONE]" {
+            streamed.done = true;
+            continue;
+        }
+        let event: Value = serde_json::from_str(data).expect("JSON");
+        if let Some(text) = event["choices"][0]["delta"]["content"].as_str() {
+            streamed.text.push_str(text);
+        }
+        if let Some(reason) = event["choices"][0]["finish_reason"].as_str() {
+            streamed.finish = Some(reason.to_owned());
+        }
+        if !event["error"].is_null() {
+            streamed.error = Some(event["error"].clone());
+        }
+        if event["usage"].is_object() {
+            streamed.usage = event["usage"].clone();
+        }
+    }
+    streamed
 }
 
 impl Drop for Cluster {
@@ -278,11 +283,20 @@ impl Machine {
         )
     }
 
-    /// Starts its node with the echo engine.
-    pub fn start_node(&mut self) {
+    /// Starts its node with this engine (`echo`, `echo:MS`, `mlx`).
+    pub fn start_node(&mut self, engine: &str) {
         let log = std::fs::File::create(self.state.path().join("log")).expect("a log");
         let mut command = self.command(&["node"]);
-        self.node = Some(command.stderr(log).spawn().expect("pomona is built"));
+        let node = command.env("POMONA_ENGINE", engine).stderr(log).spawn();
+        self.node = Some(node.expect("pomona is built"));
+    }
+
+    /// Ends its node without warning.
+    pub fn kill_node(&mut self) {
+        if let Some(mut node) = self.node.take() {
+            node.kill().expect("kill");
+            node.wait().expect("wait");
+        }
     }
 
     /// Ends its node.
@@ -302,7 +316,6 @@ impl Machine {
         command
             .args(arguments)
             .env("POMONA_STATE", self.state.path())
-            .env("POMONA_ENGINE", "echo")
             .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.http))
             .env("NO_COLOR", "1");
         command

@@ -2,8 +2,9 @@
 
 use pomona_common::NodeId;
 
-/// A report older than this says little about a queue.
-pub const STALE_MS: u64 = 3000;
+/// A node whose last report is older is suspected: it gets no new work while others are there.
+/// Reports come every second.
+pub const STALE_MS: u64 = 1500;
 
 /// A node that has the model loaded.
 #[derive(Debug, Clone, PartialEq)]

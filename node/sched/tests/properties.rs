@@ -170,7 +170,7 @@ impl World {
             }
             Decision::Resume(step) => {
                 let ids: Vec<SequenceId> = step.rows.iter().map(|row| row.id).collect();
-                let had = self.interrupted.remove(&step.class).expect("it was interrupted");
+                let had = self.interrupted.remove(&step.class).unwrap();
                 let left = had.into_iter().filter(|id| self.scheduler.place(*id).is_some());
                 assert_eq!(left.filter(|id| ids.contains(id)).collect::<Vec<_>>(), ids);
                 step

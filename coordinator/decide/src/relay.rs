@@ -1,0 +1,235 @@
+//! The life of one answer over the replicas that make it: what to pass on to the client, and
+//! when to go on elsewhere. Sans-IO: the shell feeds it what a node sent and does what it says.
+//!
+//! A token of an answer is a function of prompt, seed and position, so another replica goes on
+//! where the last one stopped: it prefills prompt and emitted tokens, and its first token has
+//! the next position. No token is lost or repeated, whatever happens; the tokens are those of an
+//! undisturbed run as far as design and rounding promise (README, "Randomness").
+
+use pomona_common::generation::{Chunk, GenerationEvent};
+use pomona_common::{Accounting, Failure, FinishReason, Generation, NodeId};
+
+/// How often an answer may move: more says that something is wrong with the answer itself.
+pub const MOVES: u32 = 3;
+
+/// What the shell does next.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Next {
+    /// Pass this on; it is not the last event.
+    Pass(GenerationEvent),
+    /// Pass this on; nothing follows.
+    Last(GenerationEvent),
+    /// Nothing to pass on.
+    Wait,
+    /// Leave this node, and ask another one to go on with [`Relay::rest`].
+    Move,
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub struct Relay {
+    generation: Generation,
+    /// Node that makes the answer now.
+    node: NodeId,
+    /// Nodes that failed it; they are asked again when there is nobody else.
+    failed: Vec<NodeId>,
+    moves: u32,
+}
+
+impl Relay {
+    /// An answer that `node` has promised to make. What another router has emitted of it is in
+    /// `generation.resume` already.
+    pub fn new(generation: Generation, node: NodeId) -> Self {
+        Self {
+            generation,
+            node,
+            failed: Vec::new(),
+            moves: 0,
+        }
+    }
+
+    /// What is to be generated: the answer so far is in `resume`.
+    pub fn rest(&self) -> &Generation {
+        &self.generation
+    }
+
+    /// Nodes that failed this answer, in that order.
+    pub fn failed(&self) -> &[NodeId] {
+        &self.failed
+    }
+
+    /// Another node has promised to go on.
+    pub fn moved(&mut self, node: NodeId) {
+        self.node = node;
+    }
+
+    /// The node sent an event.
+    pub fn on_event(&mut self, event: GenerationEvent) -> Next {
+        match event {
+            GenerationEvent::Granted => Next::Wait,
+            GenerationEvent::Chunk(chunk) => self.on_chunk(chunk),
+            GenerationEvent::Finished { .. } => Next::Last(event),
+            GenerationEvent::Failed(failure) if failure.is_retryable() => self.leave(failure),
+            GenerationEvent::Failed(_) => Next::Last(event),
+        }
+    }
+
+    /// The node is gone, or the stream broke.
+    pub fn on_lost(&mut self) -> Next {
+        self.leave(Failure::NodeLost)
+    }
+
+    fn on_chunk(&mut self, mut chunk: Chunk) -> Next {
+        let have = self.generation.resume.len() as u32;
+        let Some(known) = have.checked_sub(chunk.position) else {
+            // Tokens are missing: this node cannot be trusted with the rest.
+            return self.leave(Failure::NodeLost);
+        };
+        let known = (known as usize).min(chunk.tokens.len());
+        chunk.tokens.drain(..known);
+        chunk.logprobs.drain(..known.min(chunk.logprobs.len()));
+        if chunk.tokens.is_empty() {
+            return Next::Wait;
+        }
+        chunk.position = have;
+        self.generation.resume.extend(&chunk.tokens);
+        Next::Pass(GenerationEvent::Chunk(chunk))
+    }
+
+    fn leave(&mut self, failure: Failure) -> Next {
+        let emitted = self.generation.resume.len() as u32;
+        if emitted >= self.generation.max_tokens {
+            // Everything came but the last frame: nobody has anything to add.
+            let accounting = Accounting {
+                prompt_tokens: self.generation.prompt.len() as u32,
+                completion_tokens: emitted,
+                node: Some(self.node),
+                ..Accounting::default()
+            };
+            return Next::Last(GenerationEvent::Finished {
+                reason: FinishReason::Length,
+                accounting,
+            });
+        }
+        if self.moves == MOVES {
+            return Next::Last(GenerationEvent::Failed(failure));
+        }
+        self.moves += 1;
+        self.failed.retain(|node| *node != self.node);
+        self.failed.push(self.node);
+        Next::Move
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::{Class, ClassReason, ModelDigests, RequestId, Sampling};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn generation(max_tokens: u32) -> Result<Generation, pomona_common::id::IdError> {
+        Ok(Generation {
+            request: RequestId::from_bits(1),
+            choice: 0,
+            model: "m".parse()?,
+            digests: ModelDigests {
+                weights: "w".into(),
+                tokenizer: "t".into(),
+                template: "c".into(),
+            },
+            class: Class::Interactive,
+            class_reason: ClassReason::Default,
+            prompt: vec![1, 2, 3],
+            resume: Vec::new(),
+            max_tokens,
+            stop_tokens: Vec::new(),
+            sampling: Sampling::greedy(),
+            cache_salt: 0,
+        })
+    }
+
+    /// Token at a position: what every replica agrees on.
+    fn token(position: u32) -> u32 {
+        1000 + position * 7
+    }
+
+    fn chunk(position: u32, len: u32) -> GenerationEvent {
+        GenerationEvent::Chunk(Chunk {
+            position,
+            tokens: (position..position + len).map(token).collect(),
+            logprobs: Vec::new(),
+        })
+    }
+
+    proptest! {
+        /// However nodes die, repeat themselves, skip tokens or refuse, the client gets the
+        /// tokens of an undisturbed run from the first on, each once, and exactly one end.
+        #[test]
+        fn no_token_is_lost_or_repeated(
+            max_tokens in 1..60u32,
+            script in prop::collection::vec((0..8u8, 1..5u32, 0..4u32), 1..200),
+        ) {
+            let mut relay = Relay::new(generation(max_tokens).map_err(|e| TestCaseError::fail(e.to_string()))?, NodeId::from_bits(0));
+            let (mut got, mut ended, mut moves) = (Vec::new(), false, 0u32);
+            let mut at = 0;
+            for (what, len, back) in script {
+                let len = len.min(max_tokens - at.min(max_tokens));
+                let next = match what {
+                    0 => relay.on_lost(),
+                    1 => relay.on_event(GenerationEvent::Failed(Failure::EngineLost)),
+                    2 => relay.on_event(chunk(at + 1 + back, 1)),
+                    3 => relay.on_event(GenerationEvent::Granted),
+                    4 => relay.on_event(chunk(at.saturating_sub(back), back.min(at))),
+                    _ if at == max_tokens => relay.on_event(GenerationEvent::Finished {
+                        reason: FinishReason::Length,
+                        accounting: Accounting::default(),
+                    }),
+                    _ => {
+                        let from = at.saturating_sub(back);
+                        relay.on_event(chunk(from, at - from + len))
+                    }
+                };
+                match next {
+                    Next::Pass(GenerationEvent::Chunk(chunk)) => {
+                        prop_assert_eq!(chunk.position as usize, got.len());
+                        got.extend(chunk.tokens);
+                    }
+                    Next::Pass(other) => return Err(TestCaseError::fail(format!("{other:?} passed"))),
+                    Next::Last(GenerationEvent::Finished { accounting, .. }) => {
+                        if accounting.completion_tokens > 0 {
+                            prop_assert_eq!(accounting.completion_tokens, max_tokens);
+                        }
+                        prop_assert_eq!(got.len() as u32, max_tokens);
+                        ended = true;
+                    }
+                    Next::Last(_) => {
+                        prop_assert_eq!(moves, MOVES, "given up before its time");
+                        ended = true;
+                    }
+                    Next::Wait => {}
+                    Next::Move => {
+                        moves += 1;
+                        prop_assert_eq!(relay.rest().resume.len(), got.len());
+                        relay.moved(NodeId::from_bits(moves.into()));
+                    }
+                }
+                at = got.len() as u32;
+                if ended {
+                    break;
+                }
+            }
+            prop_assert!(moves <= MOVES);
+            let undisturbed: Vec<u32> = (0..got.len() as u32).map(token).collect();
+            prop_assert_eq!(got, undisturbed);
+        }
+    }
+
+    #[test]
+    fn a_refusal_for_the_client_is_passed_on() -> Result<(), pomona_common::id::IdError> {
+        let mut relay = Relay::new(generation(5)?, NodeId::from_bits(0));
+        let failed = GenerationEvent::Failed(Failure::TooLarge { needed: 2, budget: 1 });
+        assert_eq!(relay.on_event(failed.clone()), Next::Last(failed));
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+//! Answers go on when the node or the engine that made them is gone.
+
+use std::time::{Duration, Instant};
+
+use pomona_tests::{Cluster, MODEL, Machine, Streamed, gguf, greedy};
+use serde_json::{Value, json};
+
+const TOKENS: u32 = 256;
+
+fn body(i: usize) -> Value {
+    let mut body = greedy(&format!("Story number {i}"), TOKENS);
+    body["stream"] = true.into();
+    body["stream_options"] = json!({ "include_usage": true });
+    if i % 2 == 1 {
+        body["temperature"] = 1.into();
+        body["seed"] = i.into();
+    }
+    body
+}
+
+/// All of them at once; `disturb` runs when every one is on its way.
+fn stream_all(cluster: &Cluster, streams: usize, disturb: impl FnOnce()) -> Vec<Streamed> {
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..streams)
+            .map(|i| scope.spawn(move || cluster.stream(&body(i))))
+            .collect();
+        std::thread::sleep(Duration::from_millis(1000));
+        disturb();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    })
+}
+
+fn check(got: &[Streamed], undisturbed: &[Streamed]) {
+    for (i, (got, undisturbed)) in got.iter().zip(undisturbed).enumerate() {
+        assert!(got.error.is_none() && got.done, "stream {i}: {:?}", got.error);
+        assert_eq!(got.text, undisturbed.text, "stream {i}");
+        assert_eq!(got.usage["completion_tokens"], TOKENS, "stream {i}");
+    }
+}
+
+#[test]
+fn streams_survive_the_death_of_their_node_and_of_their_engine() {
+    let streams = 16;
+    let cluster = Cluster::start("echo:10");
+    let mut machine = Machine::empty();
+    let (ok, _, errors) = machine.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
+    assert!(ok, "{errors}");
+    let (ok, out, errors) = cluster.pomona(&["--json", "token", "create"]);
+    assert!(ok, "{errors}");
+    let token: Value = serde_json::from_str(&out).unwrap();
+    let token = token["token"].as_str().unwrap();
+    let (ok, _, errors) = machine.pomona(&["join", token, "--coordinator", &cluster.quic()]);
+    assert!(ok, "{errors}");
+    machine.start_node("echo:10");
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while replicas(&cluster) < 2 {
+        assert!(
+            Instant::now() < deadline,
+            "the second replica does not come; {}",
+            machine.log()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    let undisturbed = stream_all(&cluster, streams, || ());
+    check(&undisturbed, &undisturbed);
+    let moves = || cluster.log().matches("answer goes on elsewhere").count();
+    assert_eq!(moves(), 0);
+    let after_the_node = stream_all(&cluster, streams, || machine.kill_node());
+    check(&after_the_node, &undisturbed);
+    let moved = moves();
+    assert!(moved > 0, "no stream was on the node that died");
+
+    // Nobody else is left: the same node goes on once its engine is back.
+    let engine = cluster.engine_pid().to_string();
+    let kill = || {
+        let status = std::process::Command::new("kill").args(["-9", &engine]).status();
+        assert!(status.unwrap().success());
+    };
+    let after_the_engine = stream_all(&cluster, streams, kill);
+    check(&after_the_engine, &undisturbed);
+    assert_eq!(moves() - moved, streams);
+}
+
+/// Connected nodes that have the model loaded.
+fn replicas(cluster: &Cluster) -> usize {
+    let (_, out, _) = cluster.pomona(&["--json", "nodes"]);
+    let nodes: Value = serde_json::from_str(&out).unwrap_or_default();
+    let nodes = nodes.as_array().into_iter().flatten();
+    nodes
+        .filter(|node| !node["report"]["engine"]["models"][MODEL].is_null())
+        .count()
+}
