@@ -45,7 +45,7 @@ pub(crate) enum Command {
     Join {
         /// What `pomona token create` printed.
         token: String,
-        /// Where a coordinator listens, HOST:PORT; by default those of the configuration.
+        /// Where a coordinator listens, HOST:PORT; by default those of the configuration, else this machine.
         #[arg(long)]
         coordinator: Option<String>,
         /// What to call this machine, unless the token names it; its host name by default.

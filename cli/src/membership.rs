@@ -28,6 +28,13 @@ pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyh
                 text("token"),
                 text("coordinator"),
             ));
+            let reached = text("coordinator").parse::<SocketAddr>();
+            if reached.is_ok_and(|address| address.ip().is_loopback()) {
+                tables::say(
+                    "\nThis coordinator listens on loopback only. To let other machines in, start it with\n\
+                     POMONA_QUIC=0.0.0.0:7712 (or `quic.listen` in the configuration).",
+                );
+            }
         }
         TokenCommand::List => {
             let tokens = ask(config, &Method::GET, "/admin/v1/tokens")?;
@@ -83,7 +90,7 @@ pub(crate) fn join(
         .build()?;
     let mut failures = Vec::new();
     for address in addresses {
-        match runtime.block_on(pomona_node::join(config, &token, address, &name)) {
+        match runtime.block_on(pomona_node::join_cluster(config, &token, address, &name)) {
             Ok(node) => {
                 if json {
                     let joined: Value =
@@ -106,7 +113,10 @@ pub(crate) fn join(
 
 fn addresses(config: &Config, coordinator: Option<&str>) -> anyhow::Result<Vec<SocketAddr>> {
     let Some(text) = coordinator else {
-        return Ok(config.coordinators.clone());
+        return Ok(match config.coordinators[..] {
+            [] => vec![config.own_coordinator()],
+            _ => config.coordinators.clone(),
+        });
     };
     let found = text
         .to_socket_addrs()

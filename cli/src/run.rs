@@ -1,5 +1,9 @@
 //! The long-running commands.
 
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
 use anyhow::Context;
 use pomona_cluster_config::Config;
 use pomona_common::ClusterId;
@@ -30,14 +34,16 @@ pub(crate) fn run(config: &Config, parts: Parts, progress: &Progress) -> anyhow:
 }
 
 async fn run_parts(config: &Config, parts: Parts, progress: &Progress) -> anyhow::Result<()> {
+    keep_private(&config.state)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let authority = match parts {
         Parts::Both | Parts::Coordinator => Some(pomona_coordinator::open_authority(config, new_cluster()?)?),
         // On the machine of the coordinator the node uses the same authority.
-        Parts::Node => Authority::open(&config.state.join("cluster"))
-            .ok()
-            .map(Into::into),
+        Parts::Node if config.state.join("cluster").join("ca.key").exists() => {
+            Some(Authority::open(&config.state.join("cluster"))?.into())
+        }
+        Parts::Node => None,
     };
     let mut coordinator = match (parts, &authority) {
         (Parts::Both | Parts::Coordinator, Some(authority)) => {
@@ -84,6 +90,14 @@ async fn show_loads(node: Option<&Node>, progress: &Progress) {
         node.follow_loads(|loads| bars.show(loads)).await;
     }
     std::future::pending().await
+}
+
+/// Keys, tokens and the replicated state are nobody else's: other users of the machine do not
+/// look into the folder.
+fn keep_private(state: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(state)
+        .and_then(|()| fs::set_permissions(state, fs::Permissions::from_mode(0o700)))
+        .with_context(|| format!("cannot use {}", state.display()))
 }
 
 fn new_cluster() -> anyhow::Result<ClusterId> {

@@ -88,10 +88,7 @@ impl Config {
     pub fn load(file: &str, environment: &dyn Environment) -> Result<Self, ConfigError> {
         let mut problems = Vec::new();
         let file = file::parse(file, &mut problems);
-        let mut config = environment::apply(file, environment, &mut problems);
-        if config.coordinators.is_empty() {
-            config.coordinators = vec![own_coordinator(config.quic)];
-        }
+        let config = environment::apply(file, environment, &mut problems);
         problems.extend(
             config
                 .knobs
@@ -126,16 +123,16 @@ impl Config {
             Err(ConfigError { problems })
         }
     }
-}
 
-/// Where the coordinator of this machine is dialled.
-fn own_coordinator(listens: SocketAddr) -> SocketAddr {
-    let loopback: IpAddr = match listens {
-        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-    };
-    let ip = listens.ip();
-    SocketAddr::new(if ip.is_unspecified() { loopback } else { ip }, listens.port())
+    /// Where the coordinator of this machine is dialled.
+    pub fn own_coordinator(&self) -> SocketAddr {
+        let loopback: IpAddr = match self.quic {
+            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+        };
+        let ip = self.quic.ip();
+        SocketAddr::new(if ip.is_unspecified() { loopback } else { ip }, self.quic.port())
+    }
 }
 
 #[cfg(test)]

@@ -82,6 +82,8 @@ pub const JOIN_FRAME_BYTES: usize = 16 * 1024;
 pub const JOINS: usize = 16;
 /// Open join tokens of a cluster.
 pub const TOKENS: usize = 64;
+/// Nodes ever revoked; beyond it nobody joins any more.
+pub const REVOKED_NODES: usize = 16_384;
 /// A join token is good for this long, unless its maker says otherwise.
 pub const TOKEN_LIFE: Duration = Duration::from_secs(600);
 /// The longest life a join token may be given.

@@ -8,13 +8,17 @@ use pomona_common::limits;
 use pomona_decide::{Command, Reply};
 use pomona_link::{Authority, Joining, Proofs, join};
 use pomona_raft::Replica;
+use tokio::sync::Semaphore;
 
 use crate::now_s;
 
 /// Serves one machine that wants to join.
-pub(crate) async fn serve(joining: Joining, replica: Replica, authority: Arc<Authority>) {
+pub(crate) async fn serve(joining: Joining, replica: Replica, authority: Arc<Authority>, joins: &Semaphore) {
     let decide = |request: JoinRequest, proofs: Proofs| async move {
-        let answer = answer(&request, &proofs, &replica, &authority).await;
+        let answer = match joins.try_acquire() {
+            Ok(_permit) => answer(&request, &proofs, &replica, &authority).await,
+            Err(_) => JoinAnswer::Refused("too many machines join at once, try again in a moment".into()),
+        };
         match &answer {
             JoinAnswer::Admitted { .. } => {
                 tracing::info!(node = %request.node, token = %request.token, "node joined")
@@ -57,12 +61,12 @@ async fn answer(
         now_s: now_s(),
     };
     match replica.write(command).await {
-        Ok(Reply::Done) => JoinAnswer::Admitted {
+        // Unchanged: the answer to an earlier try of the same machine was lost.
+        Ok(Reply::Done | Reply::Unchanged) => JoinAnswer::Admitted {
             certificate,
             coordinators: Vec::new(),
         },
         Ok(Reply::Refused(why)) => JoinAnswer::Refused(why),
-        Ok(Reply::Unchanged) => refused("the token was used"),
         Err(error) => JoinAnswer::Refused(format!("the cluster cannot write now, try again: {error}")),
     }
 }

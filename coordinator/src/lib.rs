@@ -33,7 +33,9 @@ use raft_link::RaftLink;
 use sessions::Sessions;
 
 /// Certificates are replaced at half of their 24 hours.
-const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
+const RENEW_AFTER: Duration = Duration::from_secs(12 * 3600);
+/// How often their age is looked at.
+const RENEW_LOOK: Duration = Duration::from_secs(60);
 /// A cluster of one elects itself within the election timeout; longer means trouble.
 const ELECTION: Duration = Duration::from_secs(10);
 
@@ -201,11 +203,8 @@ impl Reception {
             peers.spawn(async move {
                 match incoming.finish().await {
                     Ok(Accepted::Session(session)) => this.serve(session).await,
-                    // One too many is dropped: its machine tries again.
                     Ok(Accepted::Joining(joining)) => {
-                        if let Ok(_permit) = joins.try_acquire() {
-                            joining::serve(joining, this.replica.clone(), this.authority.clone()).await;
-                        }
+                        joining::serve(joining, this.replica.clone(), this.authority.clone(), &joins).await;
                     }
                     Err(error) => tracing::info!(%error, "session refused"),
                 }
@@ -232,17 +231,24 @@ pub(crate) fn now_s() -> u64 {
         .map_or(0, |since| since.as_secs())
 }
 
+/// Renews by the wall clock: a timer would not count the time that the machine slept.
 async fn renew(endpoint: Arc<Endpoint>, authority: Arc<Authority>, stop: CancellationToken) {
+    let mut renewed = SystemTime::now();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = tokio::time::sleep(RENEW_LOOK) => {}
             () = stop.cancelled() => return,
         }
-        let renewed = authority
+        // A clock that was set back says nothing about the age: renew then as well.
+        if renewed.elapsed().is_ok_and(|age| age < RENEW_AFTER) {
+            continue;
+        }
+        let outcome = authority
             .issue(Role::Coordinator(1))
             .and_then(|identity| endpoint.renew(identity));
-        if let Err(error) = renewed {
-            tracing::error!(%error, "certificate not renewed");
+        match outcome {
+            Ok(()) => renewed = SystemTime::now(),
+            Err(error) => tracing::error!(%error, "certificate not renewed"),
         }
     }
 }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
 use pomona_common::{ModelRecord, NodeId, limits};
-use pomona_decide::ClusterState;
 use pomona_link::{Authority, LinkError, Role, Session, join};
 use pomona_raft::Replica;
 
@@ -77,7 +76,22 @@ impl Sessions {
         let Role::Node(id) = session.peer().role else {
             return;
         };
-        match self.converse(id, session, replica, authority).await {
+        let key = session.peer().key;
+        let mut state = replica.state();
+        let refused = state.wait_for(|state| state.refuses(id, key).is_some());
+        let outcome = tokio::select! {
+            // Beside everything else, so that a node which reads nothing cannot outlive it.
+            biased;
+            refused = refused => {
+                let why = refused.ok().and_then(|state| state.refuses(id, key)).unwrap_or("the coordinator stops");
+                session.close(why);
+                Err(LinkError::Refused(why.to_owned()))
+            }
+            outcome = self.converse(id, session.clone(), &replica, authority) => outcome,
+        };
+        // Answers that still run there hold handles of the session.
+        session.close("session ended");
+        match outcome {
             Ok(()) => tracing::info!(node = %id, "node left"),
             Err(error) => tracing::info!(node = %id, %error, "node lost"),
         }
@@ -87,19 +101,11 @@ impl Sessions {
         &self,
         id: NodeId,
         session: Session,
-        replica: Replica,
+        replica: &Replica,
         authority: &Authority,
     ) -> Result<(), LinkError> {
         let key = session.peer().key;
         let mut state = replica.state();
-        let refused = |state: &ClusterState| match state.refuses(id, key) {
-            Some(why) => {
-                session.close(why);
-                Err(LinkError::Refused(why.to_owned()))
-            }
-            None => Ok(()),
-        };
-        refused(&state.borrow_and_update())?;
         let (mut send, mut receive) = tokio::time::timeout(HELLO, session.accept())
             .await
             .map_err(|_| LinkError::Deadline(HELLO))??;
@@ -130,11 +136,7 @@ impl Sessions {
         tracing::info!(node = %id, name = connected.name, "node connected");
         let mut sent_generation = None;
         loop {
-            let target = {
-                let state = state.borrow_and_update();
-                refused(&state)?;
-                state.plan.nodes.get(&id).cloned()
-            };
+            let target = state.borrow_and_update().plan.nodes.get(&id).cloned();
             if let Some(target) = target
                 && sent_generation != Some(target.generation)
             {

@@ -56,6 +56,15 @@ impl Credentials {
         }
     }
 
+    /// The id that the membership names; `None` when every session's certificate is made for the
+    /// id of the machine.
+    pub(crate) fn node(&self) -> Option<NodeId> {
+        match self {
+            Credentials::Authority(_) => None,
+            Credentials::Member { membership, .. } => Some(lock(membership).node()),
+        }
+    }
+
     /// Where coordinators were when this machine joined; empty for the authority's own machine.
     pub(crate) fn coordinators(&self) -> Vec<SocketAddr> {
         match self {

@@ -23,7 +23,7 @@ use std::time::Duration;
 use pomona_api::{FirstBytes, HttpServer};
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ModelName, NodeId};
-use pomona_link::{Authority, JoinToken, LinkError, Membership};
+use pomona_link::{Authority, JoinToken, LinkError, Membership, join};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -62,6 +62,11 @@ pub enum NodeError {
         "pomona-engine is not beside this program; build it with `cargo xtask up`, or set engine.program"
     )]
     NoEngine,
+    /// A machine that founded a cluster does not join another one by the way.
+    #[error(
+        "this machine has a cluster of its own in {0}: remove its folder `cluster` if nobody needs it, or set POMONA_STATE to another folder"
+    )]
+    OwnCluster(PathBuf),
     /// Keys or sockets of the cluster.
     #[error("cluster link")]
     Link(#[from] LinkError),
@@ -75,7 +80,7 @@ const GRACE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// The coordinator is not reached or refuses, or this machine belongs to a cluster already.
-pub async fn join(
+pub async fn join_cluster(
     config: &Config,
     token: &JoinToken,
     coordinator: SocketAddr,
@@ -83,11 +88,19 @@ pub async fn join(
 ) -> Result<NodeId, NodeError> {
     let folder = config.state.join("node");
     fs::create_dir_all(&folder).map_err(state_error(&folder))?;
+    if config.state.join("cluster").join("ca.key").exists() {
+        return Err(NodeError::OwnCluster(config.state.clone()));
+    }
     let place = credentials::membership_folder(&folder);
-    let own = Membership::open(&place)?.map(|membership| membership.cluster());
-    pomona_link::join::check_cluster(token, own)?;
-    let id = node_id(&folder.join("id"))?;
-    let membership = pomona_link::join::join(coordinator, token, id, name).await?;
+    let own = Membership::open(&place)?;
+    join::check_cluster(token, own.as_ref().map(Membership::cluster))?;
+    let id = match &own {
+        Some(membership) => membership.node(),
+        None => node_id(&folder.join("id"))?,
+    };
+    // The key is on disk before anybody hears of it: a lost answer can be asked for again.
+    let applicant = join::Applicant::open(&folder.join("join.key"), id, name.to_owned())?;
+    let membership = join::join(coordinator, token, &applicant).await?;
     membership.save(&place)?;
     Ok(id)
 }
@@ -112,8 +125,11 @@ impl Node {
         let folder = config.state.join("node");
         let models = folder.join("models");
         fs::create_dir_all(&models).map_err(state_error(&models))?;
-        let id = node_id(&folder.join("id"))?;
         let credentials = Credentials::find(authority, &folder)?;
+        let id = match credentials.as_ref().and_then(Credentials::node) {
+            Some(id) => id,
+            None => node_id(&folder.join("id"))?,
+        };
         let listener = TcpListener::bind(config.node_http)
             .await
             .map_err(|source| NodeError::Listen {
@@ -156,9 +172,11 @@ impl Node {
         let drain = Drain::default();
         match credentials {
             Some(credentials) => {
-                let mut coordinators = credentials.coordinators();
+                // What the configuration says goes first: addresses change.
+                let mut coordinators = config.coordinators.clone();
+                coordinators.extend(credentials.coordinators());
                 if coordinators.is_empty() {
-                    coordinators.clone_from(&config.coordinators);
+                    coordinators.push(config.own_coordinator());
                 }
                 let session = session::SessionTask {
                     id,
@@ -262,7 +280,14 @@ fn node_id(path: &Path) -> Result<NodeId, NodeError> {
         source: io::Error::other(error),
     })?;
     let id = NodeId::from_bits(u128::from_le_bytes(bits));
-    fs::write(path, id.to_string()).map_err(state_error(path))?;
+    let partial = path.with_extension("partial");
+    let write = || {
+        let mut file = fs::File::create(&partial)?;
+        io::Write::write_all(&mut file, id.to_string().as_bytes())?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().map_err(state_error(path))?;
     Ok(id)
 }
 

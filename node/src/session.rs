@@ -111,7 +111,11 @@ impl SessionTask {
                     send.send(&NodeMessage::Renew { public_key }).await?;
                 }
                 message = receive.next::<CoordinatorMessage>() => match message? {
-                    Some(CoordinatorMessage::Renewed { certificate }) => self.credentials.renewed(certificate)?,
+                    Some(CoordinatorMessage::Renewed { certificate }) => {
+                        if let Err(error) = self.credentials.renewed(certificate) {
+                            tracing::error!(%error, "renewed certificate is not on disk");
+                        }
+                    }
                     Some(message) => self.on_message(message).await,
                     None => return Err(LinkError::Closed("coordinator left".into())),
                 },

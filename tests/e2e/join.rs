@@ -77,9 +77,11 @@ fn a_machine_joins_serves_survives_a_restart_and_is_revoked() {
         || std::fs::read(&certificate).unwrap() != issued,
     );
 
-    // The token is spent.
+    // A machine whose answer was lost asks again with the same token, another machine in vain.
+    let again = machine.pomona(&["join", &text, "--coordinator", &cluster.quic()]);
+    assert!(again.0, "{}", again.2);
     let (ok, _, errors) = Machine::empty().pomona(&["join", &text, "--coordinator", &cluster.quic()]);
-    assert!(!ok && errors.contains("not open"), "{errors}");
+    assert!(!ok && errors.contains("another machine"), "{errors}");
 
     cluster.kill_and_restart();
     eventually("the node comes back by itself", Duration::from_secs(15), || {
@@ -124,6 +126,11 @@ fn tokens_that_should_not_work_do_not() {
     changed.replace_range(40..41, if &good[40..41] == "A" { "B" } else { "A" });
     assert!(join(&changed).contains("copy it again"));
 
+    // Who founded a cluster does not join another one by the way.
+    let founder = Cluster::start("echo");
+    let (ok, _, errors) = founder.pomona(&["join", &good, "--coordinator", &cluster.quic()]);
+    assert!(!ok && errors.contains("cluster of its own"), "{errors}");
+
     let open = json_of(&cluster, &["--json", "token", "list"]);
     let id = open[0]["id"].as_str().unwrap().to_owned();
     assert!(open[0].get("token").is_none(), "the secret is shown once");
@@ -133,8 +140,7 @@ fn tokens_that_should_not_work_do_not() {
     assert!(!machine.state.path().join("node/membership").exists());
 
     // A token of another cluster: its coordinator is not the one that answers here.
-    let other = Cluster::start("echo");
-    let foreign = token(&other, &[]);
+    let foreign = token(&founder, &[]);
     assert!(join(&foreign).contains("no session"), "{}", join(&foreign));
     for (arguments, word) in [
         (&["token", "create", "--minutes", "2000"][..], "24 hours"),

@@ -1,10 +1,11 @@
 //! A UDP port that accepts and opens sessions.
 
 use std::net::SocketAddr;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use pomona_common::limits;
 use quinn::VarInt;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::identity::{Identity, Role};
 use crate::join::Joining;
@@ -51,6 +52,8 @@ impl Purpose {
 pub struct Endpoint {
     inner: quinn::Endpoint,
     identity: Mutex<Identity>,
+    /// One permit a handshake under way.
+    handshakes: Arc<Semaphore>,
 }
 
 impl Endpoint {
@@ -65,6 +68,7 @@ impl Endpoint {
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
+            handshakes: Arc::new(Semaphore::new(limits::QUIC_HANDSHAKES)),
         })
     }
 
@@ -77,6 +81,7 @@ impl Endpoint {
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
+            handshakes: Arc::new(Semaphore::new(limits::QUIC_HANDSHAKES)),
         })
     }
 
@@ -131,14 +136,22 @@ impl Endpoint {
     pub async fn accept(&self) -> Option<Incoming> {
         loop {
             let incoming = self.inner.accept().await?;
-            let busy = self.inner.open_connections() > limits::NODES;
+            let busy = self.handshakes.available_permits() <= limits::QUIC_HANDSHAKES / 2;
             if busy && !incoming.remote_address_validated() && incoming.may_retry() {
                 // The client comes back with proof of its address.
                 let _ = incoming.retry();
                 continue;
             }
+            let Ok(permit) = self.handshakes.clone().try_acquire_owned() else {
+                incoming.refuse();
+                continue;
+            };
             let cluster = self.lock().cluster();
-            return Some(Incoming { incoming, cluster });
+            return Some(Incoming {
+                incoming,
+                cluster,
+                _permit: permit,
+            });
         }
     }
 
@@ -167,6 +180,7 @@ pub enum Accepted {
 pub struct Incoming {
     incoming: quinn::Incoming,
     cluster: pomona_common::ClusterId,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Incoming {

@@ -1,7 +1,9 @@
 //! Both ends of a join: a TLS session in which only the coordinator shows a certificate, one
 //! request, one answer.
 
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
+use crate::authority::{file_error, write_private};
 use crate::endpoint::Purpose;
 use crate::identity::Role;
 use crate::membership::Membership;
@@ -24,8 +27,39 @@ use crate::{LinkError, tls};
 
 /// Exporter label: what binds a proof to one TLS session.
 const EXPORTER: &[u8] = b"EXPORTER-pomona-join-1";
-/// The whole exchange takes at most this long; an operator's approval comes later.
+/// The whole exchange takes at most this long.
 const EXCHANGE: Duration = Duration::from_secs(10);
+/// A machine sends its request at once.
+const REQUEST: Duration = Duration::from_secs(2);
+
+/// A machine that is about to join: id, key and name stay the same over all attempts, so that one
+/// whose answer was lost is recognised.
+pub struct Applicant {
+    /// The id it has drawn.
+    pub node: NodeId,
+    /// What people call it.
+    pub name: String,
+    key: KeyPair,
+}
+
+impl Applicant {
+    /// An applicant with the key in this file, which is made when it is not there.
+    ///
+    /// # Errors
+    /// The file cannot be read or written, or is damaged.
+    pub fn open(key_file: &Path, node: NodeId, name: String) -> Result<Self, LinkError> {
+        let certificate = |error: rcgen::Error| LinkError::Certificate(error.to_string());
+        let key = if key_file.exists() {
+            let pem = fs::read_to_string(key_file).map_err(file_error(key_file))?;
+            KeyPair::from_pem(&pem).map_err(certificate)?
+        } else {
+            let key = KeyPair::generate().map_err(certificate)?;
+            write_private(key_file, &key.serialize_pem())?;
+            key
+        };
+        Ok(Self { node, name, key })
+    }
+}
 
 /// Joins the cluster of `token` at the coordinator that answers at `address`.
 ///
@@ -34,8 +68,7 @@ const EXCHANGE: Duration = Duration::from_secs(10);
 pub async fn join(
     address: SocketAddr,
     token: &JoinToken,
-    node: NodeId,
-    name: &str,
+    applicant: &Applicant,
 ) -> Result<Membership, LinkError> {
     let failed = |reason: String| LinkError::Connect { address, reason };
     let local: SocketAddr = match address {
@@ -55,7 +88,7 @@ pub async fn join(
         .await
         .map_err(|_| failed("no answer".to_owned()))?
         .map_err(|error| failed(error.to_string()))?;
-    let membership = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, node, name))
+    let membership = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, applicant))
         .await
         .map_err(|_| LinkError::Deadline(EXCHANGE))?;
     connection.close(0u32.into(), b"done");
@@ -67,14 +100,13 @@ async fn exchange(
     connection: &quinn::Connection,
     address: SocketAddr,
     token: &JoinToken,
-    node: NodeId,
-    name: &str,
+    applicant: &Applicant,
 ) -> Result<Membership, LinkError> {
-    let key = KeyPair::generate().map_err(|error| LinkError::Certificate(error.to_string()))?;
+    let key = &applicant.key;
     let mut request = JoinRequest {
         token: token.id(),
-        node,
-        name: name.to_owned(),
+        node: applicant.node,
+        name: applicant.name.clone(),
         public_key: key.der_bytes().to_vec(),
         proof: [0; 32],
         signature: Vec::new(),
@@ -100,7 +132,7 @@ async fn exchange(
             coordinators.insert(0, address);
             Ok(Membership {
                 cluster: token.cluster(),
-                node,
+                node: applicant.node,
                 authority_pem: tls::authority_of(connection, token.authority())?,
                 certificate_pem: certificate,
                 key_pem: key.serialize_pem(),
@@ -117,6 +149,9 @@ pub struct Joining {
 
 impl Joining {
     pub(crate) fn new(connection: quinn::Connection) -> Self {
+        // One small request is all that it may send.
+        connection.set_max_concurrent_bi_streams(1u32.into());
+        connection.set_receive_window((limits::JOIN_FRAME_BYTES as u32).into());
         Self { connection }
     }
 
@@ -130,9 +165,12 @@ impl Joining {
         decide: impl FnOnce(JoinRequest, Proofs) -> F,
     ) -> Result<(), LinkError> {
         let exchange = async {
-            let (send, receive) = self.connection.accept_bi().await.map_err(closed)?;
+            let (send, receive) = tokio::time::timeout(REQUEST, self.connection.accept_bi())
+                .await
+                .map_err(|_| LinkError::Deadline(REQUEST))?
+                .map_err(closed)?;
             let (mut send, mut receive) = (FrameSender::new(send), FrameReceiver::new(receive));
-            let request: JoinRequest = receive.expect(EXCHANGE).await?;
+            let request: JoinRequest = receive.expect(REQUEST).await?;
             let proofs = Proofs {
                 transcript: transcript(&request, &exporter(&self.connection)?),
             };
@@ -359,7 +397,7 @@ mod tests {
             },
             JoinRequest {
                 proof: [0; 32],
-                ..good.clone()
+                ..good
             },
         ] {
             assert!(!hold(&changed, &session, verifier), "{changed:?}");

@@ -42,8 +42,19 @@ impl Membership {
         ] {
             write_private(&partial.join(name), &text)?;
         }
-        let _ = fs::remove_dir_all(folder);
-        fs::rename(&partial, folder).map_err(file_error(folder))
+        sync_folder(&partial)?;
+        // The old one steps aside, so that one of the two is there at every moment.
+        let old = folder.with_extension("old");
+        let _ = fs::remove_dir_all(&old);
+        if folder.exists() {
+            fs::rename(folder, &old).map_err(file_error(folder))?;
+        }
+        fs::rename(&partial, folder).map_err(file_error(folder))?;
+        if let Some(parent) = folder.parent() {
+            sync_folder(parent)?;
+        }
+        let _ = fs::remove_dir_all(&old);
+        Ok(())
     }
 
     /// Reads it; `None` when this machine has not joined any cluster.
@@ -51,9 +62,13 @@ impl Membership {
     /// # Errors
     /// It is there, but cannot be read or is damaged.
     pub fn open(folder: &Path) -> Result<Option<Self>, LinkError> {
-        if !folder.exists() {
-            return Ok(None);
-        }
+        let old = folder.with_extension("old");
+        let folder = match (folder.exists(), old.exists()) {
+            (true, _) => folder,
+            // The machine stopped while a new one was put in its place.
+            (false, true) => old.as_path(),
+            (false, false) => return Ok(None),
+        };
         let read = |name: &str| {
             let path = folder.join(name);
             fs::read_to_string(&path).map_err(file_error(&path))
@@ -86,11 +101,15 @@ impl Membership {
     /// Takes a renewed certificate and writes it down.
     ///
     /// # Errors
-    /// The file cannot be written.
+    /// The file cannot be written; this process uses the new certificate all the same.
     pub fn renew(&mut self, folder: &Path, certificate_pem: String) -> Result<(), LinkError> {
-        write_private(&folder.join("node.crt"), &certificate_pem)?;
         self.certificate_pem = certificate_pem;
-        Ok(())
+        write_private(&folder.join("node.crt"), &self.certificate_pem)
+    }
+
+    /// The node's id, which its certificate names.
+    pub fn node(&self) -> NodeId {
+        self.node
     }
 
     /// Its public key: a point of P-256, uncompressed.
@@ -112,4 +131,10 @@ impl Membership {
             authority_pem: self.authority_pem.clone(),
         }
     }
+}
+
+/// Makes the names in a folder durable.
+fn sync_folder(folder: &Path) -> Result<(), LinkError> {
+    let sync = || fs::File::open(folder)?.sync_all();
+    sync().map_err(file_error(folder))
 }

@@ -6,9 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pomona_common::join::JoinAnswer;
 use pomona_common::{ClusterId, NodeId, TokenVerifier};
+use pomona_link::join::Applicant;
 use pomona_link::{Accepted, Authority, Endpoint, JoinToken, LinkError, Membership, Purpose, Role, join};
 
 const NODE: NodeId = NodeId::from_bits(7);
+
+fn applicant() -> Applicant {
+    let folder = tempfile::tempdir().unwrap();
+    Applicant::open(&folder.path().join("join.key"), NODE, "studio".into()).unwrap()
+}
 
 struct Coordinator {
     _folder: tempfile::TempDir,
@@ -67,9 +73,10 @@ impl Coordinator {
 async fn a_machine_with_a_token_becomes_a_member_and_opens_sessions() {
     let coordinator = Coordinator::start(1);
     let token = coordinator.token();
+    let applicant = applicant();
     let (served, membership) = tokio::join!(
         coordinator.admit_one(token.verifier()),
-        join::join(coordinator.address, &token, NODE, "studio")
+        join::join(coordinator.address, &token, &applicant)
     );
     served.unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -96,9 +103,10 @@ async fn a_machine_with_a_token_becomes_a_member_and_opens_sessions() {
 async fn a_token_with_another_secret_is_refused() {
     let coordinator = Coordinator::start(1);
     let (token, other) = (coordinator.token(), coordinator.token());
+    let applicant = applicant();
     let (_, joined) = tokio::join!(
         coordinator.admit_one(other.verifier()),
-        join::join(coordinator.address, &token, NODE, "studio")
+        join::join(coordinator.address, &token, &applicant)
     );
     assert!(matches!(joined, Err(LinkError::Refused(why)) if why == "no proof"));
 }
@@ -109,9 +117,10 @@ async fn a_token_with_another_secret_is_refused() {
 async fn nothing_is_sent_to_a_coordinator_of_another_authority() {
     let (ours, impostor) = (Coordinator::start(1), Coordinator::start(1));
     let token = ours.token();
+    let applicant = applicant();
     let (served, joined) = tokio::join!(
         impostor.admit_one(token.verifier()),
-        join::join(impostor.address, &token, NODE, "studio")
+        join::join(impostor.address, &token, &applicant)
     );
     assert!(served.is_err());
     assert!(joined.is_err());

@@ -347,12 +347,14 @@ mod tests {
                 *byte = state as u8;
             }
             body[1] = 1;
-            for kind in 1..=7 {
+            for kind in 1..=9 {
                 body[0] = kind;
                 let _ = decode_body::<NodeMessage>(&body);
                 let _ = decode_body::<StreamRequest>(&body);
                 let _ = decode_body::<EngineCommand>(&body);
                 let _ = decode_body::<EngineEvent>(&body);
+                let _ = decode_body::<JoinRequest>(&body);
+                let _ = decode_body::<JoinAnswer>(&body);
             }
         }
     }

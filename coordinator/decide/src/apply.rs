@@ -22,9 +22,12 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         },
         Command::AdmitNode { id, name, now_s } => membership::admit_node(state, *id, name, *now_s),
         Command::MakeToken { id, token, now_s } => membership::make_token(state, *id, token, *now_s),
-        Command::RevokeToken(id) => match state.tokens.remove(id) {
-            Some(_) => Reply::Done,
-            None => Reply::Refused(format!("no open token {id}")),
+        Command::RevokeToken(id) => match state.tokens.get(id) {
+            Some(token) if token.used_by.is_none() => {
+                state.tokens.remove(id);
+                Reply::Done
+            }
+            _ => Reply::Refused(format!("no open token {id}")),
         },
         Command::ConsumeToken {
             token,
@@ -66,6 +69,9 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
                 return Reply::Refused(format!("plan {} does not follow plan {}", plan.id, state.plan.id));
             }
             state.plan = plan.clone();
+            // It may have been made before a node was revoked.
+            let nodes = &state.nodes;
+            state.plan.nodes.retain(|id, _| nodes.contains_key(id));
             Reply::Done
         }
         Command::RecordKill { node, now_s } => {

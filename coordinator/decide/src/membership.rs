@@ -25,6 +25,9 @@ pub(crate) fn make_token(state: &mut ClusterState, id: TokenId, token: &TokenRec
     if state.tokens.contains_key(&id) {
         return Reply::Refused("this token exists".into());
     }
+    if let Some(why) = bad_name(&token.name).filter(|_| !token.name.is_empty()) {
+        return Reply::Refused(why);
+    }
     if state.tokens.len() >= limits::TOKENS {
         return Reply::Refused(format!(
             "{} tokens are open, the limit; revoke one with `pomona token revoke`",
@@ -52,6 +55,12 @@ pub(crate) fn consume_token(
     if let Some(why) = state.refuses(node, key) {
         return Reply::Refused(why.into());
     }
+    match record.used_by {
+        // Its answer was lost, and it asks again.
+        Some(used_by) if used_by == (node, key) => return Reply::Unchanged,
+        Some(_) => return Reply::Refused("this token was used by another machine".into()),
+        None => {}
+    }
     let name = if record.name.is_empty() {
         name
     } else {
@@ -71,8 +80,10 @@ pub(crate) fn consume_token(
             admit(state, node, name, new)
         }
     };
-    if reply == Reply::Done {
-        state.tokens.remove(&token);
+    if reply == Reply::Done
+        && let Some(record) = state.tokens.get_mut(&token)
+    {
+        record.used_by = Some((node, key));
     }
     reply
 }
@@ -87,12 +98,17 @@ pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> R
         revoked_s: now_s,
     };
     state.revoked.insert(id, revoked);
+    state.plan.nodes.remove(&id);
+    // Tokens that it used would let it ask again, in vain: forget them.
+    state
+        .tokens
+        .retain(|_, token| token.used_by.is_none_or(|(node, _)| node != id));
     Reply::Done
 }
 
 pub(crate) fn rename_node(state: &mut ClusterState, id: NodeId, name: &str) -> Reply {
-    if name.is_empty() || name.chars().count() > limits::NODE_NAME_CHARS {
-        return Reply::Refused(format!("a name has 1 to {} characters", limits::NODE_NAME_CHARS));
+    if let Some(why) = bad_name(name) {
+        return Reply::Refused(why);
     }
     let taken = state
         .nodes
@@ -113,6 +129,9 @@ fn admit(state: &mut ClusterState, id: NodeId, name: &str, record: NodeRecord) -
     if state.revoked.contains_key(&id) {
         return Reply::Refused("this node was revoked".into());
     }
+    if state.revoked.len() >= limits::REVOKED_NODES {
+        return Reply::Refused("the list of revoked nodes is full; found a new cluster".into());
+    }
     if state.nodes.len() >= limits::NODES {
         return Reply::Refused(format!("the cluster has {} nodes, the limit", limits::NODES));
     }
@@ -121,12 +140,20 @@ fn admit(state: &mut ClusterState, id: NodeId, name: &str, record: NodeRecord) -
     Reply::Done
 }
 
+/// Why a text is not a node's name, if it is not.
+fn bad_name(name: &str) -> Option<String> {
+    let characters = name.chars().count();
+    let sound = (1..=limits::NODE_NAME_CHARS).contains(&characters) && !name.chars().any(char::is_control);
+    let limit = limits::NODE_NAME_CHARS;
+    (!sound).then(|| format!("a name has 1 to {limit} characters, none of them a control character"))
+}
+
 /// The name, shortened to the limit, with a number when another node has it.
 fn free_name(state: &ClusterState, name: &str) -> String {
     let plain: String = name
         .chars()
         .filter(|c| !c.is_control())
-        .take(limits::NODE_NAME_CHARS - 4)
+        .take(limits::NODE_NAME_CHARS)
         .collect();
     let plain = if plain.is_empty() {
         "node".to_owned()

@@ -41,12 +41,13 @@ pub struct PlanOutcome {
 /// keeps its target: it goes on serving by it.
 pub fn plan(state: &ClusterState, inventory: &Inventory) -> PlanOutcome {
     let mut next = state.plan.clone();
+    next.nodes.retain(|id, _| state.nodes.contains_key(id));
     let mut unplaced: BTreeMap<ModelName, String> = state
         .catalogue
         .keys()
         .map(|name| (name.clone(), "no connected node stores it".to_owned()))
         .collect();
-    for (id, node) in inventory {
+    for (id, node) in inventory.iter().filter(|(id, _)| state.nodes.contains_key(id)) {
         let (models, refused) = place_on(node, &state.catalogue);
         for (name, why) in refused {
             unplaced.insert(name, format!("{why} on node {}", id.short()));
@@ -135,7 +136,7 @@ mod tests {
 
     proptest! {
         /// Applying a plan and planning again changes nothing; no node is filled past its
-        /// memory; an empty node more removes nothing.
+        /// memory; an empty node more removes nothing; a revoked one gets nothing.
         #[test]
         fn plans_settle_fit_and_are_monotone(sizes in prop::collection::vec(1..8u64, 0..8), totals in prop::collection::vec(1..32u64, 0..6)) {
             let mut state = ClusterState::default();
@@ -144,6 +145,10 @@ mod tests {
                 let record = record(&format!("m{i}"), size * GIB).map_err(|e| TestCaseError::fail(e.to_string()))?;
                 apply(&mut state, &Command::AddModel(record.clone()));
                 stored.push(record);
+            }
+            for i in (0..totals.len() as u128).chain([99]) {
+                let member = Command::AdmitNode { id: NodeId::from_bits(i), name: "n".into(), now_s: 0 };
+                apply(&mut state, &member);
             }
             let mut inventory: Inventory = totals.iter().enumerate().map(|(i, total)| {
                 let node = NodeInventory {
@@ -169,6 +174,13 @@ mod tests {
                 for (id, target) in before {
                     prop_assert_eq!(&next.nodes[&id], &target);
                 }
+            }
+            // Who was revoked has no target, though it may still be connected for a moment.
+            for id in inventory.keys().copied().collect::<Vec<_>>() {
+                apply(&mut state, &Command::RevokeNode { node: id, now_s: 1 });
+                prop_assert!(!state.plan.nodes.contains_key(&id));
+                let replanned = plan(&state, &inventory).plan;
+                prop_assert!(replanned.is_none_or(|next| !next.nodes.contains_key(&id)));
             }
         }
     }

@@ -15,7 +15,7 @@ pub struct ClusterState {
     pub cluster: Option<ClusterId>,
     /// All nodes ever admitted and not removed.
     pub nodes: BTreeMap<NodeId, NodeRecord>,
-    /// Join tokens that are open.
+    /// Join tokens that have not expired, used ones included.
     pub tokens: BTreeMap<TokenId, TokenRecord>,
     /// Nodes that were shut out.
     pub revoked: BTreeMap<NodeId, RevokedNode>,
@@ -51,6 +51,8 @@ pub struct TokenRecord {
     pub name: String,
     /// End of its life, in seconds since 1970.
     pub expires_s: u64,
+    /// The node that joined with it, and its key: the same one may ask for its answer again.
+    pub used_by: Option<(NodeId, KeyPrint)>,
 }
 
 /// What is remembered of a node that was shut out.

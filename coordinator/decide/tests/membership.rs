@@ -32,8 +32,8 @@ fn event() -> impl Strategy<Value = Event> {
 #[derive(Default)]
 struct Model {
     now: u64,
-    /// Open tokens and when they end.
-    tokens: BTreeMap<u8, u64>,
+    /// Tokens, when they end, and who used them.
+    tokens: BTreeMap<u8, (u64, Option<(u8, u8)>)>,
     members: BTreeMap<u8, u8>,
     gone_nodes: BTreeSet<u8>,
     gone_keys: BTreeSet<u8>,
@@ -51,14 +51,15 @@ impl Model {
             }
             Event::Make { token, life } => {
                 let expires_s = self.now + u64::from(life);
-                self.tokens.retain(|_, expires| *expires > self.now);
+                self.tokens.retain(|_, (expires, _)| *expires > self.now);
                 let fresh = !self.tokens.contains_key(&token);
-                self.tokens.entry(token).or_insert(expires_s);
+                self.tokens.entry(token).or_insert((expires_s, None));
                 let record = TokenRecord {
                     verifier: TokenVerifier([token; 32]),
                     role: MachineRole::Rack,
                     name: String::new(),
                     expires_s,
+                    used_by: None,
                 };
                 let id = token_id(token);
                 (
@@ -71,16 +72,22 @@ impl Model {
                 )
             }
             Event::RevokeToken(token) => {
-                let open = self.tokens.remove(&token).is_some();
+                let open = self.tokens.get(&token).is_some_and(|(_, used)| used.is_none());
+                if open {
+                    self.tokens.remove(&token);
+                }
                 (Command::RevokeToken(token_id(token)), open)
             }
             Event::Join { token, node, key } => {
-                let open = self.tokens.get(&token).is_some_and(|expires| *expires > self.now);
+                let found = self.tokens.get(&token).copied();
+                let open = found.is_some_and(|(expires, used)| expires > self.now && used.is_none());
                 let shut_out = self.gone_nodes.contains(&node) || self.gone_keys.contains(&key);
                 let same_or_new = self.members.get(&node).is_none_or(|own| *own == key);
                 let admitted = open && !shut_out && same_or_new;
                 if admitted {
-                    self.tokens.remove(&token);
+                    self.tokens
+                        .entry(token)
+                        .and_modify(|entry| entry.1 = Some((node, key)));
                     self.members.insert(node, key);
                 }
                 let command = Command::ConsumeToken {
@@ -97,6 +104,8 @@ impl Model {
                 if let Some(key) = key {
                     self.gone_nodes.insert(node);
                     self.gone_keys.insert(key);
+                    self.tokens
+                        .retain(|_, (_, used)| used.is_none_or(|(by, _)| by != node));
                 }
                 (
                     Command::RevokeNode {
@@ -143,9 +152,12 @@ proptest! {
                 model.members.iter().map(|(node, key)| (NodeId::from_bits((*node).into()), Some(KeyPrint([*key; 32])))).collect();
             let nodes: BTreeMap<NodeId, Option<KeyPrint>> = state.nodes.iter().map(|(id, record)| (*id, record.key)).collect();
             prop_assert_eq!(nodes, members);
-            for (node, key) in &model.members {
-                let refused = state.refuses(NodeId::from_bits((*node).into()), KeyPrint([*key; 32]));
-                prop_assert_eq!(refused.is_some(), model.gone_keys.contains(key));
+            for (node, key) in (0..6u8).flat_map(|node| (0..6u8).map(move |key| (node, key))) {
+                let refused = state.refuses(NodeId::from_bits(node.into()), KeyPrint([key; 32])).is_some();
+                let expected = model.gone_nodes.contains(&node)
+                    || model.gone_keys.contains(&key)
+                    || model.members.get(&node).is_some_and(|own| *own != key);
+                prop_assert_eq!(refused, expected, "node {} with key {}", node, key);
             }
         }
     }

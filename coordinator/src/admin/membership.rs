@@ -9,7 +9,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get};
 use pomona_common::{MachineRole, NodeId, TokenId, limits};
-use pomona_decide::{ClusterState, Command, Reply, TokenRecord};
+use pomona_decide::{ClusterState, Command, NodeRecord, Reply, TokenRecord};
 use pomona_link::JoinToken;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -68,6 +68,7 @@ async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
         role,
         name: wanted.name,
         expires_s: now_s + life.as_secs(),
+        used_by: None,
     };
     let command = Command::MakeToken {
         id: token.id(),
@@ -102,7 +103,7 @@ async fn tokens(State(admin): State<Admin>) -> Answer {
         .borrow()
         .tokens
         .iter()
-        .filter(|(_, token)| token.expires_s > now_s)
+        .filter(|(_, token)| token.expires_s > now_s && token.used_by.is_none())
         .map(|(id, token)| token_json(*id, token))
         .collect();
     reply(StatusCode::OK, &open.into())
@@ -154,18 +155,19 @@ fn find(admin: &Admin, text: &str) -> Result<NodeId, Answer> {
     found.map_err(|why| reply(StatusCode::NOT_FOUND, &json!({ "error": why })))
 }
 
-/// A node by its name, its id, or the beginning of its id that a table shows.
+/// A node by its id, its name, or the beginning of its id that a table shows. Nodes choose their
+/// names, so a text that may mean two nodes means none.
 fn named(state: &ClusterState, text: &str) -> Result<NodeId, String> {
-    if let Some((id, _)) = state.nodes.iter().find(|(_, record)| record.name == text) {
+    if let Some((id, _)) = state.nodes.iter().find(|(id, _)| id.to_string() == text) {
         return Ok(*id);
     }
-    let mut ids = state
-        .nodes
-        .keys()
-        .filter(|id| text.len() >= 4 && id.to_string().starts_with(text));
-    match (ids.next(), ids.next()) {
-        (Some(id), None) => Ok(*id),
-        (Some(_), Some(_)) => Err(format!("several nodes have ids that start with `{text}`")),
+    let means = |id: &NodeId, record: &NodeRecord| {
+        record.name == text || (text.len() >= 4 && id.to_string().starts_with(text))
+    };
+    let mut found = state.nodes.iter().filter(|(id, record)| means(id, record));
+    match (found.next(), found.next()) {
+        (Some((id, _)), None) => Ok(*id),
+        (Some(_), Some(_)) => Err(format!("`{text}` may mean several nodes; give the whole id")),
         (None, _) => Err(format!("no node `{text}`; see `pomona nodes`")),
     }
 }
@@ -185,8 +187,6 @@ fn reachable(listens: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use pomona_decide::NodeRecord;
-
     use super::*;
 
     #[test]
@@ -205,11 +205,12 @@ mod tests {
         let id = |bits: u128| Ok(NodeId::from_bits(bits << 96));
         assert_eq!(named(&state, "studio"), id(0xabcd_1234));
         assert_eq!(named(&state, "abcd5"), id(0xabcd_5678));
-        assert_eq!(
-            named(&state, "abcd1234"),
-            id(0xabcd_5678),
-            "a name goes before an id"
+        assert!(
+            named(&state, "abcd1234").is_err(),
+            "one node's name, the other's id"
         );
+        let whole = format!("abcd1234{}", "0".repeat(24));
+        assert_eq!(named(&state, &whole), id(0xabcd_1234));
         assert!(named(&state, "abcd").is_err());
         assert!(named(&state, "").is_err());
     }
