@@ -123,6 +123,7 @@ pub(crate) fn nodes(config: &Config, json: bool) -> anyhow::Result<()> {
             vec![
                 id.chars().take(8).collect(),
                 text(&node["name"]),
+                text(&node["role"]),
                 if node["connected"] == true {
                     "up".into()
                 } else {
@@ -142,6 +143,7 @@ pub(crate) fn nodes(config: &Config, json: bool) -> anyhow::Result<()> {
         &[
             "ID",
             "NAME",
+            "ROLE",
             "STATE",
             "ENGINE",
             "RUN/WAIT",

@@ -51,6 +51,16 @@ pub enum WireError {
         /// Newest version known here.
         known: u8,
     },
+    /// Stored by a program that is too old.
+    #[error(
+        "stored by an earlier program (version {got}, {oldest} is the oldest that can be read): move the folder away to start anew"
+    )]
+    TooOld {
+        /// Version of the value.
+        got: u8,
+        /// Oldest version known here.
+        oldest: u8,
+    },
     /// The payload is not a message.
     #[error("payload does not decode")]
     Decode(#[source] bincode::error::DecodeError),
@@ -204,8 +214,10 @@ pub fn write_to<M: Message>(writer: &mut impl Write, message: &M) -> Result<(), 
 pub mod stored {
     use super::{DeserializeOwned, Serialize, WireError};
 
-    /// Version of stored values.
-    const VERSION: u8 = 1;
+    /// Version of stored values. Version 1 was never released: its state had no tokens.
+    const VERSION: u8 = 2;
+    /// Oldest version that can still be read.
+    const OLDEST: u8 = 2;
 
     /// Encodes a value for storage.
     ///
@@ -226,7 +238,13 @@ pub mod stored {
         let [version, payload @ ..] = bytes else {
             return Err(WireError::Truncated);
         };
-        if *version == 0 || *version > VERSION {
+        if *version < OLDEST {
+            return Err(WireError::TooOld {
+                got: *version,
+                oldest: OLDEST,
+            });
+        }
+        if *version > VERSION {
             return Err(WireError::Version {
                 got: *version,
                 known: VERSION,
@@ -245,7 +263,7 @@ pub mod stored {
 #[cfg(test)]
 mod tests {
     use pomona_common::generation::{Accounting, Chunk, FinishReason};
-    use pomona_common::{Failure, Generation, ModelDigests, Sampling};
+    use pomona_common::{Failure, Generation, ModelDigests, NodeId, Sampling, TokenId};
 
     use super::*;
 
@@ -284,6 +302,21 @@ mod tests {
         });
         let golden = "0f0000000401010303 05fbfb00fc7011010000".replace(' ', "");
         assert_eq!(hex(&encode(&chunk)?), golden);
+        let join = JoinRequest {
+            token: TokenId::from_bits(1),
+            node: NodeId::from_bits(2),
+            name: "mini".into(),
+            public_key: vec![4, 5],
+            proof: [6; 32],
+            signature: vec![7],
+        };
+        assert_eq!(hex(&encode(&join)?), include_str!("../golden/join.hex").trim());
+        let admitted = JoinAnswer::Admitted {
+            certificate: "pem".into(),
+            coordinators: vec![([10, 0, 0, 1], 7712).into()],
+        };
+        let golden = "1000000009010003 70656d01000a000001fb201e".replace(' ', "");
+        assert_eq!(hex(&encode(&admitted)?), golden);
         let start = StreamRequest::Generate(Box::new(generation()?));
         let golden = include_str!("../golden/generate.hex").trim();
         assert_eq!(hex(&encode(&start)?), golden);
