@@ -26,6 +26,9 @@ pub(crate) struct Arguments {
 pub(crate) enum Command {
     /// Start coordinator, node and engine on this machine, until Ctrl-C.
     Up,
+    /// Make a cluster: its id and its certificate authority. `up` and `coordinator` do it at their
+    /// first start as well.
+    Init,
     /// Start a coordinator only.
     Coordinator,
     /// Start a node only, or work with the nodes of the cluster.
@@ -95,6 +98,14 @@ pub(crate) enum ModelCommand {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
+    /// Let a node serve that joined while `security.approve` was `manual`.
+    Approve {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+        /// Do not ask whether the machine shows the same words.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Shut a node out for good: its sessions end at once, and neither its id nor its key comes
     /// back.
     Revoke {

@@ -51,6 +51,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
     let json = arguments.json;
     match arguments.command {
         Command::Up => run::run(config, run::Parts::Both, progress),
+        Command::Init => run::init(config, json),
         Command::Coordinator => run::run(config, run::Parts::Coordinator, progress),
         Command::Node { command: None } => run::run(config, run::Parts::Node, progress),
         Command::Node {

@@ -1,5 +1,6 @@
 //! Tokens, joining, and who is a node.
 
+use std::io::{BufRead, IsTerminal, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
 
 use anyhow::{Context, bail};
@@ -54,6 +55,17 @@ pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyh
 
 pub(crate) fn node(config: &Config, command: &NodeCommand) -> anyhow::Result<()> {
     match command {
+        NodeCommand::Approve { node, yes } => {
+            let path = path_of(node)?;
+            let shown = ask(config, &Method::GET, &path)?;
+            let words = shown["words"].as_str().unwrap_or("-");
+            let name = shown["name"].as_str().unwrap_or(node);
+            if !yes && !confirmed(&format!("Does {name} show {words}? [y/N] "))? {
+                bail!("not approved");
+            }
+            ask(config, &Method::POST, &format!("{path}/approval"))?;
+            tables::say(&format!("{name} may serve; it connects within seconds."));
+        }
         NodeCommand::Revoke { node } => {
             ask(config, &Method::DELETE, &path_of(node)?)?;
             tables::say(&format!("{node} is shut out."));
@@ -64,6 +76,16 @@ pub(crate) fn node(config: &Config, command: &NodeCommand) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+fn confirmed(question: &str) -> anyhow::Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        bail!("compare the words of both machines and add --yes: nobody can be asked here");
+    }
+    std::io::stderr().write_all(question.as_bytes())?;
+    let mut answer = String::new();
+    std::io::stdin().lock().take(16).read_line(&mut answer)?;
+    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
 /// The node's admin path; names may have characters that paths may not.
@@ -91,17 +113,22 @@ pub(crate) fn join(
     let mut failures = Vec::new();
     for address in addresses {
         match runtime.block_on(pomona_node::join_cluster(config, &token, address, &name)) {
-            Ok(node) => {
+            Ok(joined) => {
+                let (node, words) = (joined.membership.node(), joined.key.words());
                 if json {
-                    let joined: Value =
-                        json!({ "node": node, "cluster": token.cluster(), "coordinator": address });
+                    let joined: Value = json!({
+                        "node": node, "cluster": token.cluster(), "coordinator": address,
+                        "approved": joined.approved, "words": words,
+                    });
                     tables::print_json(&joined);
                 } else {
-                    tables::say(&format!(
-                        "This machine is node {} of cluster {}. Start it with `pomona node`.",
-                        node.short(),
-                        token.cluster()
-                    ));
+                    let place = format!("node {} of cluster {}", node.short(), token.cluster());
+                    tables::say(&format!("This machine is {place}. Start it with `pomona node`."));
+                    if !joined.approved {
+                        tables::say(&format!(
+                            "An operator must approve it first: its key reads {words}."
+                        ));
+                    }
                 }
                 return Ok(());
             }

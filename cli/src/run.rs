@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use pomona_cluster_config::Config;
 use pomona_common::ClusterId;
 use pomona_coordinator::Coordinator;
@@ -13,6 +13,7 @@ use pomona_node::Node;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::progress::Progress;
+use crate::tables;
 
 /// What to run in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,6 +99,24 @@ fn keep_private(state: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(state)
         .and_then(|()| fs::set_permissions(state, fs::Permissions::from_mode(0o700)))
         .with_context(|| format!("cannot use {}", state.display()))
+}
+
+/// Makes the cluster's authority, unless there is one.
+pub(crate) fn init(config: &Config, json: bool) -> anyhow::Result<()> {
+    keep_private(&config.state)?;
+    if let Ok(authority) = Authority::open(&config.state.join("cluster")) {
+        bail!("this machine has cluster {} already", authority.cluster());
+    }
+    let authority = pomona_coordinator::open_authority(config, new_cluster()?)?;
+    if json {
+        tables::print_json(&serde_json::json!({ "cluster": authority.cluster() }));
+    } else {
+        tables::say(&format!(
+            "Cluster {} is made. Start it with `pomona up`, or `pomona coordinator` for a machine without engine.",
+            authority.cluster()
+        ));
+    }
+    Ok(())
 }
 
 fn new_cluster() -> anyhow::Result<ClusterId> {

@@ -124,7 +124,9 @@ pub(crate) fn nodes(config: &Config, json: bool) -> anyhow::Result<()> {
                 id.chars().take(8).collect(),
                 text(&node["name"]),
                 text(&node["role"]),
-                if node["connected"] == true {
+                if node["approved"] == false {
+                    "unapproved".into()
+                } else if node["connected"] == true {
                     "up".into()
                 } else {
                     "away".into()

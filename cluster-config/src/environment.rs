@@ -48,7 +48,7 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ),
     (
         "MLX_BATCH_BATCH_PREFILL_STEP_SIZE",
-        "prompt tokens of the batch class in one step (32)",
+        "prompt tokens of the batch class in one step (128)",
     ),
 ];
 

@@ -20,6 +20,7 @@ fn default() -> Config {
         quic: loopback(7712),
         node_http: loopback(7710),
         coordinators: Vec::new(),
+        approve_manually: false,
         node_name: String::new(),
         engine: EngineKind::Mlx,
         engine_program: None,
@@ -55,6 +56,23 @@ pub(crate) fn parse(text: &str, problems: &mut Vec<String>) -> Config {
             "quic" => reader.nested(name, value, |reader, name, value| {
                 match name {
                     "quic.listen" => reader.address(name, value, &mut config.quic),
+                    _ => return false,
+                }
+                true
+            }),
+            "security" => reader.nested(name, value, |reader, name, value| {
+                match name {
+                    "security.approve" => {
+                        let mut policy = String::new();
+                        reader.text(name, value, &mut policy);
+                        match policy.as_str() {
+                            "token" => config.approve_manually = false,
+                            "manual" => config.approve_manually = true,
+                            other => reader
+                                .problems
+                                .push(format!("{name}: `{other}` is neither `token` nor `manual`")),
+                        }
+                    }
                     _ => return false,
                 }
                 true

@@ -18,6 +18,8 @@ pub enum NodeMessage {
         name: String,
         /// Version of the program.
         version: String,
+        /// Drawn at random when the process started: two machines with one identity differ here.
+        instance: u64,
         /// Models in its store.
         models: Vec<ModelRecord>,
     },

@@ -11,6 +11,30 @@ use crate::id::{NodeId, TokenId};
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct KeyPrint(pub [u8; 32]);
 
+impl KeyPrint {
+    /// The first 80 bits as five words that two people can compare by voice: proquints
+    /// (Wilkerson, arXiv:0901.4016), 16 bits each.
+    pub fn words(&self) -> String {
+        const CONSONANTS: &[u8; 16] = b"bdfghjklmnprstvz";
+        const VOWELS: &[u8; 4] = b"aiou";
+        let word = |pair: &[u8]| -> String {
+            let bits = usize::from(pair[0]) << 8 | usize::from(pair[1]);
+            [
+                CONSONANTS[bits >> 12],
+                VOWELS[bits >> 10 & 3],
+                CONSONANTS[bits >> 6 & 15],
+                VOWELS[bits >> 4 & 3],
+                CONSONANTS[bits & 15],
+            ]
+            .map(char::from)
+            .iter()
+            .collect()
+        };
+        let words: Vec<String> = self.0[..10].chunks(2).map(word).collect();
+        words.join("-")
+    }
+}
+
 impl fmt::Display for KeyPrint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -62,7 +86,22 @@ pub enum JoinAnswer {
         certificate: String,
         /// Where coordinators are; the one that answered is reachable anyway.
         coordinators: Vec<SocketAddr>,
+        /// Whether it may serve now; an operator approves it otherwise.
+        approved: bool,
     },
     /// Not with this token, or not now.
     Refused(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_proquints() {
+        let mut print = KeyPrint([0; 32]);
+        // The paper's example: 127.0.0.1 and 63.84.220.193.
+        print.0[..8].copy_from_slice(&[127, 0, 0, 1, 63, 84, 220, 193]);
+        assert_eq!(print.words(), "lusab-babad-gutih-tugad-babab");
+    }
 }

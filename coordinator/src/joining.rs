@@ -1,22 +1,20 @@
 //! Machines that join: the token's proof is checked here, the token is consumed in the log, and
 //! only the committed winner gets a certificate.
 
-use std::sync::Arc;
-
 use pomona_common::join::{JoinAnswer, JoinRequest};
-use pomona_common::limits;
+use pomona_common::{NodeId, limits};
 use pomona_decide::{Command, Reply};
-use pomona_link::{Authority, Joining, Proofs, join};
+use pomona_link::{Joining, Proofs, join};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
 
-use crate::now_s;
+use crate::{Reception, now_s};
 
 /// Serves one machine that wants to join.
-pub(crate) async fn serve(joining: Joining, replica: Replica, authority: Arc<Authority>, joins: &Semaphore) {
+pub(crate) async fn serve(joining: Joining, reception: &Reception, joins: &Semaphore) {
     let decide = |request: JoinRequest, proofs: Proofs| async move {
         let answer = match joins.try_acquire() {
-            Ok(_permit) => answer(&request, &proofs, &replica, &authority).await,
+            Ok(_permit) => answer(&request, &proofs, reception).await,
             Err(_) => JoinAnswer::Refused("too many machines join at once, try again in a moment".into()),
         };
         match &answer {
@@ -34,12 +32,10 @@ pub(crate) async fn serve(joining: Joining, replica: Replica, authority: Arc<Aut
     }
 }
 
-async fn answer(
-    request: &JoinRequest,
-    proofs: &Proofs,
-    replica: &Replica,
-    authority: &Authority,
-) -> JoinAnswer {
+async fn answer(request: &JoinRequest, proofs: &Proofs, reception: &Reception) -> JoinAnswer {
+    let Reception {
+        replica, authority, ..
+    } = reception;
     let refused = |why: &str| JoinAnswer::Refused(why.to_owned());
     if request.name.len() > 4 * limits::NODE_NAME_CHARS {
         return refused("the name is too long");
@@ -58,6 +54,7 @@ async fn answer(
         node: request.node,
         name: request.name.clone(),
         key: join::print_of(&request.public_key),
+        approved: !reception.approve_manually,
         now_s: now_s(),
     };
     match replica.write(command).await {
@@ -65,8 +62,15 @@ async fn answer(
         Ok(Reply::Done | Reply::Unchanged) => JoinAnswer::Admitted {
             certificate,
             coordinators: Vec::new(),
+            approved: is_approved(replica, request.node),
         },
         Ok(Reply::Refused(why)) => JoinAnswer::Refused(why),
         Err(error) => JoinAnswer::Refused(format!("the cluster cannot write now, try again: {error}")),
     }
+}
+
+fn is_approved(replica: &Replica, node: NodeId) -> bool {
+    let state = replica.state();
+    let state = state.borrow();
+    state.nodes.get(&node).is_some_and(|record| record.approved)
 }

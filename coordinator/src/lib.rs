@@ -131,6 +131,7 @@ impl Coordinator {
             sessions: sessions.clone(),
             replica: replica.clone(),
             authority: authority.clone(),
+            approve_manually: config.approve_manually,
         };
         tasks.spawn(reception.run(stop.clone()));
         tasks.spawn(leader::run(replica.clone(), sessions.clone(), stop.clone()));
@@ -183,6 +184,7 @@ struct Reception {
     sessions: Arc<Sessions>,
     replica: Replica,
     authority: Arc<Authority>,
+    approve_manually: bool,
 }
 
 impl Reception {
@@ -204,7 +206,7 @@ impl Reception {
                 match incoming.finish().await {
                     Ok(Accepted::Session(session)) => this.serve(session).await,
                     Ok(Accepted::Joining(joining)) => {
-                        joining::serve(joining, this.replica.clone(), this.authority.clone(), &joins).await;
+                        joining::serve(joining, &this, &joins).await;
                     }
                     Err(error) => tracing::info!(%error, "session refused"),
                 }

@@ -14,12 +14,17 @@ use pomona_raft::Replica;
 /// A node introduces itself within this time.
 const HELLO: Duration = Duration::from_secs(5);
 
+/// A node that was heard of within this time is there: two reports, and some slack.
+const ALIVE: Duration = Duration::from_millis(2500);
+
 /// One connected node.
 #[derive(Debug)]
 pub(crate) struct Connected {
     pub(crate) session: Session,
     pub(crate) name: String,
     pub(crate) version: String,
+    /// Drawn by its process.
+    instance: u64,
     pub(crate) since: Instant,
     /// Requests of this coordinator that run there.
     pub(crate) in_flight: AtomicU32,
@@ -43,6 +48,12 @@ impl Connected {
         soft.report
             .as_ref()
             .map(|(at, report)| (at.elapsed(), report.clone()))
+    }
+
+    /// Whether it was heard of so lately that it is certainly there.
+    fn is_alive(&self) -> bool {
+        let heard = self.report().map_or(self.since.elapsed(), |(age, _)| age);
+        self.session.is_open() && heard < ALIVE
     }
 
     fn soft(&self) -> MutexGuard<'_, Soft> {
@@ -84,13 +95,15 @@ impl Sessions {
             biased;
             refused = refused => {
                 let why = refused.ok().and_then(|state| state.refuses(id, key)).unwrap_or("the coordinator stops");
-                session.close(why);
                 Err(LinkError::Refused(why.to_owned()))
             }
             outcome = self.converse(id, session.clone(), &replica, authority) => outcome,
         };
         // Answers that still run there hold handles of the session.
-        session.close("session ended");
+        match &outcome {
+            Err(LinkError::Refused(why)) => session.close(why),
+            _ => session.close("session ended"),
+        }
         match outcome {
             Ok(()) => tracing::info!(node = %id, "node left"),
             Err(error) => tracing::info!(node = %id, %error, "node lost"),
@@ -112,6 +125,7 @@ impl Sessions {
         let NodeMessage::Hello {
             name,
             version,
+            instance,
             models,
         } = receive.expect(HELLO).await?
         else {
@@ -125,6 +139,7 @@ impl Sessions {
             session: session.clone(),
             name: name.chars().take(64).collect(),
             version,
+            instance,
             since: Instant::now(),
             in_flight: AtomicU32::new(0),
             soft: Mutex::new(Soft {
@@ -183,7 +198,9 @@ impl Sessions {
         }
     }
 
-    /// Puts a node on the list; the newest session of a node wins over an older one.
+    /// Puts a node on the list; the newest session of a node wins over an older one of the same
+    /// process, or one that is silent. A second process under a living node's identity is a copy
+    /// of its disk, and is refused.
     fn register(&self, id: NodeId, connected: Arc<Connected>) -> Result<Registered<'_>, LinkError> {
         let mut nodes = self.lock();
         if nodes.len() >= limits::NODES && !nodes.contains_key(&id) {
@@ -191,6 +208,15 @@ impl Sessions {
                 "{} nodes are connected, the limit",
                 limits::NODES
             )));
+        }
+        if let Some(older) = nodes.get(&id)
+            && older.instance != connected.instance
+            && older.is_alive()
+        {
+            tracing::warn!(node = %id, name = older.name, "a second process uses this node's identity");
+            return Err(LinkError::Refused(
+                "another process uses this node's identity; if its disk was copied, remove `node` from the state folder here and join anew".into(),
+            ));
         }
         if let Some(older) = nodes.insert(id, connected.clone()) {
             older.session.close("replaced by a newer session");

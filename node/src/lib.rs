@@ -23,7 +23,8 @@ use std::time::Duration;
 use pomona_api::{FirstBytes, HttpServer};
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ModelName, NodeId};
-use pomona_link::{Authority, JoinToken, LinkError, Membership, join};
+use pomona_link::join::{self, Joined};
+use pomona_link::{Authority, JoinToken, LinkError, Membership};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -62,6 +63,9 @@ pub enum NodeError {
         "pomona-engine is not beside this program; build it with `cargo xtask up`, or set engine.program"
     )]
     NoEngine,
+    /// The system gives no randomness.
+    #[error("the system gives no randomness: {0}")]
+    Random(String),
     /// A machine that founded a cluster does not join another one by the way.
     #[error(
         "this machine has a cluster of its own in {0}: remove its folder `cluster` if nobody needs it, or set POMONA_STATE to another folder"
@@ -76,7 +80,7 @@ pub enum NodeError {
 const GRACE: Duration = Duration::from_secs(5);
 
 /// Joins the cluster of a token at a coordinator, and keeps the membership below the state
-/// folder, where the next [`Node::start`] finds it. Gives the name the machine asked for.
+/// folder, where the next [`Node::start`] finds it.
 ///
 /// # Errors
 /// The coordinator is not reached or refuses, or this machine belongs to a cluster already.
@@ -85,7 +89,7 @@ pub async fn join_cluster(
     token: &JoinToken,
     coordinator: SocketAddr,
     name: &str,
-) -> Result<NodeId, NodeError> {
+) -> Result<Joined, NodeError> {
     let folder = config.state.join("node");
     fs::create_dir_all(&folder).map_err(state_error(&folder))?;
     if config.state.join("cluster").join("ca.key").exists() {
@@ -100,9 +104,9 @@ pub async fn join_cluster(
     };
     // The key is on disk before anybody hears of it: a lost answer can be asked for again.
     let applicant = join::Applicant::open(&folder.join("join.key"), id, name.to_owned())?;
-    let membership = join::join(coordinator, token, &applicant).await?;
-    membership.save(&place)?;
-    Ok(id)
+    let joined = join::join(coordinator, token, &applicant).await?;
+    joined.membership.save(&place)?;
+    Ok(joined)
 }
 
 /// A running node; dropping it ends its tasks and its engine.
@@ -181,6 +185,7 @@ impl Node {
                 let session = session::SessionTask {
                     id,
                     name,
+                    instance: random()? as u64,
                     credentials,
                     coordinators,
                     backend,
@@ -274,12 +279,7 @@ fn node_id(path: &Path) -> Result<NodeId, NodeError> {
     {
         return Ok(id);
     }
-    let mut bits = [0; 16];
-    getrandom::fill(&mut bits).map_err(|error| NodeError::State {
-        path: path.to_owned(),
-        source: io::Error::other(error),
-    })?;
-    let id = NodeId::from_bits(u128::from_le_bytes(bits));
+    let id = NodeId::from_bits(random()?);
     let partial = path.with_extension("partial");
     let write = || {
         let mut file = fs::File::create(&partial)?;
@@ -289,6 +289,12 @@ fn node_id(path: &Path) -> Result<NodeId, NodeError> {
     };
     write().map_err(state_error(path))?;
     Ok(id)
+}
+
+fn random() -> Result<u128, NodeError> {
+    let mut bits = [0; 16];
+    getrandom::fill(&mut bits).map_err(|error| NodeError::Random(error.to_string()))?;
+    Ok(u128::from_le_bytes(bits))
 }
 
 fn state_error(path: &Path) -> impl FnOnce(io::Error) -> NodeError + use<> {

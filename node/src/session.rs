@@ -30,6 +30,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub(crate) struct SessionTask {
     pub(crate) id: NodeId,
     pub(crate) name: String,
+    pub(crate) instance: u64,
     pub(crate) credentials: Credentials,
     pub(crate) coordinators: Vec<SocketAddr>,
     pub(crate) backend: Arc<NodeBackend>,
@@ -91,6 +92,7 @@ impl SessionTask {
         let hello = NodeMessage::Hello {
             name: self.name.clone(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            instance: self.instance,
             models: models.borrow_and_update().to_vec(),
         };
         send.send(&hello).await?;

@@ -152,3 +152,48 @@ fn tokens_that_should_not_work_do_not() {
         assert!(!ok && errors.contains(word), "{arguments:?}: {errors}");
     }
 }
+
+#[test]
+fn an_operator_approves_by_words_and_a_copied_identity_is_refused() {
+    let cluster = Cluster::configured("echo", "[security]\napprove = \"manual\"\n");
+    let mut machine = Machine::empty();
+    let (ok, _, errors) = machine.pomona(&["model", "pull", "--name", OTHER, gguf().to_str().unwrap()]);
+    assert!(ok, "{errors}");
+    let text = token(&cluster, &["--name", "mini"]);
+    let (ok, out, errors) = machine.pomona(&["--json", "join", &text, "--coordinator", &cluster.quic()]);
+    assert!(ok, "{errors}");
+    let joined: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(joined["approved"], false);
+    machine.start_node("echo");
+    eventually("it is told to wait", Duration::from_secs(5), || {
+        machine.log().contains("awaits approval")
+    });
+    assert_ne!(ask(&cluster).0, 200);
+    let nodes = json_of(&cluster, &["--json", "nodes"]);
+    let mini = nodes
+        .as_array()
+        .unwrap()
+        .iter()
+        .find(|node| node["name"] == "mini")
+        .unwrap();
+    assert_eq!(
+        (&mini["approved"], &mini["words"]),
+        (&json!(false), &joined["words"])
+    );
+    let (ok, _, errors) = cluster.pomona(&["node", "approve", "mini"]);
+    assert!(!ok && errors.contains("--yes"), "nobody can be asked: {errors}");
+    let (ok, _, errors) = cluster.pomona(&["node", "approve", "mini", "--yes"]);
+    assert!(ok, "{errors}");
+    eventually("the approved node answers", Duration::from_secs(15), || {
+        ask(&cluster).0 == 200
+    });
+
+    // A copy of its disk, started elsewhere while it lives.
+    let mut copy = machine.copy();
+    copy.start_node("echo");
+    eventually("the copy is refused", Duration::from_secs(10), || {
+        copy.log().contains("another process")
+    });
+    assert_eq!(ask(&cluster).0, 200, "the first one stays");
+    assert!(cluster.log().contains("second process"));
+}

@@ -62,6 +62,11 @@ pub struct Cluster {
 impl Cluster {
     /// Imports the default model and starts with this engine (`mlx`, `echo`, `echo:MS`).
     pub fn start(engine: &str) -> Self {
+        Self::configured(engine, "")
+    }
+
+    /// As [`Cluster::start`], with a configuration file.
+    pub fn configured(engine: &str, configuration: &str) -> Self {
         let state = tempfile::tempdir().expect("a temporary folder");
         let pull = Command::new(programs().join("pomona"))
             .env("POMONA_STATE", state.path())
@@ -71,6 +76,7 @@ impl Cluster {
             .status()
             .expect("pomona is built");
         assert!(pull.success());
+        std::fs::write(state.path().join("pomona.toml"), configuration).expect("a file");
         let [node, coordinator, quic] = free_ports();
         let mut cluster = Self {
             child: Command::new("true").spawn().expect("a process"),
@@ -93,6 +99,7 @@ impl Cluster {
             .expect("a log");
         self.child = Command::new(programs().join("pomona"))
             .arg("up")
+            .env("POMONA_CONFIG", self.state.path().join("pomona.toml"))
             .env("POMONA_STATE", self.state.path())
             .env("POMONA_ENGINE", &self.engine)
             .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.node))
@@ -270,6 +277,19 @@ impl Machine {
             node: None,
             http,
         }
+    }
+
+    /// Another machine with a copy of its disk.
+    pub fn copy(&self) -> Self {
+        let copy = Self::empty();
+        let from = self.state.path().join("node");
+        let copied = Command::new("cp")
+            .arg("-r")
+            .arg(from)
+            .arg(copy.state.path())
+            .status();
+        assert!(copied.expect("cp").success());
+        copy
     }
 
     /// Runs the `pomona` command there: whether it succeeded, its output, its errors.

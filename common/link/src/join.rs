@@ -61,6 +61,16 @@ impl Applicant {
     }
 }
 
+/// What joining gave.
+pub struct Joined {
+    /// To be kept.
+    pub membership: Membership,
+    /// Print of the machine's key, whose words an operator compares.
+    pub key: KeyPrint,
+    /// Whether it may serve now; an operator approves it otherwise.
+    pub approved: bool,
+}
+
 /// Joins the cluster of `token` at the coordinator that answers at `address`.
 ///
 /// # Errors
@@ -69,7 +79,7 @@ pub async fn join(
     address: SocketAddr,
     token: &JoinToken,
     applicant: &Applicant,
-) -> Result<Membership, LinkError> {
+) -> Result<Joined, LinkError> {
     let failed = |reason: String| LinkError::Connect { address, reason };
     let local: SocketAddr = match address {
         SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
@@ -88,12 +98,12 @@ pub async fn join(
         .await
         .map_err(|_| failed("no answer".to_owned()))?
         .map_err(|error| failed(error.to_string()))?;
-    let membership = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, applicant))
+    let joined = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, applicant))
         .await
         .map_err(|_| LinkError::Deadline(EXCHANGE))?;
     connection.close(0u32.into(), b"done");
     endpoint.wait_idle().await;
-    membership
+    joined
 }
 
 async fn exchange(
@@ -101,7 +111,7 @@ async fn exchange(
     address: SocketAddr,
     token: &JoinToken,
     applicant: &Applicant,
-) -> Result<Membership, LinkError> {
+) -> Result<Joined, LinkError> {
     let key = &applicant.key;
     let mut request = JoinRequest {
         token: token.id(),
@@ -126,17 +136,23 @@ async fn exchange(
         JoinAnswer::Admitted {
             certificate,
             mut coordinators,
+            approved,
         } => {
             // The address that was reached comes first: it is known to work from here.
             coordinators.retain(|other| *other != address);
             coordinators.insert(0, address);
-            Ok(Membership {
+            let membership = Membership {
                 cluster: token.cluster(),
                 node: applicant.node,
                 authority_pem: tls::authority_of(connection, token.authority())?,
                 certificate_pem: certificate,
                 key_pem: key.serialize_pem(),
                 coordinators,
+            };
+            Ok(Joined {
+                membership,
+                key: print_of(key.der_bytes()),
+                approved,
             })
         }
     }

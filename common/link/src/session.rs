@@ -69,6 +69,11 @@ impl Session {
         self.connection.closed().await.to_string()
     }
 
+    /// Whether nothing has ended it yet.
+    pub fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
+
     /// Ends the session.
     pub fn close(&self, reason: &str) {
         self.connection.close(VarInt::from_u32(0), reason.as_bytes());

@@ -63,6 +63,7 @@ impl Coordinator {
                 JoinAnswer::Admitted {
                     certificate,
                     coordinators: Vec::new(),
+                    approved: true,
                 }
             })
             .await
@@ -81,7 +82,7 @@ async fn a_machine_with_a_token_becomes_a_member_and_opens_sessions() {
     served.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("membership");
-    membership.unwrap().save(&place).unwrap();
+    membership.unwrap().membership.save(&place).unwrap();
     let membership = Membership::open(&place).unwrap().unwrap();
     assert_eq!(membership.coordinators(), [coordinator.address]);
 

@@ -314,8 +314,9 @@ mod tests {
         let admitted = JoinAnswer::Admitted {
             certificate: "pem".into(),
             coordinators: vec![([10, 0, 0, 1], 7712).into()],
+            approved: true,
         };
-        let golden = "1000000009010003 70656d01000a000001fb201e".replace(' ', "");
+        let golden = "1100000009010003 70656d01000a000001fb201e01".replace(' ', "");
         assert_eq!(hex(&encode(&admitted)?), golden);
         let start = StreamRequest::Generate(Box::new(generation()?));
         let golden = include_str!("../golden/generate.hex").trim();

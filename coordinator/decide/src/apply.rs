@@ -34,8 +34,18 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
             node,
             name,
             key,
+            approved,
             now_s,
-        } => membership::consume_token(state, *token, *node, name, *key, *now_s),
+        } => {
+            let applicant = membership::Applicant {
+                node: *node,
+                name,
+                key: *key,
+                approved: *approved,
+            };
+            membership::consume_token(state, *token, &applicant, *now_s)
+        }
+        Command::ApproveNode(node) => membership::approve_node(state, *node),
         Command::RevokeNode { node, now_s } => membership::revoke_node(state, *node, *now_s),
         Command::RenameNode { node, name } => membership::rename_node(state, *node, name),
         Command::AddModel(record) => match state.catalogue.get(&record.name) {

@@ -41,9 +41,13 @@ pub enum Command {
         name: String,
         /// Its key.
         key: KeyPrint,
+        /// Whether it may serve at once, by the policy of the coordinator that it asked.
+        approved: bool,
         /// Now, in seconds since 1970.
         now_s: u64,
     },
+    /// Lets a node serve that joined under a policy of manual approval.
+    ApproveNode(NodeId),
     /// Shuts a node out for good: neither its id nor its key is admitted again.
     RevokeNode {
         /// The node.

@@ -14,6 +14,7 @@ pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s
         id,
         name,
         NodeRecord {
+            approved: true,
             joined_s: now_s,
             ..NodeRecord::default()
         },
@@ -38,22 +39,34 @@ pub(crate) fn make_token(state: &mut ClusterState, id: TokenId, token: &TokenRec
     Reply::Done
 }
 
+/// The machine that shows a token.
+pub(crate) struct Applicant<'a> {
+    pub(crate) node: NodeId,
+    pub(crate) name: &'a str,
+    pub(crate) key: KeyPrint,
+    pub(crate) approved: bool,
+}
+
 pub(crate) fn consume_token(
     state: &mut ClusterState,
     token: TokenId,
-    node: NodeId,
-    name: &str,
-    key: KeyPrint,
+    applicant: &Applicant<'_>,
     now_s: u64,
 ) -> Reply {
+    let Applicant {
+        node,
+        name,
+        key,
+        approved,
+    } = *applicant;
     let Some(record) = state.tokens.get(&token).cloned() else {
         return Reply::Refused("this token is not open: it was used, revoked, or made elsewhere".into());
     };
     if record.expires_s <= now_s {
         return Reply::Refused("this token has expired; make another with `pomona token create`".into());
     }
-    if let Some(why) = state.refuses(node, key) {
-        return Reply::Refused(why.into());
+    if state.has_revoked(node, key) {
+        return Reply::Refused("this node was revoked".into());
     }
     match record.used_by {
         // Its answer was lost, and it asks again.
@@ -74,6 +87,7 @@ pub(crate) fn consume_token(
             let new = NodeRecord {
                 role: record.role,
                 key: Some(key),
+                approved,
                 joined_s: now_s,
                 ..NodeRecord::default()
             };
@@ -86,6 +100,17 @@ pub(crate) fn consume_token(
         record.used_by = Some((node, key));
     }
     reply
+}
+
+pub(crate) fn approve_node(state: &mut ClusterState, id: NodeId) -> Reply {
+    match state.nodes.get_mut(&id) {
+        None => Reply::Refused(format!("no node {id}")),
+        Some(record) if record.approved => Reply::Unchanged,
+        Some(record) => {
+            record.approved = true;
+            Reply::Done
+        }
+    }
 }
 
 pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> Reply {

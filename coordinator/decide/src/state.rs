@@ -32,6 +32,8 @@ pub struct NodeRecord {
     pub name: String,
     /// What it is to the cluster.
     pub role: MachineRole,
+    /// Whether it may serve; an operator approves it otherwise.
+    pub approved: bool,
     /// The key it joined with; `None` for a node that holds the cluster's authority itself.
     pub key: Option<KeyPrint>,
     /// When it joined, in seconds since 1970.
@@ -67,13 +69,20 @@ pub struct RevokedNode {
 }
 
 impl ClusterState {
+    /// Whether this node, or its key, was shut out.
+    pub fn has_revoked(&self, node: NodeId, key: KeyPrint) -> bool {
+        self.revoked.contains_key(&node) || self.revoked.values().any(|revoked| revoked.key == Some(key))
+    }
+
     /// Why a session of this node with this key is refused, if it is.
     pub fn refuses(&self, node: NodeId, key: KeyPrint) -> Option<&'static str> {
-        let key_revoked = self.revoked.values().any(|revoked| revoked.key == Some(key));
-        if key_revoked || self.revoked.contains_key(&node) {
+        if self.has_revoked(node, key) {
             return Some("this node was revoked");
         }
-        let bound = self.nodes.get(&node).and_then(|record| record.key);
-        (bound.is_some_and(|bound| bound != key)).then_some("this node joined with another key")
+        let record = self.nodes.get(&node)?;
+        if record.key.is_some_and(|bound| bound != key) {
+            return Some("this node joined with another key");
+        }
+        (!record.approved).then_some("this node awaits approval by an operator: `pomona node approve`")
     }
 }

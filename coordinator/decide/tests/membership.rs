@@ -9,11 +9,23 @@ use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
 enum Event {
-    Make { token: u8, life: u8 },
+    Make {
+        token: u8,
+        life: u8,
+    },
     RevokeToken(u8),
-    Join { token: u8, node: u8, key: u8 },
+    Join {
+        token: u8,
+        node: u8,
+        key: u8,
+        approved: bool,
+    },
+    Approve(u8),
     RevokeNode(u8),
-    Rename { node: u8, name: u8 },
+    Rename {
+        node: u8,
+        name: u8,
+    },
     Wait(u8),
 }
 
@@ -21,7 +33,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         4 => (0..8u8, 1..40u8).prop_map(|(token, life)| Event::Make { token, life }),
         1 => (0..8u8).prop_map(Event::RevokeToken),
-        6 => (0..8u8, 0..6u8, 0..6u8).prop_map(|(token, node, key)| Event::Join { token, node, key }),
+        6 => (0..8u8, 0..6u8, 0..6u8, any::<bool>()).prop_map(|(token, node, key, approved)| Event::Join { token, node, key, approved }),
+        1 => (0..6u8).prop_map(Event::Approve),
         1 => (0..6u8).prop_map(Event::RevokeNode),
         1 => (0..6u8, 0..3u8).prop_map(|(node, name)| Event::Rename { node, name }),
         2 => (1..30u8).prop_map(Event::Wait),
@@ -35,6 +48,7 @@ struct Model {
     /// Tokens, when they end, and who used them.
     tokens: BTreeMap<u8, (u64, Option<(u8, u8)>)>,
     members: BTreeMap<u8, u8>,
+    approved: BTreeSet<u8>,
     gone_nodes: BTreeSet<u8>,
     gone_keys: BTreeSet<u8>,
 }
@@ -78,13 +92,26 @@ impl Model {
                 }
                 (Command::RevokeToken(token_id(token)), open)
             }
-            Event::Join { token, node, key } => {
+            Event::Approve(node) => {
+                let waits = self.members.contains_key(&node) && self.approved.insert(node);
+                (Command::ApproveNode(node_id(node)), waits)
+            }
+            Event::Join {
+                token,
+                node,
+                key,
+                approved,
+            } => {
                 let found = self.tokens.get(&token).copied();
                 let open = found.is_some_and(|(expires, used)| expires > self.now && used.is_none());
                 let shut_out = self.gone_nodes.contains(&node) || self.gone_keys.contains(&key);
                 let same_or_new = self.members.get(&node).is_none_or(|own| *own == key);
                 let admitted = open && !shut_out && same_or_new;
                 if admitted {
+                    // Who comes back keeps what it had.
+                    if approved && !self.members.contains_key(&node) {
+                        self.approved.insert(node);
+                    }
                     self.tokens
                         .entry(token)
                         .and_modify(|entry| entry.1 = Some((node, key)));
@@ -95,6 +122,7 @@ impl Model {
                     node: node_id(node),
                     name: "studio".into(),
                     key: KeyPrint([key; 32]),
+                    approved,
                     now_s: self.now,
                 };
                 (command, admitted)
@@ -156,7 +184,10 @@ proptest! {
                 let refused = state.refuses(NodeId::from_bits(node.into()), KeyPrint([key; 32])).is_some();
                 let expected = model.gone_nodes.contains(&node)
                     || model.gone_keys.contains(&key)
-                    || model.members.get(&node).is_some_and(|own| *own != key);
+                    || model
+                        .members
+                        .get(&node)
+                        .is_some_and(|own| *own != key || !model.approved.contains(&node));
                 prop_assert_eq!(refused, expected, "node {} with key {}", node, key);
             }
         }

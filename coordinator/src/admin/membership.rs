@@ -7,7 +7,7 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
-use axum::routing::{delete, get};
+use axum::routing::{delete, get, post};
 use pomona_common::{MachineRole, NodeId, TokenId, limits};
 use pomona_decide::{ClusterState, Command, NodeRecord, Reply, TokenRecord};
 use pomona_link::JoinToken;
@@ -22,7 +22,11 @@ pub(super) fn routes() -> Router<Admin> {
     Router::new()
         .route("/admin/v1/tokens", get(tokens).post(make_token))
         .route("/admin/v1/tokens/{id}", delete(revoke_token))
-        .route("/admin/v1/nodes/{node}", delete(revoke_node).patch(rename_node))
+        .route(
+            "/admin/v1/nodes/{node}",
+            get(show_node).delete(revoke_node).patch(rename_node),
+        )
+        .route("/admin/v1/nodes/{node}/approval", post(approve_node))
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -119,6 +123,27 @@ async fn revoke_token(State(admin): State<Admin>, UrlPath(id): UrlPath<String>) 
 async fn revoke_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
     match find(&admin, &node) {
         Ok(node) => write(&admin, Command::RevokeNode { node, now_s: now_s() }).await,
+        Err(answer) => answer,
+    }
+}
+
+async fn show_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+    let id = match find(&admin, &node) {
+        Ok(id) => id,
+        Err(answer) => return answer,
+    };
+    let state = admin.backend.replica.state();
+    let record = state.borrow().nodes.get(&id).cloned().unwrap_or_default();
+    let words = record.key.map(|key| key.words());
+    let shown = json!({
+        "id": id, "name": record.name, "role": record.role, "approved": record.approved, "words": words,
+    });
+    reply(StatusCode::OK, &shown)
+}
+
+async fn approve_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+    match find(&admin, &node) {
+        Ok(node) => write(&admin, Command::ApproveNode(node)).await,
         Err(answer) => answer,
     }
 }
