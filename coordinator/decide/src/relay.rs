@@ -34,6 +34,8 @@ pub struct Relay {
     /// Nodes that failed it; they are asked again when there is nobody else.
     failed: Vec<NodeId>,
     moves: u32,
+    /// Tokens that were there when the present node began.
+    began_at: usize,
 }
 
 impl Relay {
@@ -41,6 +43,7 @@ impl Relay {
     /// `generation.resume` already.
     pub fn new(generation: Generation, node: NodeId) -> Self {
         Self {
+            began_at: generation.resume.len(),
             generation,
             node,
             failed: Vec::new(),
@@ -61,6 +64,7 @@ impl Relay {
     /// Another node has promised to go on.
     pub fn moved(&mut self, node: NodeId) {
         self.node = node;
+        self.began_at = self.generation.resume.len();
     }
 
     /// The node sent an event.
@@ -69,6 +73,11 @@ impl Relay {
             GenerationEvent::Granted => Next::Wait,
             GenerationEvent::Chunk(chunk) => self.on_chunk(chunk),
             GenerationEvent::Finished { .. } => Next::Last(event),
+            // The node has tried more than once by itself: an answer that kills engines before it
+            // says anything must not do so everywhere.
+            GenerationEvent::Failed(Failure::EngineLost) if self.generation.resume.len() == self.began_at => {
+                Next::Last(GenerationEvent::Failed(Failure::EngineLost))
+            }
             GenerationEvent::Failed(failure) if failure.is_retryable() => self.leave(failure),
             GenerationEvent::Failed(_) => Next::Last(event),
         }
@@ -172,9 +181,10 @@ mod tests {
         ) {
             let mut relay = Relay::new(generation(max_tokens).map_err(|e| TestCaseError::fail(e.to_string()))?, NodeId::from_bits(0));
             let (mut got, mut ended, mut moves) = (Vec::new(), false, 0u32);
-            let mut at = 0;
+            let (mut at, mut began_at) = (0, 0);
             for (what, len, back) in script {
                 let len = len.min(max_tokens - at.min(max_tokens));
+                let without_a_token = what == 1 && at == began_at;
                 let next = match what {
                     0 => relay.on_lost(),
                     1 => relay.on_event(GenerationEvent::Failed(Failure::EngineLost)),
@@ -204,14 +214,16 @@ mod tests {
                         ended = true;
                     }
                     Next::Last(_) => {
-                        prop_assert_eq!(moves, MOVES, "given up before its time");
+                        prop_assert!(moves == MOVES || without_a_token, "given up before its time");
                         ended = true;
                     }
                     Next::Wait => {}
                     Next::Move => {
                         moves += 1;
                         prop_assert_eq!(relay.rest().resume.len(), got.len());
+                        prop_assert!(!without_a_token, "it would kill another engine");
                         relay.moved(NodeId::from_bits(moves.into()));
+                        began_at = at;
                     }
                 }
                 at = got.len() as u32;
