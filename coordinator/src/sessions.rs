@@ -137,7 +137,7 @@ impl Sessions {
         send.send(&welcome).await?;
         let connected = Arc::new(Connected {
             session: session.clone(),
-            name: name.chars().take(64).collect(),
+            name: name.chars().take(limits::NODE_NAME_CHARS).collect(),
             version,
             instance,
             since: Instant::now(),

@@ -8,7 +8,7 @@ use pomona_api::Backend;
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Failure, Generation, NodeId};
-use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose};
+use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, any_port_toward};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -81,11 +81,7 @@ impl SessionTask {
     /// Dials, says hello, and serves until the session ends.
     async fn one_session(&self, address: SocketAddr, wait: &mut Duration) -> Result<(), LinkError> {
         let identity = self.credentials.identity(self.id)?;
-        let local = match address {
-            SocketAddr::V4(_) => SocketAddr::from(([0, 0, 0, 0], 0)),
-            SocketAddr::V6(_) => SocketAddr::from(([0u16; 8], 0)),
-        };
-        let endpoint = Endpoint::client(local, identity)?;
+        let endpoint = Endpoint::client(any_port_toward(address), identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
         let (mut send, mut receive) = session.open().await?;
         let mut models = self.store.models();

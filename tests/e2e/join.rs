@@ -14,7 +14,7 @@ fn json_of(cluster: &Cluster, arguments: &[&str]) -> Value {
     serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}"))
 }
 
-fn token(cluster: &Cluster, more: &[&str]) -> String {
+pub(crate) fn token(cluster: &Cluster, more: &[&str]) -> String {
     let made = json_of(cluster, &[&["--json", "token", "create"], more].concat());
     assert_eq!(made["coordinator"], cluster.quic());
     made["token"].as_str().unwrap().to_owned()
@@ -34,7 +34,7 @@ fn ask(cluster: &Cluster) -> (u16, String) {
     (response.status().as_u16(), node.to_owned())
 }
 
-fn eventually(what: &str, within: Duration, mut check: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, within: Duration, mut check: impl FnMut() -> bool) {
     let deadline = Instant::now() + within;
     while !check() {
         assert!(Instant::now() < deadline, "not within {within:?}: {what}");

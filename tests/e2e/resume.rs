@@ -1,9 +1,11 @@
 //! Answers go on when the node or the engine that made them is gone.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pomona_tests::{Cluster, MODEL, Machine, Streamed, gguf, greedy};
 use serde_json::{Value, json};
+
+use crate::join::{eventually, token};
 
 const TOKENS: u32 = 256;
 
@@ -45,22 +47,13 @@ fn streams_survive_the_death_of_their_node_and_of_their_engine() {
     let mut machine = Machine::empty();
     let (ok, _, errors) = machine.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
     assert!(ok, "{errors}");
-    let (ok, out, errors) = cluster.pomona(&["--json", "token", "create"]);
-    assert!(ok, "{errors}");
-    let token: Value = serde_json::from_str(&out).unwrap();
-    let token = token["token"].as_str().unwrap();
-    let (ok, _, errors) = machine.pomona(&["join", token, "--coordinator", &cluster.quic()]);
+    let text = token(&cluster, &[]);
+    let (ok, _, errors) = machine.pomona(&["join", &text, "--coordinator", &cluster.quic()]);
     assert!(ok, "{errors}");
     machine.start_node("echo:10");
-    let deadline = Instant::now() + Duration::from_secs(15);
-    while replicas(&cluster) < 2 {
-        assert!(
-            Instant::now() < deadline,
-            "the second replica does not come; {}",
-            machine.log()
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("the second replica comes", Duration::from_secs(15), || {
+        replicas(&cluster) == 2
+    });
 
     let undisturbed = stream_all(&cluster, streams, || ());
     check(&undisturbed, &undisturbed);

@@ -116,14 +116,7 @@ impl Endpoint {
         let failed = |reason: String| LinkError::Connect { address, reason };
         let config = tls::client_config(&identity, purpose.alpn())?;
         let name = Role::Coordinator(0).server_name(identity.cluster());
-        let connecting = self
-            .inner
-            .connect_with(config, address, &name)
-            .map_err(|error| failed(error.to_string()))?;
-        let connection = tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, connecting)
-            .await
-            .map_err(|_| failed("no answer".to_owned()))?
-            .map_err(|error| failed(error.to_string()))?;
+        let connection = connect(&self.inner, config, address, &name).await?;
         let peer = tls::peer(&connection, identity.cluster())?;
         match peer.role {
             Role::Coordinator(_) => Ok(Session::new(connection, peer, purpose)),
@@ -165,6 +158,31 @@ impl Endpoint {
         self.identity
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// Dials, within the time that a handshake may take.
+pub(crate) async fn connect(
+    endpoint: &quinn::Endpoint,
+    config: quinn::ClientConfig,
+    address: SocketAddr,
+    server_name: &str,
+) -> Result<quinn::Connection, LinkError> {
+    let failed = |reason: String| LinkError::Connect { address, reason };
+    let connecting = endpoint
+        .connect_with(config, address, server_name)
+        .map_err(|error| failed(error.to_string()))?;
+    tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, connecting)
+        .await
+        .map_err(|_| failed("no answer".to_owned()))?
+        .map_err(|error| failed(error.to_string()))
+}
+
+/// Any free port, on whatever interface leads to an address of this kind.
+pub fn any_port_toward(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
     }
 }
 

@@ -17,8 +17,8 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::authority::{file_error, write_private};
-use crate::endpoint::Purpose;
+use crate::authority::{certificate_error, file_error, write_private};
+use crate::endpoint::{Purpose, any_port_toward, connect};
 use crate::identity::Role;
 use crate::membership::Membership;
 use crate::session::{FrameReceiver, FrameSender, closed};
@@ -48,12 +48,11 @@ impl Applicant {
     /// # Errors
     /// The file cannot be read or written, or is damaged.
     pub fn open(key_file: &Path, node: NodeId, name: String) -> Result<Self, LinkError> {
-        let certificate = |error: rcgen::Error| LinkError::Certificate(error.to_string());
         let key = if key_file.exists() {
             let pem = fs::read_to_string(key_file).map_err(file_error(key_file))?;
-            KeyPair::from_pem(&pem).map_err(certificate)?
+            KeyPair::from_pem(&pem).map_err(certificate_error)?
         } else {
-            let key = KeyPair::generate().map_err(certificate)?;
+            let key = KeyPair::generate().map_err(certificate_error)?;
             write_private(key_file, &key.serialize_pem())?;
             key
         };
@@ -80,24 +79,14 @@ pub async fn join(
     token: &JoinToken,
     applicant: &Applicant,
 ) -> Result<Joined, LinkError> {
-    let failed = |reason: String| LinkError::Connect { address, reason };
-    let local: SocketAddr = match address {
-        SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
-        SocketAddr::V6(_) => ([0u16; 8], 0).into(),
-    };
+    let local = any_port_toward(address);
     let endpoint = quinn::Endpoint::client(local).map_err(|source| LinkError::Bind {
         address: local,
         source,
     })?;
     let config = tls::join_config(Arc::new(PinnedAuthority(token.authority())), Purpose::Join.alpn())?;
     let server_name = Role::Coordinator(0).server_name(token.cluster());
-    let connecting = endpoint
-        .connect_with(config, address, &server_name)
-        .map_err(|error| failed(error.to_string()))?;
-    let connection = tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, connecting)
-        .await
-        .map_err(|_| failed("no answer".to_owned()))?
-        .map_err(|error| failed(error.to_string()))?;
+    let connection = connect(&endpoint, config, address, &server_name).await?;
     let joined = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, applicant))
         .await
         .map_err(|_| LinkError::Deadline(EXCHANGE))?;
@@ -124,9 +113,7 @@ async fn exchange(
     let transcript = transcript(&request, &exporter(connection)?);
     let proof = hmac::sign(&proof_key(token.verifier()), &transcript);
     request.proof = proof.as_ref().try_into().unwrap_or_default();
-    request.signature = key
-        .sign(&transcript)
-        .map_err(|error| LinkError::Certificate(error.to_string()))?;
+    request.signature = key.sign(&transcript).map_err(certificate_error)?;
     let (send, receive) = connection.open_bi().await.map_err(closed)?;
     let (mut send, mut receive) = (FrameSender::new(send), FrameReceiver::new(receive));
     send.send(&request).await?;

@@ -14,7 +14,7 @@ mod token;
 use std::path::PathBuf;
 
 pub use authority::Authority;
-pub use endpoint::{Accepted, Endpoint, Incoming, Purpose};
+pub use endpoint::{Accepted, Endpoint, Incoming, Purpose, any_port_toward};
 pub use identity::{Identity, Peer, Role};
 pub use join::{Joining, Proofs};
 pub use membership::Membership;

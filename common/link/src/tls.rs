@@ -51,19 +51,13 @@ pub(crate) fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<quinn
 
 pub(crate) fn client_config(identity: &Identity, alpn: &[u8]) -> Result<quinn::ClientConfig, LinkError> {
     let (roots, chain, key) = material(identity)?;
-    let mut tls = ClientConfig::builder_with_provider(provider())
+    let tls = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(trouble)?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
         .map_err(trouble)?;
-    tls.alpn_protocols = vec![alpn.to_vec()];
-    tls.resumption = Resumption::disabled();
-    tls.enable_early_data = false;
-    let crypto = QuicClientConfig::try_from(tls).map_err(trouble)?;
-    let mut config = quinn::ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport()?);
-    Ok(config)
+    dialling(tls, alpn)
 }
 
 /// For a machine without certificate: `verifier` decides whom to trust.
@@ -71,12 +65,17 @@ pub(crate) fn join_config(
     verifier: Arc<dyn rustls::client::danger::ServerCertVerifier>,
     alpn: &[u8],
 ) -> Result<quinn::ClientConfig, LinkError> {
-    let mut tls = ClientConfig::builder_with_provider(provider())
+    let tls = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(trouble)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
+    dialling(tls, alpn)
+}
+
+/// What every client has in common: one protocol, no resumption, no early data, our limits.
+fn dialling(mut tls: ClientConfig, alpn: &[u8]) -> Result<quinn::ClientConfig, LinkError> {
     tls.alpn_protocols = vec![alpn.to_vec()];
     tls.resumption = Resumption::disabled();
     tls.enable_early_data = false;

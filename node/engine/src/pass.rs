@@ -20,7 +20,6 @@ pub struct Pass {
     pub(crate) groups: Vec<Group>,
     /// The next layer.
     pub(crate) layer: usize,
-    rested: bool,
 }
 
 /// Tokens of one sequence that are fed in a step.
@@ -74,7 +73,6 @@ impl Pass {
             angles: rope.angles(&positions)?,
             groups: groups(&feeds, backend)?,
             layer: 0,
-            rested: false,
             feeds,
         })
     }
@@ -89,14 +87,9 @@ impl Pass {
         &self.x
     }
 
-    /// Whether it has not rested yet.
-    pub fn is_at_its_first_slice(&self) -> bool {
-        !self.rested
-    }
-
-    /// Ends a slice: what is left comes later.
-    pub fn rest(&mut self) {
-        self.rested = true;
+    /// Whether it has not been through any layer yet.
+    pub fn is_fresh(&self) -> bool {
+        self.layer == 0
     }
 
     /// The slabs it touches.

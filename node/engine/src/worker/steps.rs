@@ -210,9 +210,10 @@ impl Worker {
         } else {
             left
         };
+        let is_first_slice = pass.is_fresh();
         lane.llama.advance(pass, &mut lane.kv, layers)?;
         // The head weighs as much as some layers: after more than one slice it is its own.
-        let head_is_next = layers > 0 && !pass.is_at_its_first_slice() && pass.wants_logits();
+        let head_is_next = layers > 0 && !is_first_slice && pass.wants_logits();
         let rests = layers < left || (step.is_interruptible() && head_is_next);
         let logits = if rests { None } else { lane.llama.logits(pass)? };
         let greedy = logits
@@ -228,7 +229,6 @@ impl Worker {
                 .record(&step.model, tokens, layers, self.started.elapsed() - began);
         }
         if rests {
-            running.pass.rest();
             return Ok(Outcome::Interrupted(running));
         }
         Ok(Outcome::Done(match (logits, greedy) {
