@@ -91,6 +91,15 @@ pub enum JoinAnswer {
     },
     /// Not with this token, or not now.
     Refused(String),
+    /// Welcome as a coordinator.
+    Coordinator {
+        /// Its number, which it keeps.
+        number: u64,
+        /// The authority's private key, sealed for the holder of the token in this TLS session.
+        sealed_key: Vec<u8>,
+        /// The other coordinators and where they are.
+        coordinators: Vec<(u64, SocketAddr)>,
+    },
 }
 
 #[cfg(test)]

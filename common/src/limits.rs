@@ -88,6 +88,13 @@ pub const REVOKED_NODES: usize = 16_384;
 pub const TOKEN_LIFE: Duration = Duration::from_secs(600);
 /// The longest life a join token may be given.
 pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(24 * 3600);
+/// Coordinators of a cluster: more make writes slower and nothing safer.
+pub const COORDINATORS: usize = 5;
+/// Commands that are remembered, so that one whose answer was lost can be sent again without
+/// being carried out twice: far more than a cluster writes in the seconds that this takes.
+pub const RAFT_RECENT: u64 = 256;
+/// Addresses of coordinators that a process keeps in mind, hints included.
+pub const CONTACTS: usize = 256;
 /// Characters of a node's name.
 pub const NODE_NAME_CHARS: usize = 64;
 
@@ -104,6 +111,8 @@ pub const TEXT_BUNDLE_BYTES: usize = 64 * 1024 * 1024;
 pub const RAFT_LOG_ENTRIES: u64 = 5000;
 /// One Raft snapshot.
 pub const RAFT_SNAPSHOT_BYTES: usize = 64 * 1024 * 1024;
+/// One chunk of a snapshot on its way to another coordinator.
+pub const RAFT_SNAPSHOT_CHUNK_BYTES: u64 = 1024 * 1024;
 /// Attempts on other grants or after an engine crash, per request.
 pub const RETRIES: u32 = 2;
 

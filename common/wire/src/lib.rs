@@ -214,10 +214,11 @@ pub fn write_to<M: Message>(writer: &mut impl Write, message: &M) -> Result<(), 
 pub mod stored {
     use super::{DeserializeOwned, Serialize, WireError};
 
-    /// Version of stored values. Version 1 was never released: its state had no tokens.
-    const VERSION: u8 = 2;
+    /// Version of stored values. Versions 1 and 2 were never released: their state had no tokens,
+    /// and no coordinators.
+    const VERSION: u8 = 3;
     /// Oldest version that can still be read.
-    const OLDEST: u8 = 2;
+    const OLDEST: u8 = 3;
 
     /// Encodes a value for storage.
     ///

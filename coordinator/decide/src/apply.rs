@@ -1,8 +1,10 @@
 //! What a command does. Total and deterministic: the same log gives the same state everywhere.
 
-use pomona_common::limits;
+use pomona_common::plan::Plan;
+use pomona_common::{NodeId, limits};
 
 use crate::command::{Command, Reply};
+use crate::coordinators;
 use crate::membership;
 use crate::state::ClusterState;
 
@@ -66,41 +68,66 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
             Some(_) => Reply::Done,
             None => Reply::Unchanged,
         },
-        Command::SetPlan(plan) => {
-            if plan.id == state.plan.id && *plan == state.plan {
-                return Reply::Unchanged;
-            }
-            let follows = plan.parent == Some(state.plan.id) && plan.id == state.plan.id + 1;
-            let backwards = plan.nodes.iter().any(|(id, target)| {
-                let own = state.plan.nodes.get(id).map_or(0, |own| own.generation);
-                target.generation < own
-            });
-            if !follows || backwards {
-                return Reply::Refused(format!("plan {} does not follow plan {}", plan.id, state.plan.id));
-            }
-            state.plan = plan.clone();
-            // It may have been made before a node was revoked.
-            let nodes = &state.nodes;
-            state.plan.nodes.retain(|id, _| nodes.contains_key(id));
-            Reply::Done
-        }
-        Command::RecordKill { node, now_s } => {
-            let Some(record) = state.nodes.get_mut(node) else {
-                return Reply::Refused(format!("no node {node}"));
-            };
-            if record.kills_s.len() == KILLS {
-                record.kills_s.remove(0);
-            }
-            record.kills_s.push(*now_s);
-            Reply::Done
-        }
+        Command::SetPlan(plan) => set_plan(state, plan),
+        Command::RecordKills {
+            node,
+            instance,
+            total,
+            now_s,
+        } => record_kills(state, *node, (*instance, *total), *now_s),
+        Command::AnnounceCoordinator {
+            number,
+            name,
+            laptop,
+            address,
+        } => coordinators::announce(state, *number, name, *laptop, *address),
+        Command::RemoveCoordinator(number) => coordinators::remove(state, *number),
     }
+}
+
+fn set_plan(state: &mut ClusterState, plan: &Plan) -> Reply {
+    if plan.id == state.plan.id && *plan == state.plan {
+        return Reply::Unchanged;
+    }
+    let follows = plan.parent == Some(state.plan.id) && plan.id == state.plan.id + 1;
+    let backwards = plan.nodes.iter().any(|(id, target)| {
+        let own = state.plan.nodes.get(id).map_or(0, |own| own.generation);
+        target.generation < own
+    });
+    if !follows || backwards {
+        return Reply::Refused(format!("plan {} does not follow plan {}", plan.id, state.plan.id));
+    }
+    state.plan = plan.clone();
+    // It may have been made before a node was revoked.
+    let nodes = &state.nodes;
+    state.plan.nodes.retain(|id, _| nodes.contains_key(id));
+    Reply::Done
+}
+
+fn record_kills(state: &mut ClusterState, node: NodeId, counted: (u64, u64), now_s: u64) -> Reply {
+    let Some(record) = state.nodes.get_mut(&node) else {
+        return Reply::Refused(format!("no node {node}"));
+    };
+    let (instance, total) = counted;
+    let before = match record.kills_counted {
+        (known, before) if known == instance => before,
+        // A process that was not known before has counted from zero.
+        _ => 0,
+    };
+    if total <= before {
+        return Reply::Unchanged;
+    }
+    record.kills_counted = counted;
+    let new = usize::try_from(total - before).unwrap_or(KILLS).min(KILLS);
+    record.kills_s.extend(std::iter::repeat_n(now_s, new));
+    let surplus = record.kills_s.len().saturating_sub(KILLS);
+    record.kills_s.drain(..surplus);
+    Reply::Done
 }
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::plan::Plan;
-    use pomona_common::{ClusterId, NodeId};
+    use pomona_common::ClusterId;
 
     use super::*;
 
@@ -130,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn kills_are_bounded() {
+    fn kills_are_counted_once_and_bounded() {
         let mut state = ClusterState::default();
         let node = NodeId::from_bits(1);
         apply(
@@ -141,10 +168,23 @@ mod tests {
                 now_s: 0,
             },
         );
-        for now_s in 0..100 {
-            apply(&mut state, &Command::RecordKill { node, now_s });
+        let mut record = |instance, total, now_s| {
+            let command = Command::RecordKills {
+                node,
+                instance,
+                total,
+                now_s,
+            };
+            apply(&mut state, &command)
+        };
+        for total in 1..=100 {
+            assert_eq!(record(7, total, total), Reply::Done);
         }
+        // The next leader reports what the last one did.
+        assert_eq!(record(7, 100, 200), Reply::Unchanged);
+        // The node's process was started anew.
+        assert_eq!(record(8, 1, 201), Reply::Done);
         assert_eq!(state.nodes[&node].kills_s.len(), 32);
-        assert_eq!(state.nodes[&node].kills_s[31], 99);
+        assert_eq!(state.nodes[&node].kills_s[30..], [100, 201]);
     }
 }

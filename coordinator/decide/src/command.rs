@@ -1,5 +1,7 @@
 //! The commands that go through the log.
 
+use std::net::SocketAddr;
+
 use pomona_common::plan::Plan;
 use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, TokenId};
 use serde::{Deserialize, Serialize};
@@ -31,17 +33,17 @@ pub enum Command {
     },
     /// Closes a join token that was not used.
     RevokeToken(TokenId),
-    /// Admits the node that showed a token, and closes the token.
+    /// Admits the machine that showed a token, as what the token says, and closes the token.
     ConsumeToken {
         /// The token.
         token: TokenId,
-        /// The id that the node has drawn.
+        /// The id that the machine has drawn.
         node: NodeId,
         /// What it calls itself; the token's name goes before it.
         name: String,
         /// Its key.
         key: KeyPrint,
-        /// Whether it may serve at once, by the policy of the coordinator that it asked.
+        /// Whether a node may serve at once, by the policy of the coordinator that it asked.
         approved: bool,
         /// Now, in seconds since 1970.
         now_s: u64,
@@ -68,13 +70,31 @@ pub enum Command {
     RemoveModel(ModelName),
     /// Replaces the target; its parent must be the present one.
     SetPlan(Plan),
-    /// An engine was killed.
-    RecordKill {
+    /// Engines were killed on a node. Counted by what its process reports in all, so that no kill
+    /// is forgotten or counted twice when the leader changes.
+    RecordKills {
         /// On this node.
         node: NodeId,
+        /// The node's process.
+        instance: u64,
+        /// Kills that it has seen since it started.
+        total: u64,
         /// Now, in seconds since 1970.
         now_s: u64,
     },
+    /// A coordinator says where it is.
+    AnnounceCoordinator {
+        /// Its number.
+        number: u64,
+        /// What people call its machine.
+        name: String,
+        /// Whether its machine is carried about.
+        laptop: bool,
+        /// Where the others and the nodes reach it.
+        address: SocketAddr,
+    },
+    /// Takes a coordinator out of the cluster.
+    RemoveCoordinator(u64),
 }
 
 /// What a command did.

@@ -1,19 +1,24 @@
 //! The pure decisions of the coordinator: what a command does to the replicated state, which
-//! model belongs on which node, where a request goes, and how its answer survives a lost node. No clock, no network, no Raft: time
-//! and observations are parameters, and every decision returns its reason.
+//! model belongs on which node, which coordinators vote, where a request goes, and how its answer
+//! survives a lost node. No clock, no network, no Raft: time and observations are parameters, and
+//! every decision returns its reason.
 #![forbid(unsafe_code)]
 
 pub mod apply;
 pub mod command;
+pub mod coordinators;
 mod membership;
 pub mod planner;
+pub mod proposal;
 pub mod relay;
 pub mod router;
 pub mod state;
 
 pub use apply::apply;
 pub use command::{Command, Reply};
+pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_change};
 pub use planner::{Inventory, NodeInventory, PlanOutcome, plan};
+pub use proposal::{Proposal, apply_proposal};
 pub use relay::{Next, Relay};
 pub use router::{Candidate, Route, route};
-pub use state::{ClusterState, NodeRecord, RevokedNode, TokenRecord};
+pub use state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};

@@ -3,7 +3,8 @@
 use pomona_common::{KeyPrint, NodeId, TokenId, limits};
 
 use crate::command::Reply;
-use crate::state::{ClusterState, NodeRecord, RevokedNode, TokenRecord};
+use crate::coordinators;
+use crate::state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
 
 pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s: u64) -> Reply {
     if state.nodes.contains_key(&id) {
@@ -23,8 +24,10 @@ pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s
 
 pub(crate) fn make_token(state: &mut ClusterState, id: TokenId, token: &TokenRecord, now_s: u64) -> Reply {
     state.tokens.retain(|_, token| token.expires_s > now_s);
-    if state.tokens.contains_key(&id) {
-        return Reply::Refused("this token exists".into());
+    match state.tokens.get(&id) {
+        Some(own) if own == token => return Reply::Unchanged,
+        Some(_) => return Reply::Refused("this token exists".into()),
+        None => {}
     }
     if let Some(why) = bad_name(&token.name).filter(|_| !token.name.is_empty()) {
         return Reply::Refused(why);
@@ -79,20 +82,20 @@ pub(crate) fn consume_token(
     } else {
         &record.name
     };
-    // A node that lost its certificate joins again under the id and key it has.
-    let reply = match state.nodes.get_mut(&node) {
-        Some(known) if known.key == Some(key) => Reply::Done,
-        Some(_) => Reply::Refused("a node with this id belongs to the cluster already".into()),
-        None => {
+    let reply = match record.admits {
+        Admits::Node(role) => {
             let new = NodeRecord {
-                role: record.role,
+                role,
                 key: Some(key),
                 approved,
                 joined_s: now_s,
                 ..NodeRecord::default()
             };
-            admit(state, node, name, new)
+            admit_member(state, node, name, new)
         }
+        // Made with another token before: it keeps its number.
+        Admits::Coordinator if state.coordinator_joined_as((node, key)).is_some() => Reply::Done,
+        Admits::Coordinator => coordinators::admit(state, name, (node, key)),
     };
     if reply == Reply::Done
         && let Some(record) = state.tokens.get_mut(&token)
@@ -100,6 +103,15 @@ pub(crate) fn consume_token(
         record.used_by = Some((node, key));
     }
     reply
+}
+
+/// A node that lost its certificate joins again under the id and key it has.
+fn admit_member(state: &mut ClusterState, node: NodeId, name: &str, new: NodeRecord) -> Reply {
+    match state.nodes.get(&node) {
+        Some(known) if known.key == new.key => Reply::Done,
+        Some(_) => Reply::Refused("a node with this id belongs to the cluster already".into()),
+        None => admit(state, node, name, new),
+    }
 }
 
 pub(crate) fn approve_node(state: &mut ClusterState, id: NodeId) -> Reply {
@@ -114,6 +126,9 @@ pub(crate) fn approve_node(state: &mut ClusterState, id: NodeId) -> Reply {
 }
 
 pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> Reply {
+    if state.revoked.contains_key(&id) {
+        return Reply::Unchanged;
+    }
     let Some(record) = state.nodes.remove(&id) else {
         return Reply::Refused(format!("no node {id}"));
     };

@@ -1,12 +1,16 @@
 //! What all coordinators agree on.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use pomona_common::plan::Plan;
 use pomona_common::{
     ClusterId, KeyPrint, MachineRole, ModelName, ModelRecord, NodeId, TokenId, TokenVerifier,
 };
 use serde::{Deserialize, Serialize};
+
+use crate::coordinators::CoordinatorRecord;
+use crate::proposal::Recent;
 
 /// The replicated state. Changed by [`crate::apply()`] alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -23,6 +27,12 @@ pub struct ClusterState {
     pub catalogue: BTreeMap<ModelName, ModelRecord>,
     /// The target.
     pub plan: Plan,
+    /// The coordinators, by number.
+    pub coordinators: BTreeMap<u64, CoordinatorRecord>,
+    /// The highest number that a coordinator ever had: numbers are not given twice.
+    pub last_coordinator: u64,
+    /// The latest commands.
+    pub recent: Recent,
 }
 
 /// A node as the cluster knows it.
@@ -40,6 +50,8 @@ pub struct NodeRecord {
     pub joined_s: u64,
     /// Engine kills: when, in seconds since 1970, the latest 32.
     pub kills_s: Vec<u64>,
+    /// The process that reported kills last, and how many it had reported.
+    pub kills_counted: (u64, u64),
 }
 
 /// A join token, without its secret.
@@ -47,14 +59,32 @@ pub struct NodeRecord {
 pub struct TokenRecord {
     /// What proofs of its secret are checked with.
     pub verifier: TokenVerifier,
-    /// Role of the node that joins with it.
-    pub role: MachineRole,
-    /// Name of that node; empty when it may bring its own.
+    /// What joins with it.
+    pub admits: Admits,
+    /// Name of that machine; empty when it may bring its own.
     pub name: String,
     /// End of its life, in seconds since 1970.
     pub expires_s: u64,
     /// The node that joined with it, and its key: the same one may ask for its answer again.
     pub used_by: Option<(NodeId, KeyPrint)>,
+}
+
+/// What a token lets in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Admits {
+    /// A node with this role.
+    Node(MachineRole),
+    /// A coordinator: it is given the cluster's authority.
+    Coordinator,
+}
+
+impl fmt::Display for Admits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Admits::Node(role) => role.fmt(f),
+            Admits::Coordinator => f.write_str("coordinator"),
+        }
+    }
 }
 
 /// What is remembered of a node that was shut out.

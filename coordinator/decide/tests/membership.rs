@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pomona_common::{KeyPrint, MachineRole, NodeId, TokenId, TokenVerifier};
-use pomona_decide::{ClusterState, Command, Reply, TokenRecord, apply};
+use pomona_decide::{Admits, ClusterState, Command, Reply, TokenRecord, apply};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -70,7 +70,7 @@ impl Model {
                 self.tokens.entry(token).or_insert((expires_s, None));
                 let record = TokenRecord {
                     verifier: TokenVerifier([token; 32]),
-                    role: MachineRole::Rack,
+                    admits: Admits::Node(MachineRole::Rack),
                     name: String::new(),
                     expires_s,
                     used_by: None,

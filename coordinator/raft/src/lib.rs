@@ -3,23 +3,26 @@
 #![forbid(unsafe_code)]
 
 mod log_store;
+mod members;
 mod network;
 mod replica;
 mod state_machine;
 mod tables;
+mod writing;
 
 use std::io::Cursor;
 
-pub use network::{RpcKind, Transport};
-pub use replica::{RaftError, Replica, ReplicaConfig};
+pub use network::{CallError, RpcKind, Transport};
+pub use replica::{RaftError, Replica, ReplicaConfig, Summary};
 
 openraft::declare_raft_types!(
-    /// Types of the Raft instance: commands and replies of `pomona-decide`.
+    /// Types of the Raft instance: commands and replies of `pomona-decide`. Where coordinators are
+    /// is in the replicated state, and whoever carries the calls knows it: members have no address.
     pub(crate) TypeConfig:
-        D = pomona_decide::Command,
+        D = pomona_decide::Proposal,
         R = pomona_decide::Reply,
         NodeId = u64,
-        Node = openraft::BasicNode,
+        Node = openraft::EmptyNode,
         Entry = openraft::Entry<TypeConfig>,
         SnapshotData = Cursor<Vec<u8>>,
         AsyncRuntime = openraft::TokioRuntime,

@@ -1,22 +1,28 @@
-//! Raft's calls between coordinators, over a transport of the owner's.
+//! Calls between coordinators, over a transport of the owner's.
 
 use std::future::Future;
 use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
 
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable};
-use openraft::network::RPCOption;
+use openraft::network::{Backoff, RPCOption};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{BasicNode, RaftNetwork, RaftNetworkFactory};
+use openraft::{EmptyNode, RaftNetwork, RaftNetworkFactory};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::TypeConfig;
 use crate::tables::{decode, encode};
 
-/// Which of Raft's calls a message is.
+/// A coordinator that is not reached is tried again after this time: it dials by itself when it
+/// is back, and a try that finds no session costs nothing.
+const TRY_AGAIN: std::time::Duration = std::time::Duration::from_millis(100);
+
+/// Which call a message is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RpcKind {
     /// AppendEntries, heartbeats included.
@@ -25,45 +31,77 @@ pub enum RpcKind {
     Vote,
     /// One chunk of a snapshot.
     Snapshot,
+    /// A command for the leader to commit.
+    Write,
+    /// The index up to which the leader's state is current.
+    ReadIndex,
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum CallError {
+    /// There is no session with that coordinator: it knows nothing of the call.
+    #[error("coordinator is not connected")]
+    NotConnected,
+    /// It may have got the call.
+    #[error("coordinator did not answer")]
+    Unanswered(#[source] io::Error),
 }
 
 /// Carries one call to another coordinator and brings its answer. Must have a deadline.
 pub trait Transport: Clone + Send + Sync + 'static {
-    /// Calls the coordinator at `address`.
+    /// Calls the coordinator with this number.
     fn call(
         &self,
-        address: String,
+        peer: u64,
         kind: RpcKind,
         body: Vec<u8>,
-    ) -> impl Future<Output = io::Result<Vec<u8>>> + Send;
+    ) -> impl Future<Output = Result<Vec<u8>, CallError>> + Send;
 }
 
-pub(crate) struct Network<T> {
-    pub(crate) transport: T,
+type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>, CallError>> + Send>>;
+
+/// A transport without its type.
+#[derive(Clone)]
+pub(crate) struct Caller(Arc<dyn Fn(u64, RpcKind, Vec<u8>) -> Answer + Send + Sync>);
+
+impl Caller {
+    pub(crate) fn new(transport: impl Transport) -> Self {
+        Self(Arc::new(move |peer, kind, body| {
+            let transport = transport.clone();
+            Box::pin(async move { transport.call(peer, kind, body).await })
+        }))
+    }
+
+    pub(crate) fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Answer {
+        (self.0)(peer, kind, body)
+    }
 }
 
-pub(crate) struct Peer<T> {
-    transport: T,
+pub(crate) struct Network {
+    pub(crate) caller: Caller,
+}
+
+pub(crate) struct Peer {
+    caller: Caller,
     id: u64,
-    address: String,
 }
 
-impl<T: Transport> RaftNetworkFactory<TypeConfig> for Network<T> {
-    type Network = Peer<T>;
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = Peer;
 
-    async fn new_client(&mut self, id: u64, node: &BasicNode) -> Peer<T> {
+    async fn new_client(&mut self, id: u64, _: &EmptyNode) -> Peer {
         Peer {
-            transport: self.transport.clone(),
+            caller: self.caller.clone(),
             id,
-            address: node.addr.clone(),
         }
     }
 }
 
-type CallError<E> = RPCError<u64, BasicNode, RaftError<u64, E>>;
+type RpcError<E> = RPCError<u64, EmptyNode, RaftError<u64, E>>;
 
-impl<T: Transport> Peer<T> {
-    async fn call<Q, A, E>(&self, kind: RpcKind, request: &Q) -> Result<A, CallError<E>>
+impl Peer {
+    async fn call<Q, A, E>(&self, kind: RpcKind, request: &Q) -> Result<A, RpcError<E>>
     where
         Q: Serialize,
         A: DeserializeOwned,
@@ -71,8 +109,8 @@ impl<T: Transport> Peer<T> {
     {
         let body = encode(request).map_err(|error| NetworkError::new(&error))?;
         let answer = self
-            .transport
-            .call(self.address.clone(), kind, body)
+            .caller
+            .call(self.id, kind, body)
             .await
             .map_err(|error| Unreachable::new(&error))?;
         let answer: Result<A, RaftError<u64, E>> =
@@ -81,12 +119,12 @@ impl<T: Transport> Peer<T> {
     }
 }
 
-impl<T: Transport> RaftNetwork<TypeConfig> for Peer<T> {
+impl RaftNetwork<TypeConfig> for Peer {
     async fn append_entries(
         &mut self,
         request: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
-    ) -> Result<AppendEntriesResponse<u64>, CallError<openraft::error::Infallible>> {
+    ) -> Result<AppendEntriesResponse<u64>, RpcError<openraft::error::Infallible>> {
         self.call(RpcKind::Append, &request).await
     }
 
@@ -94,7 +132,7 @@ impl<T: Transport> RaftNetwork<TypeConfig> for Peer<T> {
         &mut self,
         request: InstallSnapshotRequest<TypeConfig>,
         _option: RPCOption,
-    ) -> Result<InstallSnapshotResponse<u64>, CallError<InstallSnapshotError>> {
+    ) -> Result<InstallSnapshotResponse<u64>, RpcError<InstallSnapshotError>> {
         self.call(RpcKind::Snapshot, &request).await
     }
 
@@ -102,7 +140,11 @@ impl<T: Transport> RaftNetwork<TypeConfig> for Peer<T> {
         &mut self,
         request: VoteRequest<u64>,
         _option: RPCOption,
-    ) -> Result<VoteResponse<u64>, CallError<openraft::error::Infallible>> {
+    ) -> Result<VoteResponse<u64>, RpcError<openraft::error::Infallible>> {
         self.call(RpcKind::Vote, &request).await
+    }
+
+    fn backoff(&self) -> Backoff {
+        Backoff::new(std::iter::repeat(TRY_AGAIN))
     }
 }

@@ -6,28 +6,34 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::{BasicNode, Config, Raft, SnapshotPolicy};
+use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
 use pomona_common::limits;
-use pomona_decide::{ClusterState, Command, Reply};
+use pomona_decide::ClusterState;
 use redb::Database;
 use tokio::sync::watch;
 
 use crate::TypeConfig;
 use crate::log_store::LogStore;
-use crate::network::{Network, RpcKind, Transport};
+use crate::network::{Caller, Network, RpcKind, Transport};
 use crate::state_machine::StateMachine;
 use crate::tables::{decode, encode};
 
 /// Memory for redb's page cache: the whole state is a few hundred kilobytes.
 const CACHE_BYTES: usize = 4 * 1024 * 1024;
 
+/// How often a leader is heard of.
+const HEARTBEAT_MS: u64 = 100;
+/// A follower waits for the end of the leader's lease, which openraft sets to the end of this
+/// range, and for a random time in it: 650 to 800 ms without a heartbeat start an election, so
+/// that writes go on within a second. Seven heartbeats lost in a row are rare on a LAN, and an
+/// election too many costs less than a late one.
+const ELECTION_MS: std::ops::Range<u64> = 250..400;
+
 /// Where a replica lives.
 #[derive(Debug, Clone)]
 pub struct ReplicaConfig {
     /// Number of this coordinator.
     pub id: u64,
-    /// Address under which the others reach it.
-    pub address: String,
     /// Folder of its databases.
     pub folder: PathBuf,
 }
@@ -47,20 +53,38 @@ pub enum RaftError {
     /// Raft refused to start or has stopped.
     #[error("raft stopped: {0}")]
     Stopped(String),
-    /// This coordinator does not lead.
+    /// This coordinator does not lead, and only the leader can do this.
     #[error("coordinator {0:?} leads, ask it")]
     NotLeader(Option<u64>),
-    /// A call of another coordinator does not decode.
+    /// Nothing was done.
+    #[error("no majority of the coordinators is in reach, nothing was changed; see `pomona coordinator list`")]
+    NoLeader,
+    /// The leader was lost at the wrong moment.
+    #[error("whether this was done is not known: the leader was lost; look, and repeat it if needed")]
+    Unknown,
+    /// A message of Raft does not encode or decode.
     #[error("raft message does not decode")]
     Message(#[source] io::Error),
+}
+
+/// How a replica is, for `status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Summary {
+    /// Raft's term.
+    pub term: u64,
+    /// Index of the last command in the state.
+    pub applied: u64,
+    /// Who leads, as far as this replica knows.
+    pub leader: Option<u64>,
 }
 
 /// See the module's documentation.
 #[derive(Clone)]
 pub struct Replica {
-    raft: Raft<TypeConfig>,
+    pub(crate) raft: Raft<TypeConfig>,
+    pub(crate) caller: Caller,
+    pub(crate) config: ReplicaConfig,
     state: watch::Receiver<Arc<ClusterState>>,
-    config: ReplicaConfig,
 }
 
 impl Replica {
@@ -101,26 +125,44 @@ impl Replica {
         let (machine, state) = StateMachine::open(machine).map_err(failed)?;
         let raft_config = Config {
             cluster_name: "pomona".into(),
-            heartbeat_interval: 250,
-            election_timeout_min: 800,
-            election_timeout_max: 1600,
+            heartbeat_interval: HEARTBEAT_MS,
+            election_timeout_min: ELECTION_MS.start,
+            election_timeout_max: ELECTION_MS.end,
             install_snapshot_timeout: 5000,
+            snapshot_max_chunk_size: limits::RAFT_SNAPSHOT_CHUNK_BYTES,
             snapshot_policy: SnapshotPolicy::LogsSinceLast(limits::RAFT_LOG_ENTRIES),
             ..Config::default()
         };
         let raft_config = raft_config
             .validate()
             .map_err(|error| RaftError::Stopped(error.to_string()))?;
+        let caller = Caller::new(transport);
         let raft = Raft::new(
             config.id,
             Arc::new(raft_config),
-            Network { transport },
+            Network {
+                caller: caller.clone(),
+            },
             log,
             machine,
         )
         .await
         .map_err(|error| RaftError::Stopped(error.to_string()))?;
-        Ok(Self { raft, state, config })
+        Ok(Self {
+            raft,
+            caller,
+            config,
+            state,
+        })
+    }
+
+    /// Whether this replica belongs to a cluster already.
+    ///
+    /// # Errors
+    /// Raft has stopped.
+    pub async fn is_initialized(&self) -> Result<bool, RaftError> {
+        let initialized = self.raft.is_initialized().await;
+        initialized.map_err(|error| RaftError::Stopped(error.to_string()))
     }
 
     /// Forms a cluster of this replica alone, unless it belongs to one already.
@@ -128,30 +170,13 @@ impl Replica {
     /// # Errors
     /// Raft has stopped.
     pub async fn found(&self) -> Result<(), RaftError> {
-        let stopped = |error: &dyn std::fmt::Display| RaftError::Stopped(error.to_string());
-        let initialized = self.raft.is_initialized().await;
-        if initialized.map_err(|error| stopped(&error))? {
+        if self.is_initialized().await? {
             return Ok(());
         }
-        let member = BasicNode::new(&self.config.address);
         self.raft
-            .initialize(BTreeMap::from([(self.config.id, member)]))
+            .initialize(BTreeMap::from([(self.config.id, EmptyNode::new())]))
             .await
-            .map_err(|error| stopped(&error))
-    }
-
-    /// Commits a command and gives what it did.
-    ///
-    /// # Errors
-    /// Another coordinator leads, or Raft has stopped.
-    pub async fn write(&self, command: Command) -> Result<Reply, RaftError> {
-        match self.raft.client_write(command).await {
-            Ok(response) => Ok(response.data),
-            Err(error) => match error.forward_to_leader::<BasicNode>() {
-                Some(forward) => Err(RaftError::NotLeader(forward.leader_id)),
-                None => Err(RaftError::Stopped(error.to_string())),
-            },
-        }
+            .map_err(|error| RaftError::Stopped(error.to_string()))
     }
 
     /// Waits until this replica knows a leader, at most so long.
@@ -163,15 +188,19 @@ impl Replica {
             .is_ok()
     }
 
-    /// Whether this replica leads and its state is current: a round of messages to a quorum
-    /// (ReadIndex).
-    pub async fn confirm_leadership(&self) -> bool {
-        self.raft.ensure_linearizable().await.is_ok()
+    /// Who leads, as far as this replica knows.
+    pub fn leader(&self) -> Option<u64> {
+        self.raft.metrics().borrow().current_leader
     }
 
     /// Whether this replica believes that it leads.
     pub fn is_leader(&self) -> bool {
-        self.raft.metrics().borrow().current_leader == Some(self.config.id)
+        self.leader() == Some(self.config.id)
+    }
+
+    /// The number of this coordinator.
+    pub fn number(&self) -> u64 {
+        self.config.id
     }
 
     /// The state as applied here, and news of it.
@@ -179,12 +208,15 @@ impl Replica {
         self.state.clone()
     }
 
-    /// Term, last applied index and leader, for `status`.
-    pub fn summary(&self) -> (u64, u64, Option<u64>) {
+    /// Term, last applied index and leader.
+    pub fn summary(&self) -> Summary {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
-        let applied = metrics.last_applied.map_or(0, |id| id.index);
-        (metrics.current_term, applied, metrics.current_leader)
+        Summary {
+            term: metrics.current_term,
+            applied: metrics.last_applied.map_or(0, |id| id.index),
+            leader: metrics.current_leader,
+        }
     }
 
     /// Answers a call of another coordinator.
@@ -206,6 +238,8 @@ impl Replica {
                     .install_snapshot(decode(body).map_err(RaftError::Message)?)
                     .await,
             ),
+            RpcKind::Write => self.serve_write(body).await,
+            RpcKind::ReadIndex => self.serve_read_index().await,
         };
         answer.map_err(RaftError::Message)
     }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use openraft::storage::RaftStateMachine;
 use openraft::{
-    BasicNode, Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta,
+    EmptyNode, Entry, EntryPayload, LogId, OptionalSend, RaftSnapshotBuilder, Snapshot, SnapshotMeta,
     StorageError, StorageIOError, StoredMembership,
 };
-use pomona_decide::{ClusterState, Reply, apply};
+use pomona_decide::{ClusterState, Reply, apply_proposal};
 use redb::{Database, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -26,7 +26,7 @@ type Fault = StorageError<u64>;
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Applied {
     log_id: Option<LogId<u64>>,
-    membership: StoredMembership<u64, BasicNode>,
+    membership: StoredMembership<u64, EmptyNode>,
     state: ClusterState,
 }
 
@@ -65,7 +65,7 @@ impl StateMachine {
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, Fault> {
         // Reads the database, not this clone: the snapshot is exactly what was synced last.
-        let build = || -> DbResult<(SnapshotMeta<u64, BasicNode>, Vec<u8>)> {
+        let build = || -> DbResult<(SnapshotMeta<u64, EmptyNode>, Vec<u8>)> {
             let applied: Applied = get(&self.db, STATE, "applied")?.unwrap_or_default();
             let index = applied.log_id.map_or(0, |id| id.index);
             let meta = SnapshotMeta {
@@ -92,7 +92,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn applied_state(
         &mut self,
-    ) -> Result<(Option<LogId<u64>>, StoredMembership<u64, BasicNode>), Fault> {
+    ) -> Result<(Option<LogId<u64>>, StoredMembership<u64, EmptyNode>), Fault> {
         Ok((self.applied.log_id, self.applied.membership.clone()))
     }
 
@@ -106,7 +106,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             self.applied.log_id = Some(entry.log_id);
             replies.push(match entry.payload {
                 EntryPayload::Blank => Reply::Unchanged,
-                EntryPayload::Normal(command) => apply(&mut self.applied.state, &command),
+                EntryPayload::Normal(proposal) => {
+                    apply_proposal(&mut self.applied.state, entry.log_id.index, &proposal)
+                }
                 EntryPayload::Membership(membership) => {
                     self.applied.membership = StoredMembership::new(Some(entry.log_id), membership);
                     Reply::Done
@@ -128,7 +130,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn install_snapshot(
         &mut self,
-        meta: &SnapshotMeta<u64, BasicNode>,
+        meta: &SnapshotMeta<u64, EmptyNode>,
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), Fault> {
         let data = snapshot.into_inner();
@@ -147,7 +149,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<TypeConfig>>, Fault> {
-        let stored: Option<(SnapshotMeta<u64, BasicNode>, Vec<u8>)> =
+        let stored: Option<(SnapshotMeta<u64, EmptyNode>, Vec<u8>)> =
             get(&self.db, STATE, "snapshot").map_err(|error| IoError::read_snapshot(None, &error))?;
         Ok(stored.map(|(meta, data)| Snapshot {
             meta,

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use pomona_common::{ClusterId, NodeId};
 use pomona_decide::{Command, Reply};
-use pomona_raft::{Replica, ReplicaConfig, RpcKind, Transport};
+use pomona_raft::{CallError, Replica, ReplicaConfig, RpcKind, Transport};
 use redb::{Database, StorageBackend};
 
 /// Commands that are written, each acknowledged before the next.
@@ -165,15 +165,14 @@ fn whole(operation: &Operation) -> usize {
 struct Alone;
 
 impl Transport for Alone {
-    async fn call(&self, _: String, _: RpcKind, _: Vec<u8>) -> io::Result<Vec<u8>> {
-        Err(io::ErrorKind::ConnectionRefused.into())
+    async fn call(&self, _: u64, _: RpcKind, _: Vec<u8>) -> Result<Vec<u8>, CallError> {
+        Err(CallError::NotConnected)
     }
 }
 
 fn config() -> ReplicaConfig {
     ReplicaConfig {
         id: 1,
-        address: "127.0.0.1:1".into(),
         folder: PathBuf::new(),
     }
 }

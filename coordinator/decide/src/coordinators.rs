@@ -1,0 +1,257 @@
+//! Which coordinators there are, and which of them vote: learners first, voters in odd numbers,
+//! one step at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+
+use pomona_common::{KeyPrint, NodeId, limits};
+use serde::{Deserialize, Serialize};
+
+use crate::command::Reply;
+use crate::state::ClusterState;
+
+/// A coordinator as the cluster knows it.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct CoordinatorRecord {
+    /// What people call its machine.
+    pub name: String,
+    /// Where the others reach it; `None` until it has said so.
+    pub address: Option<SocketAddr>,
+    /// Whether it is a machine that a person carries about.
+    pub laptop: bool,
+    /// Id and key that its machine joined with, by which a lost answer is asked for again;
+    /// `None` for the one that founded the cluster.
+    pub joined_as: Option<(NodeId, KeyPrint)>,
+}
+
+/// What Raft's members are.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Members {
+    /// Those that vote.
+    pub voters: BTreeSet<u64>,
+    /// Those that only follow, and by how many entries each is behind; `None` when the leader has
+    /// not heard of it.
+    pub learners: BTreeMap<u64, Option<u64>>,
+}
+
+/// The next step of the members toward the records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MemberChange {
+    /// Let a new coordinator follow.
+    AddLearner(u64),
+    /// Let exactly these vote.
+    SetVoters(BTreeSet<u64>),
+    /// Forget one that neither votes nor is known.
+    RemoveLearner(u64),
+}
+
+/// A learner that is behind by no more than this may vote: it catches up within a heartbeat.
+const CAUGHT_UP: u64 = 16;
+
+/// The next step, and why; `None` when there is nothing to do. One that votes and is no longer
+/// known goes first, so that a coordinator lost for good cannot hold up a quorum for longer than
+/// it must.
+pub fn next_member_change(
+    records: &BTreeMap<u64, CoordinatorRecord>,
+    members: &Members,
+) -> Option<(MemberChange, &'static str)> {
+    let known: BTreeSet<u64> = members.voters.iter().copied().filter(|n| records.contains_key(n)).collect();
+    if known != members.voters && !known.is_empty() {
+        return Some((MemberChange::SetVoters(known), "a voter was removed from the cluster"));
+    }
+    if let Some(gone) = members.learners.keys().find(|n| !records.contains_key(n)) {
+        return Some((MemberChange::RemoveLearner(*gone), "it was removed from the cluster"));
+    }
+    let is_member = |n: &u64| members.voters.contains(n) || members.learners.contains_key(n);
+    let reachable = records.iter().filter(|(_, record)| record.address.is_some());
+    if let Some((new, _)) = reachable.clone().find(|(n, _)| !is_member(n)) {
+        return Some((MemberChange::AddLearner(*new), "it has joined and said where it is"));
+    }
+    let ready: Vec<u64> = members
+        .learners
+        .iter()
+        .filter(|(_, behind)| behind.is_some_and(|behind| behind <= CAUGHT_UP))
+        .map(|(n, _)| *n)
+        .collect();
+    // An even number tolerates no more failures than the odd one below it, and loses its quorum
+    // more easily: a pair is promoted at once, or one that makes the number odd.
+    let wanted = (1..=ready.len())
+        .rev()
+        .find(|more| (members.voters.len() + more) % 2 == 1 && members.voters.len() + more <= limits::COORDINATORS)?;
+    let voters = members.voters.iter().copied().chain(ready.into_iter().take(wanted)).collect();
+    Some((MemberChange::SetVoters(voters), "they have caught up and make the number of voters odd"))
+}
+
+pub(crate) fn announce(state: &mut ClusterState, number: u64, name: &str, laptop: bool, address: SocketAddr) -> Reply {
+    if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
+        return Reply::Refused(format!("{address} is no address that others can dial"));
+    }
+    if state.last_coordinator == 0 && number == 1 {
+        // The one that founds the cluster needs no token.
+        state.last_coordinator = 1;
+        state.coordinators.insert(1, CoordinatorRecord::default());
+    }
+    let Some(record) = state.coordinators.get_mut(&number) else {
+        return Reply::Refused(format!("coordinator {number} does not belong to this cluster"));
+    };
+    let named = CoordinatorRecord {
+        name: name.chars().filter(|c| !c.is_control()).take(limits::NODE_NAME_CHARS).collect(),
+        address: Some(address),
+        laptop,
+        joined_as: record.joined_as,
+    };
+    if *record == named {
+        return Reply::Unchanged;
+    }
+    *record = named;
+    Reply::Done
+}
+
+/// Gives the machine that shows a coordinator's token a number.
+pub(crate) fn admit(state: &mut ClusterState, name: &str, joined_as: (NodeId, KeyPrint)) -> Reply {
+    if state.coordinators.len() >= limits::COORDINATORS {
+        return Reply::Refused(format!(
+            "the cluster has {} coordinators, the limit; remove one with `pomona coordinator remove`",
+            limits::COORDINATORS
+        ));
+    }
+    state.last_coordinator += 1;
+    let record = CoordinatorRecord {
+        name: name.chars().filter(|c| !c.is_control()).take(limits::NODE_NAME_CHARS).collect(),
+        joined_as: Some(joined_as),
+        ..CoordinatorRecord::default()
+    };
+    state.coordinators.insert(state.last_coordinator, record);
+    Reply::Done
+}
+
+pub(crate) fn remove(state: &mut ClusterState, number: u64) -> Reply {
+    if !state.coordinators.contains_key(&number) {
+        let was = (1..=state.last_coordinator).contains(&number);
+        return if was {
+            Reply::Unchanged
+        } else {
+            Reply::Refused(format!("there is no coordinator {number}; see `pomona coordinator list`"))
+        };
+    }
+    if state.coordinators.len() == 1 {
+        return Reply::Refused("it is the only coordinator; add another first, with `pomona coordinator add`".into());
+    }
+    state.coordinators.remove(&number);
+    Reply::Done
+}
+
+impl ClusterState {
+    /// Whether this coordinator was removed. One with a number that is not known here yet may
+    /// have been admitted a moment ago: only the authority's own key makes its certificate.
+    pub fn has_removed_coordinator(&self, number: u64) -> bool {
+        number <= self.last_coordinator && !self.coordinators.contains_key(&number)
+    }
+
+    /// The number that a machine got when it joined as a coordinator.
+    pub fn coordinator_joined_as(&self, joined_as: (NodeId, KeyPrint)) -> Option<u64> {
+        let mut records = self.coordinators.iter();
+        records.find(|(_, record)| record.joined_as == Some(joined_as)).map(|(number, _)| *number)
+    }
+
+    /// Where the coordinators are, as far as they have said.
+    pub fn coordinator_addresses(&self) -> Vec<(u64, SocketAddr)> {
+        let records = self.coordinators.iter();
+        records.filter_map(|(number, record)| Some((*number, record.address?))).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn records(numbers: impl IntoIterator<Item = u64>) -> BTreeMap<u64, CoordinatorRecord> {
+        let record = CoordinatorRecord {
+            address: Some(([10, 0, 0, 1], 7712).into()),
+            ..CoordinatorRecord::default()
+        };
+        numbers.into_iter().map(|number| (number, record.clone())).collect()
+    }
+
+    /// Carries a change out, as Raft would.
+    fn carry_out(members: &mut Members, change: &MemberChange) {
+        match change {
+            MemberChange::AddLearner(n) => {
+                members.learners.insert(*n, Some(0));
+            }
+            MemberChange::SetVoters(voters) => {
+                members.learners.retain(|n, _| !voters.contains(n));
+                members.voters.clone_from(voters);
+            }
+            MemberChange::RemoveLearner(n) => {
+                members.learners.remove(n);
+            }
+        }
+    }
+
+    fn settle(records: &BTreeMap<u64, CoordinatorRecord>, members: &mut Members) -> usize {
+        let mut steps = 0;
+        while let Some((change, _)) = next_member_change(records, members) {
+            carry_out(members, &change);
+            steps += 1;
+            assert!(steps < 50, "no rest: {members:?}");
+        }
+        steps
+    }
+
+    #[test]
+    fn a_second_coordinator_follows_until_there_is_a_third() {
+        let mut members = Members {
+            voters: [1].into(),
+            ..Members::default()
+        };
+        settle(&records([1, 2]), &mut members);
+        assert_eq!(members.voters, [1].into());
+        assert!(members.learners.contains_key(&2));
+        settle(&records([1, 2, 3]), &mut members);
+        assert_eq!(members.voters, [1, 2, 3].into());
+        settle(&records([1, 2, 3, 4]), &mut members);
+        assert_eq!(members.voters, [1, 2, 3].into());
+        settle(&records([1, 2, 3, 4, 5]), &mut members);
+        assert_eq!(members.voters, [1, 2, 3, 4, 5].into());
+    }
+
+    #[test]
+    fn a_learner_that_is_behind_does_not_vote() {
+        let members = Members {
+            voters: [1].into(),
+            learners: [(2, Some(0)), (3, Some(5000))].into(),
+        };
+        assert_eq!(next_member_change(&records([1, 2, 3]), &members), None);
+    }
+
+    proptest! {
+        /// From any members, records that change at random: the steps end, nobody votes who is
+        /// not known, voters are only taken away by removal, and some voter always stays.
+        #[test]
+        fn members_follow_the_records(
+            wanted in prop::collection::vec(prop::collection::btree_set(1..9u64, 1..6), 1..12),
+        ) {
+            let mut members = Members { voters: [wanted[0].first().copied().unwrap_or(1)].into(), ..Members::default() };
+            let mut records = records(wanted[0].clone());
+            for numbers in wanted {
+                // As `remove` does: never the last voter that is known.
+                let kept = members.voters.iter().copied().find(|n| records.contains_key(n));
+                let numbers: BTreeSet<u64> = numbers.into_iter().chain(kept).collect();
+                records = self::records(numbers.clone());
+                let before = members.voters.clone();
+                settle(&records, &mut members);
+                prop_assert!(members.voters.is_subset(&numbers));
+                prop_assert!(!members.voters.is_empty());
+                for voter in before.intersection(&numbers) {
+                    prop_assert!(members.voters.contains(voter), "{voter} lost its vote");
+                }
+                prop_assert_eq!(members.voters.len() + members.learners.len(), numbers.len());
+                let spare = members.learners.len();
+                prop_assert!(members.voters.len() >= limits::COORDINATORS || spare <= 1, "{:?}", members);
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Who belongs to the Raft group, and how that changes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use openraft::{ChangeMembers, EmptyNode};
+use pomona_decide::{MemberChange, Members};
+
+use crate::replica::{RaftError, Replica};
+
+impl Replica {
+    /// The members, as this replica knows them; how far learners are behind is known to the
+    /// leader alone.
+    pub fn members(&self) -> Members {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let behind = |n: u64| {
+            let matched = metrics.replication.as_ref()?.get(&n)?.as_ref()?;
+            Some(last.saturating_sub(matched.index))
+        };
+        let learners: BTreeMap<u64, Option<u64>> =
+            membership.learner_ids().map(|n| (n, behind(n))).collect();
+        Members { voters, learners }
+    }
+
+    /// Carries out one change of the members. Only the leader can.
+    ///
+    /// # Errors
+    /// This replica does not lead, or another change is under way.
+    pub async fn change_members(&self, change: MemberChange) -> Result<(), RaftError> {
+        let outcome = match change {
+            MemberChange::AddLearner(n) => self.raft.add_learner(n, EmptyNode::new(), false).await,
+            MemberChange::SetVoters(voters) => {
+                let voters = ChangeMembers::ReplaceAllVoters(voters);
+                self.raft.change_membership(voters, false).await
+            }
+            MemberChange::RemoveLearner(n) => {
+                let gone = ChangeMembers::RemoveNodes([n].into());
+                self.raft.change_membership(gone, true).await
+            }
+        };
+        outcome.map_err(|error| match error.forward_to_leader::<EmptyNode>() {
+            Some(forward) => RaftError::NotLeader(forward.leader_id),
+            None => RaftError::Stopped(error.to_string()),
+        })?;
+        Ok(())
+    }
+}
