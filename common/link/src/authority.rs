@@ -1,7 +1,7 @@
-//! The certificate authority of a cluster: made once, at first start, and kept in two files.
+//! The certificate authority of a cluster: made once, at first start, and kept by every
+//! coordinator in a folder.
 
 use std::fs;
-use std::io::Write;
 use std::path::Path;
 
 use pomona_common::{ClusterId, KeyPrint, NodeId};
@@ -12,6 +12,7 @@ use rcgen::{
 use time::{Duration, OffsetDateTime};
 
 use crate::LinkError;
+use crate::files::{file_error, write_private};
 use crate::identity::{Identity, Role};
 use crate::join::Point;
 use crate::token::sha256;
@@ -27,6 +28,7 @@ const SKEW: Duration = Duration::minutes(5);
 pub struct Authority {
     cluster: ClusterId,
     certificate_pem: String,
+    key_pem: String,
     print: KeyPrint,
     issuer: Issuer<'static, KeyPair>,
 }
@@ -47,9 +49,19 @@ impl Authority {
         params.not_before = now - SKEW;
         params.not_after = now + Duration::days(AUTHORITY_DAYS);
         let certificate = params.self_signed(&key).map_err(certificate_error)?;
-        write_private(&folder.join("cluster"), &new_cluster.to_string())?;
-        write_private(&folder.join("ca.crt"), &certificate.pem())?;
-        write_private(&folder.join("ca.key"), &key.serialize_pem())?;
+        Self::keep(folder, new_cluster, &certificate.pem(), &key.serialize_pem())
+    }
+
+    /// Writes an authority to a folder; the key, by which it is found, comes last.
+    pub(crate) fn keep(
+        folder: &Path,
+        cluster: ClusterId,
+        certificate_pem: &str,
+        key_pem: &str,
+    ) -> Result<Self, LinkError> {
+        write_private(&folder.join("cluster"), &cluster.to_string())?;
+        write_private(&folder.join("ca.crt"), certificate_pem)?;
+        write_private(&folder.join("ca.key"), key_pem)?;
         Self::open(folder)
     }
 
@@ -66,13 +78,20 @@ impl Authority {
             .trim()
             .parse()
             .map_err(|error| LinkError::Certificate(format!("cluster id: {error}")))?;
-        let key = KeyPair::from_pem(&read("ca.key")?).map_err(certificate_error)?;
+        let key_pem = read("ca.key")?;
+        let key = KeyPair::from_pem(&key_pem).map_err(certificate_error)?;
         Ok(Self {
             cluster,
             certificate_pem: read("ca.crt")?,
+            key_pem,
             print: KeyPrint(sha256(&key.subject_public_key_info())),
             issuer: Issuer::new(parameters(cluster), key),
         })
+    }
+
+    /// Its private key, to be handed to another coordinator.
+    pub(crate) fn key_pem(&self) -> &str {
+        &self.key_pem
     }
 
     /// The cluster it signs for.
@@ -146,27 +165,6 @@ fn parameters(cluster: ClusterId) -> CertificateParams {
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params
-}
-
-/// Writes a file that only its owner may read, whole or not at all.
-pub(crate) fn write_private(path: &Path, text: &str) -> Result<(), LinkError> {
-    let partial = path.with_extension("partial");
-    let write = || -> std::io::Result<()> {
-        let mut options = fs::OpenOptions::new();
-        options.write(true).create(true).truncate(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(&partial)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(file_error(path))
-}
-
-pub(crate) fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> LinkError + use<> {
-    let path = path.to_owned();
-    move |source| LinkError::File { path, source }
 }
 
 pub(crate) fn certificate_error(error: rcgen::Error) -> LinkError {

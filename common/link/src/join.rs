@@ -17,13 +17,15 @@ use rustls::crypto::{verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
-use crate::authority::{certificate_error, file_error, write_private};
+use crate::authority::{Authority, certificate_error};
+use crate::commission::Commission;
+use crate::files::{file_error, write_private};
 use crate::endpoint::{Purpose, any_port_toward, connect};
 use crate::identity::Role;
 use crate::membership::Membership;
 use crate::session::{FrameReceiver, FrameSender, closed};
 use crate::token::{JoinToken, sha256};
-use crate::{LinkError, tls};
+use crate::{LinkError, custody, tls};
 
 /// Exporter label: what binds a proof to one TLS session.
 const EXPORTER: &[u8] = b"EXPORTER-pomona-join-1";
@@ -60,14 +62,19 @@ impl Applicant {
     }
 }
 
-/// What joining gave.
-pub struct Joined {
-    /// To be kept.
-    pub membership: Membership,
-    /// Print of the machine's key, whose words an operator compares.
-    pub key: KeyPrint,
-    /// Whether it may serve now; an operator approves it otherwise.
-    pub approved: bool,
+/// What joining gave, to be kept: the token says which.
+pub enum Joined {
+    /// The machine is a node.
+    Node {
+        /// Its place in the cluster.
+        membership: Membership,
+        /// Print of the machine's key, whose words an operator compares.
+        key: KeyPrint,
+        /// Whether it may serve now; an operator approves it otherwise.
+        approved: bool,
+    },
+    /// The machine is a coordinator.
+    Coordinator(Commission),
 }
 
 /// Joins the cluster of `token` at the coordinator that answers at `address`.
@@ -110,7 +117,8 @@ async fn exchange(
         proof: [0; 32],
         signature: Vec::new(),
     };
-    let transcript = transcript(&request, &exporter(connection)?);
+    let exporter = exporter(connection)?;
+    let transcript = transcript(&request, &exporter);
     let proof = hmac::sign(&proof_key(token.verifier()), &transcript);
     request.proof = proof.as_ref().try_into().unwrap_or_default();
     request.signature = key.sign(&transcript).map_err(certificate_error)?;
@@ -136,11 +144,28 @@ async fn exchange(
                 key_pem: key.serialize_pem(),
                 coordinators,
             };
-            Ok(Joined {
+            Ok(Joined::Node {
                 membership,
                 key: print_of(key.der_bytes()),
                 approved,
             })
+        }
+        JoinAnswer::Coordinator {
+            number,
+            sealed_key,
+            mut coordinators,
+        } => {
+            if !coordinators.iter().any(|(_, other)| *other == address) {
+                // Nobody is coordinator 0: the address is what counts.
+                coordinators.push((0, address));
+            }
+            Ok(Joined::Coordinator(Commission {
+                cluster: token.cluster(),
+                number,
+                authority_pem: tls::authority_of(connection, token.authority())?,
+                key_pem: custody::open(sealed_key, token.verifier(), &exporter)?,
+                coordinators,
+            }))
         }
     }
 }
@@ -174,8 +199,10 @@ impl Joining {
                 .map_err(closed)?;
             let (mut send, mut receive) = (FrameSender::new(send), FrameReceiver::new(receive));
             let request: JoinRequest = receive.expect(REQUEST).await?;
+            let exporter = exporter(&self.connection)?;
             let proofs = Proofs {
-                transcript: transcript(&request, &exporter(&self.connection)?),
+                transcript: transcript(&request, &exporter),
+                exporter,
             };
             let answer = decide(request, proofs).await;
             send.send(&answer).await?;
@@ -193,6 +220,7 @@ impl Joining {
 /// What a request's proofs must cover.
 pub struct Proofs {
     transcript: Vec<u8>,
+    exporter: [u8; 32],
 }
 
 impl Proofs {
@@ -202,6 +230,14 @@ impl Proofs {
         let knows = hmac::verify(&proof_key(verifier), &self.transcript, &request.proof).is_ok();
         let key = signature::UnparsedPublicKey::new(&signature::ECDSA_P256_SHA256_ASN1, &request.public_key);
         knows && key.verify(&self.transcript, &request.signature).is_ok()
+    }
+
+    /// The authority's key for a machine whose proofs hold.
+    ///
+    /// # Errors
+    /// It cannot be sealed.
+    pub fn seal(&self, authority: &Authority, verifier: TokenVerifier) -> Result<Vec<u8>, LinkError> {
+        custody::seal(authority.key_pem(), verifier, &self.exporter)
     }
 }
 
@@ -362,6 +398,7 @@ mod tests {
         let hold = |request: &JoinRequest, session: &[u8; 32], verifier| {
             Proofs {
                 transcript: transcript(request, session),
+                exporter: *session,
             }
             .hold(request, verifier)
         };

@@ -3,7 +3,11 @@
 #![forbid(unsafe_code)]
 
 mod authority;
+pub mod commission;
+mod contacts;
+mod custody;
 mod endpoint;
+mod files;
 mod identity;
 pub mod join;
 mod membership;
@@ -14,6 +18,8 @@ mod token;
 use std::path::PathBuf;
 
 pub use authority::Authority;
+pub use commission::Commission;
+pub use contacts::{Contacts, Source};
 pub use endpoint::{Accepted, Endpoint, Incoming, Purpose, any_port_toward};
 pub use identity::{Identity, Peer, Role};
 pub use join::{Joining, Proofs};

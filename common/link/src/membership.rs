@@ -8,7 +8,8 @@ use pomona_common::{ClusterId, NodeId};
 use rcgen::{KeyPair, PublicKeyData};
 
 use crate::LinkError;
-use crate::authority::{certificate_error, file_error, write_private};
+use crate::authority::certificate_error;
+use crate::files::{file_error, read_addresses, write_addresses, write_private};
 use crate::identity::{Identity, Role};
 
 /// One machine's place in one cluster.
@@ -31,17 +32,16 @@ impl Membership {
         let partial = folder.with_extension("partial");
         let _ = fs::remove_dir_all(&partial);
         fs::create_dir_all(&partial).map_err(file_error(&partial))?;
-        let addresses: Vec<String> = self.coordinators.iter().map(SocketAddr::to_string).collect();
         for (name, text) in [
             ("cluster", self.cluster.to_string()),
             ("node", self.node.to_string()),
             ("ca.crt", self.authority_pem.clone()),
             ("node.crt", self.certificate_pem.clone()),
             ("node.key", self.key_pem.clone()),
-            ("coordinators", addresses.join("\n")),
         ] {
             write_private(&partial.join(name), &text)?;
         }
+        write_addresses(&partial.join("coordinators"), &self.coordinators)?;
         sync_folder(&partial)?;
         // The old one steps aside, so that one of the two is there at every moment.
         let old = folder.with_extension("old");
@@ -81,10 +81,7 @@ impl Membership {
             authority_pem: read("ca.crt")?,
             certificate_pem: read("node.crt")?,
             key_pem: read("node.key")?,
-            coordinators: read("coordinators")?
-                .lines()
-                .map(|line| line.trim().parse().map_err(|_| damaged("coordinators")))
-                .collect::<Result<_, _>>()?,
+            coordinators: read_addresses(&folder.join("coordinators"))?,
         }))
     }
 
@@ -105,6 +102,22 @@ impl Membership {
     pub fn renew(&mut self, folder: &Path, certificate_pem: String) -> Result<(), LinkError> {
         self.certificate_pem = certificate_pem;
         write_private(&folder.join("node.crt"), &self.certificate_pem)
+    }
+
+    /// Keeps where coordinators are now, for the next start.
+    ///
+    /// # Errors
+    /// The file cannot be written.
+    pub fn keep_coordinators(
+        &mut self,
+        folder: &Path,
+        coordinators: &[SocketAddr],
+    ) -> Result<(), LinkError> {
+        if self.coordinators == coordinators {
+            return Ok(());
+        }
+        self.coordinators = coordinators.to_vec();
+        write_addresses(&folder.join("coordinators"), coordinators)
     }
 
     /// The node's id, which its certificate names.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pomona_common::join::JoinAnswer;
 use pomona_common::{ClusterId, NodeId, TokenVerifier};
-use pomona_link::join::Applicant;
+use pomona_link::join::{Applicant, Joined};
 use pomona_link::{Accepted, Authority, Endpoint, JoinToken, LinkError, Membership, Purpose, Role, join};
 
 const NODE: NodeId = NodeId::from_bits(7);
@@ -82,7 +82,10 @@ async fn a_machine_with_a_token_becomes_a_member_and_opens_sessions() {
     served.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let place = folder.path().join("membership");
-    membership.unwrap().membership.save(&place).unwrap();
+    let Joined::Node { membership, .. } = membership.unwrap() else {
+        panic!("not a node");
+    };
+    membership.save(&place).unwrap();
     let membership = Membership::open(&place).unwrap().unwrap();
     assert_eq!(membership.coordinators(), [coordinator.address]);
 
