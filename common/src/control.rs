@@ -1,6 +1,8 @@
 //! Messages on the control stream between a node and a coordinator, and the opening message of
 //! every other stream.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelRecord;
@@ -52,6 +54,8 @@ pub enum CoordinatorMessage {
         /// The certificate, PEM.
         certificate: String,
     },
+    /// All coordinators and where they are, after the welcome and whenever it changes.
+    Coordinators(Vec<(u64, SocketAddr)>),
 }
 
 /// First message on a stream that the coordinator opens.

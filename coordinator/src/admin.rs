@@ -1,5 +1,6 @@
 //! The admin API, on a Unix socket whose peer must be the same user.
 
+mod coordinators;
 mod membership;
 
 use std::fs;
@@ -17,7 +18,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pomona_api::Backend;
 use pomona_common::{ModelName, limits};
-use pomona_decide::{Command, Reply};
+use pomona_decide::{ClusterState, Command, Reply};
 use pomona_link::Authority;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -25,6 +26,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::backend::CoordinatorBackend;
+use crate::peers::Peers;
 
 /// Admin connections at once: a few terminals and a dashboard.
 const CONNECTIONS: usize = 32;
@@ -34,6 +36,7 @@ const CONNECTIONS: usize = 32;
 pub(crate) struct Admin {
     pub(crate) backend: Arc<CoordinatorBackend>,
     pub(crate) authority: Arc<Authority>,
+    pub(crate) peers: Peers,
     /// Where nodes dial in.
     pub(crate) quic: SocketAddr,
 }
@@ -54,6 +57,7 @@ pub(crate) fn serve(
         .route("/admin/v1/status", get(status))
         .route("/admin/v1/models/{*name}", delete(remove_model))
         .merge(membership::routes())
+        .merge(coordinators::routes())
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES))
         .with_state(admin);
     tasks.spawn(async move {
@@ -97,7 +101,7 @@ fn reply(status: StatusCode, body: &Value) -> Answer {
 
 async fn status(State(admin): State<Admin>) -> Answer {
     let backend = admin.backend;
-    let (term, applied, leader) = backend.replica.summary();
+    let raft = backend.replica.summary();
     let state = backend.replica.state();
     let state = state.borrow().clone();
     let nodes: Vec<Value> = state
@@ -127,7 +131,11 @@ async fn status(State(admin): State<Admin>) -> Answer {
     let body = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "cluster": state.cluster,
-        "raft": { "term": term, "applied": applied, "leader": leader, "leads": backend.replica.is_leader() },
+        "raft": {
+            "number": backend.replica.number(), "term": raft.term, "applied": raft.applied,
+            "leader": raft.leader, "leads": backend.replica.is_leader(),
+        },
+        "coordinators": coordinators::listed(&backend.replica, &admin.peers),
         "plan": state.plan.id,
         "nodes": nodes,
         "models": state.catalogue.values().collect::<Vec<_>>(),
@@ -145,6 +153,16 @@ async fn remove_model(State(admin): State<Admin>, UrlPath(name): UrlPath<String>
         Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": format!("{error}") })),
     };
     write(&admin, Command::RemoveModel(name)).await
+}
+
+/// The state with everything that was acknowledged anywhere, for answers that decide something.
+async fn current(admin: &Admin) -> Result<Arc<ClusterState>, Answer> {
+    admin.backend.replica.read().await.map_err(|error| {
+        reply(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &json!({ "error": error.to_string() }),
+        )
+    })
 }
 
 /// Commits a command, and says how that went.

@@ -2,10 +2,9 @@
 //! only the committed winner gets a certificate.
 
 use pomona_common::join::{JoinAnswer, JoinRequest};
-use pomona_common::{NodeId, limits};
-use pomona_decide::{Command, Reply};
+use pomona_common::limits;
+use pomona_decide::{Admits, Command, Reply};
 use pomona_link::{Joining, Proofs, join};
-use pomona_raft::Replica;
 use tokio::sync::Semaphore;
 
 use crate::{Reception, now_s};
@@ -20,6 +19,9 @@ pub(crate) async fn serve(joining: Joining, reception: &Reception, joins: &Semap
         match &answer {
             JoinAnswer::Admitted { .. } => {
                 tracing::info!(node = %request.node, token = %request.token, "node joined")
+            }
+            JoinAnswer::Coordinator { number, .. } => {
+                tracing::info!(number, token = %request.token, "coordinator joined")
             }
             JoinAnswer::Refused(why) => {
                 tracing::warn!(node = %request.node, token = %request.token, why, "join refused")
@@ -40,37 +42,50 @@ async fn answer(request: &JoinRequest, proofs: &Proofs, reception: &Reception) -
     if request.name.len() > 4 * limits::NODE_NAME_CHARS {
         return refused("the name is too long");
     }
-    let token = replica.state().borrow().tokens.get(&request.token).cloned();
-    // One text for both: who does not know the secret learns nothing about the token.
-    if !token.is_some_and(|token| proofs.hold(request, token.verifier)) {
-        return refused("this token is not open here: it was used, revoked, has expired, or is damaged");
-    }
-    let certificate = match authority.certify_node(request.node, &request.public_key) {
-        Ok(certificate) => certificate,
+    // The token may have been made, used or revoked at another coordinator a moment ago.
+    let state = match replica.read().await {
+        Ok(state) => state,
         Err(error) => return refused(&error.to_string()),
     };
+    let token = state.tokens.get(&request.token);
+    // One text for both: who does not know the secret learns nothing about the token.
+    let Some(token) = token.filter(|token| proofs.hold(request, token.verifier)) else {
+        return refused("this token is not open here: it was used, revoked, has expired, or is damaged");
+    };
+    let key = join::print_of(&request.public_key);
     let command = Command::ConsumeToken {
         token: request.token,
         node: request.node,
         name: request.name.clone(),
-        key: join::print_of(&request.public_key),
+        key,
         approved: !reception.approve_manually,
         now_s: now_s(),
     };
     match replica.write(command).await {
         // Unchanged: the answer to an earlier try of the same machine was lost.
-        Ok(Reply::Done | Reply::Unchanged) => JoinAnswer::Admitted {
-            certificate,
-            coordinators: Vec::new(),
-            approved: is_approved(replica, request.node),
-        },
-        Ok(Reply::Refused(why)) => JoinAnswer::Refused(why),
-        Err(error) => JoinAnswer::Refused(format!("the cluster cannot write now, try again: {error}")),
+        Ok(Reply::Done | Reply::Unchanged) => {}
+        Ok(Reply::Refused(why)) => return JoinAnswer::Refused(why),
+        Err(error) => return refused(&format!("the cluster cannot write now, try again: {error}")),
     }
-}
-
-fn is_approved(replica: &Replica, node: NodeId) -> bool {
-    let state = replica.state();
-    let state = state.borrow();
-    state.nodes.get(&node).is_some_and(|record| record.approved)
+    let state = replica.state().borrow().clone();
+    let answer = match token.admits {
+        Admits::Node(_) => authority
+            .certify_node(request.node, &request.public_key)
+            .map(|certificate| JoinAnswer::Admitted {
+                certificate,
+                coordinators: state.coordinator_addresses().into_iter().map(|(_, at)| at).collect(),
+                approved: state.nodes.get(&request.node).is_some_and(|record| record.approved),
+            }),
+        Admits::Coordinator => proofs
+            .seal(authority, token.verifier)
+            .map(|sealed_key| match state.coordinator_joined_as((request.node, key)) {
+                Some(number) => JoinAnswer::Coordinator {
+                    number,
+                    sealed_key,
+                    coordinators: state.coordinator_addresses(),
+                },
+                None => JoinAnswer::Refused("this coordinator was removed again".into()),
+            }),
+    };
+    answer.unwrap_or_else(|error| refused(&error.to_string()))
 }

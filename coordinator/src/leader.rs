@@ -17,10 +17,9 @@ const PERIOD: Duration = Duration::from_millis(500);
 
 /// Runs until the stop. On a coordinator that does not lead it only waits.
 pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
-    let mut counted: BTreeMap<NodeId, u64> = BTreeMap::new();
     loop {
         if replica.is_leader()
-            && let Err(error) = lead(&replica, &sessions, &mut counted).await
+            && let Err(error) = lead(&replica, &sessions).await
         {
             tracing::warn!(%error, "leader's round failed");
         }
@@ -32,11 +31,7 @@ pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: Cancell
     }
 }
 
-async fn lead(
-    replica: &Replica,
-    sessions: &Sessions,
-    counted: &mut BTreeMap<NodeId, u64>,
-) -> Result<(), RaftError> {
+async fn lead(replica: &Replica, sessions: &Sessions) -> Result<(), RaftError> {
     let now_s = now_s();
     let nodes = sessions.all();
     let state = replica.state();
@@ -53,15 +48,17 @@ async fn lead(
         let Some((_, report)) = connected.report() else {
             continue;
         };
-        let kills = report.engine_kills;
-        // At first sight nobody knows which of its kills were recorded: it counts from here.
-        let before = counted.entry(*id).or_insert(kills);
-        while *before < kills {
-            *before += 1;
-            commit(replica, Command::RecordKill { node: *id, now_s }).await?;
+        let (instance, total) = (connected.instance, report.engine_kills);
+        let counted = state.borrow().nodes.get(id).map(|record| record.kills_counted);
+        if total > 0 && counted != Some((instance, total)) {
+            let command = Command::RecordKills {
+                node: *id,
+                instance,
+                total,
+                now_s,
+            };
+            commit(replica, command).await?;
         }
-        // A restarted node counts from zero again.
-        *before = kills;
     }
     let inventory = inventory(&nodes);
     let outcome = plan(&state.borrow(), &inventory);

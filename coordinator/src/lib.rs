@@ -2,18 +2,21 @@
 //! while it leads, and serves the cluster's `/v1` with or without a leader.
 #![forbid(unsafe_code)]
 
+mod address;
 mod admin;
 mod backend;
 mod dispatch;
 mod joining;
 mod leader;
+mod members;
+mod peers;
 mod raft_link;
 mod sessions;
 
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,7 +24,7 @@ use pomona_api::HttpServer;
 use pomona_cluster_config::Config;
 use pomona_common::{ClusterId, limits};
 use pomona_decide::Command;
-use pomona_link::{Accepted, Authority, Endpoint, LinkError, Purpose, Role, Session};
+use pomona_link::{Accepted, Authority, Endpoint, LinkError, Purpose, Role, Session, commission};
 use pomona_raft::{RaftError, Replica, ReplicaConfig};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -29,13 +32,16 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use backend::CoordinatorBackend;
-use raft_link::RaftLink;
+use members::Announcement;
+use peers::Peers;
 use sessions::Sessions;
 
 /// Certificates are replaced at half of their 24 hours.
 const RENEW_AFTER: Duration = Duration::from_secs(12 * 3600);
 /// How often their age is looked at.
 const RENEW_LOOK: Duration = Duration::from_secs(60);
+/// The number of the coordinator that founds a cluster.
+const FOUNDER: u64 = 1;
 /// A cluster of one elects itself within the election timeout; longer means trouble.
 const ELECTION: Duration = Duration::from_secs(10);
 
@@ -71,7 +77,7 @@ pub enum CoordinatorError {
 /// A running coordinator.
 pub struct Coordinator {
     replica: Replica,
-    http: HttpServer,
+    http: Option<HttpServer>,
     endpoint: Arc<Endpoint>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -83,24 +89,47 @@ pub struct Coordinator {
 /// # Errors
 /// The files cannot be read or written.
 pub fn open_authority(config: &Config, new_cluster: ClusterId) -> Result<Arc<Authority>, LinkError> {
-    Ok(Arc::new(Authority::open_or_create(
-        &config.state.join("cluster"),
-        new_cluster,
-    )?))
+    let authority = Authority::open_or_create(&authority_folder(config), new_cluster)?;
+    Ok(Arc::new(authority))
+}
+
+/// Where a coordinator keeps authority and number.
+pub fn authority_folder(config: &Config) -> PathBuf {
+    config.state.join("cluster")
+}
+
+fn state_error(path: &Path) -> impl FnOnce(io::Error) -> CoordinatorError + use<> {
+    let path = path.to_owned();
+    move |source| CoordinatorError::State { path, source }
+}
+
+/// One that is alone leads within an election; one of several has nobody to wait for.
+async fn await_own_election(replica: &Replica, authority: &Authority) -> Result<(), CoordinatorError> {
+    if !replica.members().voters.iter().eq([&replica.number()]) {
+        return Ok(());
+    }
+    if !replica.wait_for_leader(ELECTION).await {
+        return Err(RaftError::Stopped("no leader was elected".into()).into());
+    }
+    replica.write(Command::Found(authority.cluster())).await?;
+    Ok(())
 }
 
 impl Coordinator {
-    /// Starts everything and waits until a leader is known.
+    /// Starts everything. One that is alone in its cluster leads when this comes back; one of
+    /// several serves from what it knows, with or without a leader. `machine` is what people call
+    /// this machine, and whether it is carried about.
     ///
     /// # Errors
     /// A port is taken, or the state cannot be opened.
-    pub async fn start(config: &Config, authority: Arc<Authority>) -> Result<Self, CoordinatorError> {
-        const NUMBER: u64 = 1;
+    pub async fn start(
+        config: &Config,
+        authority: Arc<Authority>,
+        machine: (String, bool),
+    ) -> Result<Self, CoordinatorError> {
+        let cluster_folder = authority_folder(config);
+        let number = commission::read_number(&cluster_folder)?;
         let folder = config.state.join("coordinator");
-        let state_error = |path: &PathBuf| {
-            let path = path.clone();
-            move |source| CoordinatorError::State { path, source }
-        };
         fs::create_dir_all(&folder).map_err(state_error(&folder))?;
         let listener = TcpListener::bind(config.coordinator_http)
             .await
@@ -108,58 +137,77 @@ impl Coordinator {
                 address: config.coordinator_http,
                 source,
             })?;
-        let identity = authority.issue(Role::Coordinator(NUMBER))?;
+        let id = number.unwrap_or(FOUNDER);
+        let identity = authority.issue(Role::Coordinator(id))?;
         let endpoint = Arc::new(Endpoint::server(config.quic, identity)?);
-        let replica_config = ReplicaConfig {
-            id: NUMBER,
-            address: endpoint.local_address()?.to_string(),
-            folder,
+        let mut known = config.coordinators.clone();
+        known.extend(commission::read_coordinators(&cluster_folder)?);
+        let peers = Peers::new(id, endpoint.clone(), &known);
+        let replica = Replica::start(ReplicaConfig { id, folder }, peers.clone()).await?;
+        if number.is_none() {
+            replica.found().await?;
+            commission::write_number(&cluster_folder, FOUNDER)?;
+        }
+        await_own_election(&replica, &authority).await?;
+        let mut this = Self {
+            replica,
+            http: None,
+            endpoint,
+            tasks: JoinSet::new(),
+            stop: CancellationToken::new(),
+            socket: config.state.join("admin.sock"),
         };
-        let replica = Replica::start(replica_config, RaftLink::new(endpoint.clone())).await?;
-        replica.found().await?;
-        if !replica.wait_for_leader(ELECTION).await {
-            return Err(RaftError::Stopped("no leader was elected".into()).into());
-        }
-        if replica.is_leader() {
-            replica.write(Command::Found(authority.cluster())).await?;
-        }
-        let stop = CancellationToken::new();
-        let mut tasks = JoinSet::new();
+        let (name, laptop) = machine;
+        let listens = this.endpoint.local_address()?;
+        let announcement = Announcement { name, laptop, listens };
+        this.spawn_tasks(config, authority, peers, announcement, listener)?;
+        tracing::info!(number = id, http = %config.coordinator_http, quic = %listens, "coordinator is up");
+        Ok(this)
+    }
+
+    fn spawn_tasks(
+        &mut self,
+        config: &Config,
+        authority: Arc<Authority>,
+        peers: Peers,
+        announcement: Announcement,
+        listener: TcpListener,
+    ) -> Result<(), CoordinatorError> {
+        let (replica, stop) = (&self.replica, &self.stop);
+        let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
         let reception = Reception {
-            endpoint: endpoint.clone(),
+            endpoint: self.endpoint.clone(),
             sessions: sessions.clone(),
+            peers: peers.clone(),
             replica: replica.clone(),
             authority: authority.clone(),
             approve_manually: config.approve_manually,
         };
         tasks.spawn(reception.run(stop.clone()));
+        tasks.spawn(peers.clone().run(replica.clone(), stop.clone()));
+        let own = announcement.clone();
+        tasks.spawn(members::announce(replica.clone(), own, peers.clone(), stop.clone()));
+        tasks.spawn(members::follow_records(replica.clone(), stop.clone()));
         tasks.spawn(leader::run(replica.clone(), sessions.clone(), stop.clone()));
-        tasks.spawn(renew(endpoint.clone(), authority.clone(), stop.clone()));
+        let endpoint = self.endpoint.clone();
+        tasks.spawn(renew(endpoint, authority.clone(), replica.number(), stop.clone()));
         let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions));
-        let router = pomona_api::router(backend.clone());
-        let http = HttpServer::start(listener, router);
-        let socket = config.state.join("admin.sock");
+        self.http = Some(HttpServer::start(listener, pomona_api::router(backend.clone())));
         let admin = admin::Admin {
             backend,
             authority,
-            quic: endpoint.local_address()?,
+            peers,
+            quic: announcement.listens,
         };
-        admin::serve(&socket, admin, &mut tasks, stop.clone()).map_err(state_error(&socket))?;
-        tracing::info!(http = %config.coordinator_http, quic = %config.quic, "coordinator is up");
-        Ok(Self {
-            replica,
-            http,
-            endpoint,
-            tasks,
-            stop,
-            socket,
-        })
+        admin::serve(&self.socket, admin, tasks, stop.clone()).map_err(state_error(&self.socket))
     }
 
     /// Accepts no more requests over HTTP, and lets the running answers finish for a moment.
     pub async fn drain(&mut self) {
-        self.http.stop().await;
+        if let Some(http) = &mut self.http {
+            http.stop().await;
+        }
     }
 
     /// Ends the coordinator; what was acknowledged is on disk.
@@ -182,6 +230,7 @@ impl Coordinator {
 struct Reception {
     endpoint: Arc<Endpoint>,
     sessions: Arc<Sessions>,
+    peers: Peers,
     replica: Replica,
     authority: Arc<Authority>,
     approve_manually: bool,
@@ -220,7 +269,7 @@ impl Reception {
                 let (replica, authority) = (self.replica.clone(), self.authority.clone());
                 self.sessions.serve(session, replica, &authority).await;
             }
-            Purpose::Raft => raft_link::serve(session, self.replica.clone()).await,
+            Purpose::Raft => self.peers.serve(session, &self.replica).await,
             Purpose::Join => {}
         }
     }
@@ -234,7 +283,7 @@ pub(crate) fn now_s() -> u64 {
 }
 
 /// Renews by the wall clock: a timer would not count the time that the machine slept.
-async fn renew(endpoint: Arc<Endpoint>, authority: Arc<Authority>, stop: CancellationToken) {
+async fn renew(endpoint: Arc<Endpoint>, authority: Arc<Authority>, number: u64, stop: CancellationToken) {
     let mut renewed = SystemTime::now();
     loop {
         tokio::select! {
@@ -246,7 +295,7 @@ async fn renew(endpoint: Arc<Endpoint>, authority: Arc<Authority>, stop: Cancell
             continue;
         }
         let outcome = authority
-            .issue(Role::Coordinator(1))
+            .issue(Role::Coordinator(number))
             .and_then(|identity| endpoint.renew(identity));
         match outcome {
             Ok(()) => renewed = SystemTime::now(),

@@ -1,15 +1,12 @@
-//! Raft's messages over QUIC: one stream a call, on a connection of its own per peer.
+//! Calls between coordinators over QUIC: one stream a call, on a connection of its own per peer.
+//!
+//! A call is its kind as one byte and its body; the answer is what comes back on the stream.
 
-use std::collections::BTreeMap;
-use std::io;
-use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_common::limits;
-use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, Session};
-use pomona_raft::{Replica, RpcKind, Transport};
-use tokio::sync::Mutex;
+use pomona_link::{FrameReceiver, FrameSender, LinkError, Session};
+use pomona_raft::{Replica, RpcKind};
 use tokio::task::JoinSet;
 
 /// A call is answered within this time, snapshots included.
@@ -17,63 +14,22 @@ const CALL: Duration = Duration::from_secs(5);
 /// Longest message: a chunk of a snapshot, or a batch of log entries.
 const MESSAGE: usize = limits::RAFT_SNAPSHOT_BYTES;
 
-/// Dials other coordinators and keeps one session with each.
-#[derive(Clone)]
-pub(crate) struct RaftLink {
-    endpoint: Arc<Endpoint>,
-    sessions: Arc<Mutex<BTreeMap<String, Session>>>,
-}
-
-impl RaftLink {
-    pub(crate) fn new(endpoint: Arc<Endpoint>) -> Self {
-        Self {
-            endpoint,
-            sessions: Arc::default(),
-        }
-    }
-
-    async fn session(&self, address: &str) -> Result<Session, LinkError> {
-        let mut sessions = self.sessions.lock().await;
-        if let Some(session) = sessions.get(address) {
-            return Ok(session.clone());
-        }
-        let socket: SocketAddr = address
-            .parse()
-            .map_err(|_| LinkError::Closed(format!("`{address}` is not an address")))?;
-        let session = self.endpoint.dial(socket, Purpose::Raft).await?;
-        sessions.insert(address.to_owned(), session.clone());
-        Ok(session)
-    }
-
-    async fn exchange(&self, address: &str, kind: RpcKind, body: &[u8]) -> Result<Vec<u8>, LinkError> {
-        let session = self.session(address).await?;
+/// Calls the coordinator at the other end.
+pub(crate) async fn call(session: &Session, kind: RpcKind, body: &[u8]) -> Result<Vec<u8>, LinkError> {
+    let exchange = async {
         let (mut send, mut receive) = session.open().await?;
         send.send_bytes(&[code(kind)]).await?;
         send.send_bytes(body).await?;
         send.finish();
         receive.rest(MESSAGE).await
-    }
-}
-
-impl Transport for RaftLink {
-    async fn call(&self, address: String, kind: RpcKind, body: Vec<u8>) -> io::Result<Vec<u8>> {
-        let exchanged = tokio::time::timeout(CALL, self.exchange(&address, kind, &body)).await;
-        match exchanged {
-            Ok(Ok(answer)) => Ok(answer),
-            failed => {
-                // The next call dials again.
-                self.sessions.lock().await.remove(&address);
-                Err(match failed {
-                    Ok(Err(error)) => io::Error::other(error),
-                    _ => io::Error::from(io::ErrorKind::TimedOut),
-                })
-            }
-        }
-    }
+    };
+    tokio::time::timeout(CALL, exchange)
+        .await
+        .map_err(|_| LinkError::Deadline(CALL))?
 }
 
 /// Answers the calls of another coordinator until its session ends.
-pub(crate) async fn serve(session: Session, replica: Replica) {
+pub(crate) async fn serve(session: &Session, replica: &Replica) {
     let mut calls = JoinSet::new();
     loop {
         tokio::select! {
@@ -103,10 +59,16 @@ async fn answer(
         .map_err(|_| LinkError::Deadline(CALL))??;
     let bad = || LinkError::Closed("not a raft message".into());
     let (first, body) = message.split_first().ok_or_else(bad)?;
-    let kind = [RpcKind::Append, RpcKind::Vote, RpcKind::Snapshot]
-        .into_iter()
-        .find(|kind| code(*kind) == *first)
-        .ok_or_else(bad)?;
+    let kind = [
+        RpcKind::Append,
+        RpcKind::Vote,
+        RpcKind::Snapshot,
+        RpcKind::Write,
+        RpcKind::ReadIndex,
+    ]
+    .into_iter()
+    .find(|kind| code(*kind) == *first)
+    .ok_or_else(bad)?;
     let answer = replica
         .serve(kind, body)
         .await
@@ -121,5 +83,7 @@ const fn code(kind: RpcKind) -> u8 {
         RpcKind::Append => 1,
         RpcKind::Vote => 2,
         RpcKind::Snapshot => 3,
+        RpcKind::Write => 4,
+        RpcKind::ReadIndex => 5,
     }
 }

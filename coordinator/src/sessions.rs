@@ -24,7 +24,7 @@ pub(crate) struct Connected {
     pub(crate) name: String,
     pub(crate) version: String,
     /// Drawn by its process.
-    instance: u64,
+    pub(crate) instance: u64,
     pub(crate) since: Instant,
     /// Requests of this coordinator that run there.
     pub(crate) in_flight: AtomicU32,
@@ -150,8 +150,16 @@ impl Sessions {
         let _guard = self.register(id, connected.clone())?;
         tracing::info!(node = %id, name = connected.name, "node connected");
         let mut sent_generation = None;
+        let mut sent_coordinators = Vec::new();
         loop {
-            let target = state.borrow_and_update().plan.nodes.get(&id).cloned();
+            let (target, coordinators) = {
+                let state = state.borrow_and_update();
+                (state.plan.nodes.get(&id).cloned(), state.coordinator_addresses())
+            };
+            if coordinators != sent_coordinators {
+                sent_coordinators.clone_from(&coordinators);
+                send.send(&CoordinatorMessage::Coordinators(coordinators)).await?;
+            }
             if let Some(target) = target
                 && sent_generation != Some(target.generation)
             {
@@ -164,8 +172,14 @@ impl Sessions {
                         if join::print_of(&public_key) != key {
                             return Err(LinkError::Refused("a certificate is renewed for the same key".into()));
                         }
-                        let certificate = authority.certify_node(id, &public_key)?;
-                        send.send(&CoordinatorMessage::Renewed { certificate }).await?;
+                        // Cut off from the others, nobody here knows whether it was revoked.
+                        match replica.read().await {
+                            Ok(_) => {
+                                let certificate = authority.certify_node(id, &public_key)?;
+                                send.send(&CoordinatorMessage::Renewed { certificate }).await?;
+                            }
+                            Err(error) => tracing::warn!(node = %id, %error, "certificate not renewed"),
+                        }
                     }
                     Some(message) => self.on_message(&connected, message),
                     None => return Ok(()),

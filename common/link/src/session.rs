@@ -38,6 +38,16 @@ impl Session {
         self.peer
     }
 
+    /// Where the other end is now.
+    pub fn remote_address(&self) -> std::net::SocketAddr {
+        self.connection.remote_address()
+    }
+
+    /// What tells this session from every other one of the process.
+    pub fn stable_id(&self) -> usize {
+        self.connection.stable_id()
+    }
+
     /// What it is for.
     pub fn purpose(&self) -> Purpose {
         self.purpose

@@ -48,16 +48,27 @@ pub enum MemberChange {
 /// A learner that is behind by no more than this may vote: it catches up within a heartbeat.
 const CAUGHT_UP: u64 = 16;
 
-/// The next step, and why; `None` when there is nothing to do. One that votes and is no longer
-/// known goes first, so that a coordinator lost for good cannot hold up a quorum for longer than
-/// it must.
+/// The next step, and why; `None` when there is nothing to do. A vote of one that is no longer
+/// known is taken first, so that a coordinator lost for good holds up a quorum no longer than it
+/// must; the last voter goes once somebody who has caught up can take its place.
 pub fn next_member_change(
     records: &BTreeMap<u64, CoordinatorRecord>,
     members: &Members,
 ) -> Option<(MemberChange, &'static str)> {
     let known: BTreeSet<u64> = members.voters.iter().copied().filter(|n| records.contains_key(n)).collect();
+    let ready: Vec<u64> = members
+        .learners
+        .iter()
+        .filter(|(n, behind)| records.contains_key(n) && behind.is_some_and(|behind| behind <= CAUGHT_UP))
+        .map(|(n, _)| *n)
+        .collect();
     if known != members.voters && !known.is_empty() {
         return Some((MemberChange::SetVoters(known), "a voter was removed from the cluster"));
+    }
+    if known.is_empty() {
+        let others = odd_addition(0, ready.len())?;
+        let voters = ready.into_iter().take(others).collect();
+        return Some((MemberChange::SetVoters(voters), "the last voter was removed, and they take its place"));
     }
     if let Some(gone) = members.learners.keys().find(|n| !records.contains_key(n)) {
         return Some((MemberChange::RemoveLearner(*gone), "it was removed from the cluster"));
@@ -67,19 +78,17 @@ pub fn next_member_change(
     if let Some((new, _)) = reachable.clone().find(|(n, _)| !is_member(n)) {
         return Some((MemberChange::AddLearner(*new), "it has joined and said where it is"));
     }
-    let ready: Vec<u64> = members
-        .learners
-        .iter()
-        .filter(|(_, behind)| behind.is_some_and(|behind| behind <= CAUGHT_UP))
-        .map(|(n, _)| *n)
-        .collect();
-    // An even number tolerates no more failures than the odd one below it, and loses its quorum
-    // more easily: a pair is promoted at once, or one that makes the number odd.
-    let wanted = (1..=ready.len())
-        .rev()
-        .find(|more| (members.voters.len() + more) % 2 == 1 && members.voters.len() + more <= limits::COORDINATORS)?;
-    let voters = members.voters.iter().copied().chain(ready.into_iter().take(wanted)).collect();
+    let more = odd_addition(members.voters.len(), ready.len())?;
+    let voters = members.voters.iter().copied().chain(ready.into_iter().take(more)).collect();
     Some((MemberChange::SetVoters(voters), "they have caught up and make the number of voters odd"))
+}
+
+/// How many of those who are ready join the voters. An even number tolerates no more failures
+/// than the odd one below it, and loses its quorum more easily: a pair is promoted at once, or
+/// one that makes the number odd.
+fn odd_addition(voters: usize, ready: usize) -> Option<usize> {
+    let fits = |more: &usize| (voters + more) % 2 == 1 && voters + more <= limits::COORDINATORS;
+    (1..=ready).rev().find(fits)
 }
 
 pub(crate) fn announce(state: &mut ClusterState, number: u64, name: &str, laptop: bool, address: SocketAddr) -> Reply {
@@ -182,6 +191,7 @@ mod tests {
                 members.learners.insert(*n, Some(0));
             }
             MemberChange::SetVoters(voters) => {
+                // Who loses its vote is no member any more.
                 members.learners.retain(|n, _| !voters.contains(n));
                 members.voters.clone_from(voters);
             }
@@ -219,6 +229,19 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_moves_off_its_first_coordinator() {
+        let mut members = Members {
+            voters: [1].into(),
+            learners: [(2, None)].into(),
+        };
+        assert_eq!(next_member_change(&records([2]), &members), None, "nobody has its state");
+        members.learners.insert(2, Some(0));
+        settle(&records([2]), &mut members);
+        assert_eq!(members.voters, [2].into());
+        assert!(members.learners.is_empty());
+    }
+
+    #[test]
     fn a_learner_that_is_behind_does_not_vote() {
         let members = Members {
             voters: [1].into(),
@@ -236,10 +259,11 @@ mod tests {
         ) {
             let mut members = Members { voters: [wanted[0].first().copied().unwrap_or(1)].into(), ..Members::default() };
             let mut records = records(wanted[0].clone());
-            for numbers in wanted {
-                // As `remove` does: never the last voter that is known.
-                let kept = members.voters.iter().copied().find(|n| records.contains_key(n));
-                let numbers: BTreeSet<u64> = numbers.into_iter().chain(kept).collect();
+            for mut numbers in wanted {
+                if numbers.is_disjoint(&members.voters) && numbers.iter().all(|n| !records.contains_key(n)) {
+                    // As `remove` does: somebody who knows the state stays.
+                    numbers.extend(members.voters.first());
+                }
                 records = self::records(numbers.clone());
                 let before = members.voters.clone();
                 settle(&records, &mut members);

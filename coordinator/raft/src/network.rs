@@ -50,6 +50,9 @@ pub enum CallError {
 
 /// Carries one call to another coordinator and brings its answer. Must have a deadline.
 pub trait Transport: Clone + Send + Sync + 'static {
+    /// The coordinators that there are sessions with.
+    fn peers(&self) -> Vec<u64>;
+
     /// Calls the coordinator with this number.
     fn call(
         &self,
@@ -63,18 +66,35 @@ type Answer = Pin<Box<dyn Future<Output = Result<Vec<u8>, CallError>> + Send>>;
 
 /// A transport without its type.
 #[derive(Clone)]
-pub(crate) struct Caller(Arc<dyn Fn(u64, RpcKind, Vec<u8>) -> Answer + Send + Sync>);
+pub(crate) struct Caller(Arc<dyn Calls>);
+
+trait Calls: Send + Sync {
+    fn peers(&self) -> Vec<u64>;
+    fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Answer;
+}
+
+impl<T: Transport> Calls for T {
+    fn peers(&self) -> Vec<u64> {
+        Transport::peers(self)
+    }
+
+    fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Answer {
+        let transport = self.clone();
+        Box::pin(async move { Transport::call(&transport, peer, kind, body).await })
+    }
+}
 
 impl Caller {
     pub(crate) fn new(transport: impl Transport) -> Self {
-        Self(Arc::new(move |peer, kind, body| {
-            let transport = transport.clone();
-            Box::pin(async move { transport.call(peer, kind, body).await })
-        }))
+        Self(Arc::new(transport))
+    }
+
+    pub(crate) fn peers(&self) -> Vec<u64> {
+        self.0.peers()
     }
 
     pub(crate) fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Answer {
-        (self.0)(peer, kind, body)
+        self.0.call(peer, kind, body)
     }
 }
 

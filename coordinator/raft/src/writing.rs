@@ -123,7 +123,7 @@ impl Replica {
         let mut sent = false;
         loop {
             let told = match self.leader() {
-                None => Told::NotLeader,
+                None => self.ask_around(kind, body).await,
                 Some(own) if own == self.config.id => in_time(here()).await,
                 Some(other) => {
                     let asked = in_time(self.ask(other, kind, body));
@@ -156,6 +156,17 @@ impl Replica {
             Err(CallError::NotConnected) => Told::NotLeader,
             Err(CallError::Unanswered(error)) => Told::Failed(error.to_string()),
         }
+    }
+
+    /// Who has just joined hears of no leader until the leader hears of it.
+    async fn ask_around<T: for<'a> Deserialize<'a>>(&self, kind: RpcKind, body: &[u8]) -> Told<T> {
+        for peer in self.caller.peers() {
+            match in_time(self.ask(peer, kind, body)).await {
+                Told::NotLeader => {}
+                told => return told,
+            }
+        }
+        Told::NotLeader
     }
 
     async fn leader_other_than(&self, leader: u64) {

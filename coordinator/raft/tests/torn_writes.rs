@@ -165,6 +165,10 @@ fn whole(operation: &Operation) -> usize {
 struct Alone;
 
 impl Transport for Alone {
+    fn peers(&self) -> Vec<u64> {
+        Vec::new()
+    }
+
     async fn call(&self, _: u64, _: RpcKind, _: Vec<u8>) -> Result<Vec<u8>, CallError> {
         Err(CallError::NotConnected)
     }

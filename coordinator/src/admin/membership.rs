@@ -1,6 +1,5 @@
 //! Tokens and nodes: who may come in, and who is shut out.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use axum::Router;
@@ -9,12 +8,13 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use pomona_common::{MachineRole, NodeId, TokenId, limits};
-use pomona_decide::{ClusterState, Command, NodeRecord, Reply, TokenRecord};
+use pomona_decide::{Admits, ClusterState, Command, NodeRecord, TokenRecord};
 use pomona_link::JoinToken;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, reply, write};
+use super::{Admin, Answer, current, reply, write};
+use crate::address::reachable;
 use crate::now_s;
 
 /// The paths below `/admin/v1`.
@@ -43,19 +43,17 @@ async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
         Ok(wanted) => wanted,
         Err(error) => return bad(error.to_string()),
     };
-    let role = match wanted.role.map(|role| role.parse::<MachineRole>()).transpose() {
-        Ok(role) => role.unwrap_or_default(),
-        Err(error) => return bad(error.to_string()),
+    let admits = match wanted.role.as_deref() {
+        None => Admits::Node(MachineRole::default()),
+        Some("coordinator") => Admits::Coordinator,
+        Some(role) => match role.parse() {
+            Ok(role) => Admits::Node(role),
+            Err(error) => return bad(error.to_string()),
+        },
     };
     let life = wanted.ttl_s.map_or(limits::TOKEN_LIFE, Duration::from_secs);
     if life.is_zero() || life > limits::TOKEN_LIFE_MAX {
         return bad("a token lives for 1 second to 24 hours".into());
-    }
-    if wanted.name.chars().count() > limits::NODE_NAME_CHARS {
-        return bad(format!(
-            "a name has at most {} characters",
-            limits::NODE_NAME_CHARS
-        ));
     }
     let token = match JoinToken::draw(admin.authority.cluster(), admin.authority.print()) {
         Ok(token) => token,
@@ -69,7 +67,7 @@ async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
     let now_s = now_s();
     let record = TokenRecord {
         verifier: token.verifier(),
-        role,
+        admits,
         name: wanted.name,
         expires_s: now_s + life.as_secs(),
         used_by: None,
@@ -79,32 +77,28 @@ async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
         token: record.clone(),
         now_s,
     };
-    match admin.backend.replica.write(command).await {
-        Ok(Reply::Done) => {
-            let mut shown = token_json(token.id(), &record);
-            // The only time that it is shown: the cluster keeps a hash.
-            shown["token"] = token.to_string().into();
-            shown["coordinator"] = reachable(admin.quic).to_string().into();
-            reply(StatusCode::OK, &shown)
-        }
-        Ok(Reply::Unchanged) => reply(StatusCode::CONFLICT, &json!({ "error": "this token exists" })),
-        Ok(Reply::Refused(why)) => reply(StatusCode::CONFLICT, &json!({ "error": why })),
-        Err(error) => reply(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &json!({ "error": error.to_string() }),
-        ),
+    let (status, head, body) = write(&admin, command).await;
+    if status != StatusCode::OK {
+        return (status, head, body);
     }
+    let mut shown = token_json(token.id(), &record);
+    // The only time that it is shown: the cluster keeps a hash.
+    shown["token"] = token.to_string().into();
+    shown["coordinator"] = reachable(admin.quic, admin.peers.some_peer()).to_string().into();
+    reply(StatusCode::OK, &shown)
 }
 
 fn token_json(id: TokenId, token: &TokenRecord) -> Value {
-    json!({ "id": id, "role": token.role, "name": token.name, "expires_s": token.expires_s })
+    json!({ "id": id, "role": token.admits.to_string(), "name": token.name, "expires_s": token.expires_s })
 }
 
 async fn tokens(State(admin): State<Admin>) -> Answer {
-    let state = admin.backend.replica.state();
+    let state = match current(&admin).await {
+        Ok(state) => state,
+        Err(answer) => return answer,
+    };
     let now_s = now_s();
     let open: Vec<Value> = state
-        .borrow()
         .tokens
         .iter()
         .filter(|(_, token)| token.expires_s > now_s && token.used_by.is_none())
@@ -121,19 +115,22 @@ async fn revoke_token(State(admin): State<Admin>, UrlPath(id): UrlPath<String>) 
 }
 
 async fn revoke_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
-    match find(&admin, &node) {
+    match find(&admin, &node).await {
         Ok(node) => write(&admin, Command::RevokeNode { node, now_s: now_s() }).await,
         Err(answer) => answer,
     }
 }
 
 async fn show_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
-    let id = match find(&admin, &node) {
-        Ok(id) => id,
+    let state = match current(&admin).await {
+        Ok(state) => state,
         Err(answer) => return answer,
     };
-    let state = admin.backend.replica.state();
-    let record = state.borrow().nodes.get(&id).cloned().unwrap_or_default();
+    let id = match named(&state, &node) {
+        Ok(id) => id,
+        Err(why) => return reply(StatusCode::NOT_FOUND, &json!({ "error": why })),
+    };
+    let record = state.nodes.get(&id).cloned().unwrap_or_default();
     let words = record.key.map(|key| key.words());
     let shown = json!({
         "id": id, "name": record.name, "role": record.role, "approved": record.approved, "words": words,
@@ -142,7 +139,7 @@ async fn show_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -
 }
 
 async fn approve_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
-    match find(&admin, &node) {
+    match find(&admin, &node).await {
         Ok(node) => write(&admin, Command::ApproveNode(node)).await,
         Err(answer) => answer,
     }
@@ -159,7 +156,7 @@ async fn rename_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>,
         Ok(change) => change,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": error.to_string() })),
     };
-    match find(&admin, &node) {
+    match find(&admin, &node).await {
         Ok(node) => {
             write(
                 &admin,
@@ -174,10 +171,9 @@ async fn rename_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>,
     }
 }
 
-fn find(admin: &Admin, text: &str) -> Result<NodeId, Answer> {
-    let state = admin.backend.replica.state();
-    let found = named(&state.borrow(), text);
-    found.map_err(|why| reply(StatusCode::NOT_FOUND, &json!({ "error": why })))
+async fn find(admin: &Admin, text: &str) -> Result<NodeId, Answer> {
+    let state = current(admin).await?;
+    named(&state, text).map_err(|why| reply(StatusCode::NOT_FOUND, &json!({ "error": why })))
 }
 
 /// A node by its id, its name, or the beginning of its id that a table shows. Nodes choose their
@@ -195,19 +191,6 @@ fn named(state: &ClusterState, text: &str) -> Result<NodeId, String> {
         (Some(_), Some(_)) => Err(format!("`{text}` may mean several nodes; give the whole id")),
         (None, _) => Err(format!("no node `{text}`; see `pomona nodes`")),
     }
-}
-
-/// An address that other machines can dial: where every interface is listened on, the one that
-/// packets to the outside would leave by. Nothing is sent.
-fn reachable(listens: SocketAddr) -> SocketAddr {
-    if !listens.ip().is_unspecified() {
-        return listens;
-    }
-    let outside = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
-    let local = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))
-        .and_then(|socket| socket.connect(outside).and_then(|()| socket.local_addr()));
-    let ip = local.map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| address.ip());
-    SocketAddr::new(ip, listens.port())
 }
 
 #[cfg(test)]
