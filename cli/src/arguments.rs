@@ -29,8 +29,14 @@ pub(crate) enum Command {
     /// Make a cluster: its id and its certificate authority. `up` and `coordinator` do it at their
     /// first start as well.
     Init,
-    /// Start a coordinator only.
-    Coordinator,
+    /// Start a coordinator only, or work with the coordinators of the cluster.
+    ///
+    /// Three coordinators go on when one of them is lost, five when two are. Each answers requests
+    /// and takes changes.
+    Coordinator {
+        #[command(subcommand)]
+        command: Option<CoordinatorCommand>,
+    },
     /// Start a node only, or work with the nodes of the cluster.
     ///
     /// Without a subcommand it starts a node, which dials the coordinators of the cluster that it
@@ -44,7 +50,7 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
-    /// Make this machine a node of a cluster; then start it with `pomona node`.
+    /// Make this machine a node of a cluster, or one of its coordinators: the token says which.
     Join {
         /// What `pomona token create` printed.
         token: String,
@@ -119,6 +125,30 @@ pub(crate) enum NodeCommand {
         /// The new name.
         name: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum CoordinatorCommand {
+    /// Make a token that makes one machine a coordinator. It is shown this once.
+    ///
+    /// The machine is given the cluster's authority: whoever has the token can be the cluster.
+    Add {
+        /// How long the token is good for, in minutes.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// What to call the machine; it brings its own name otherwise.
+        #[arg(long, default_value = "")]
+        name: String,
+    },
+    /// List the coordinators: which lead, vote, follow, and are in reach.
+    List,
+    /// Take a coordinator out of the cluster, in reach or not.
+    Remove {
+        /// Its number, as `pomona coordinator list` shows it.
+        number: u64,
+    },
+    /// Take the cluster off this machine: the other coordinators go on without it.
+    Move,
 }
 
 #[derive(Debug, Subcommand)]

@@ -4,6 +4,7 @@
 mod admin;
 mod arguments;
 mod chat;
+mod coordinators;
 mod membership;
 mod models;
 mod progress;
@@ -52,7 +53,10 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
     match arguments.command {
         Command::Up => run::run(config, run::Parts::Both, progress),
         Command::Init => run::init(config, json),
-        Command::Coordinator => run::run(config, run::Parts::Coordinator, progress),
+        Command::Coordinator { command: None } => run::run(config, run::Parts::Coordinator, progress),
+        Command::Coordinator {
+            command: Some(command),
+        } => coordinators::run(config, &command, json),
         Command::Node { command: None } => run::run(config, run::Parts::Node, progress),
         Command::Node {
             command: Some(command),

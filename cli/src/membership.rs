@@ -7,7 +7,8 @@ use anyhow::{Context, bail};
 use hyper::Method;
 use pomona_cluster_config::Config;
 use pomona_link::JoinToken;
-use serde_json::{Value, json};
+use pomona_link::join::Joined;
+use serde_json::json;
 
 use crate::admin::{ask, tell};
 use crate::arguments::{NodeCommand, TokenCommand};
@@ -16,26 +17,10 @@ use crate::tables;
 pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyhow::Result<()> {
     match command {
         TokenCommand::Create { minutes, role, name } => {
-            let wanted = json!({ "ttl_s": minutes.saturating_mul(60), "role": role, "name": name });
-            let made = tell(config, &Method::POST, "/admin/v1/tokens", &wanted)?;
-            if json {
-                tables::print_json(&made);
-                return Ok(());
-            }
-            let text = |field: &str| made[field].as_str().unwrap_or_default().to_owned();
-            tables::say(&format!(
-                "On the new machine, within {minutes} minutes:\n\n  pomona join {} --coordinator {}\n  pomona node\n\n\
-                 The token lets one machine join, as {role}. Whoever has it can be that machine.",
-                text("token"),
-                text("coordinator"),
-            ));
-            let reached = text("coordinator").parse::<SocketAddr>();
-            if reached.is_ok_and(|address| address.ip().is_loopback()) {
-                tables::say(
-                    "\nThis coordinator listens on loopback only. To let other machines in, start it with\n\
-                     POMONA_QUIC=0.0.0.0:7712 (or `quic.listen` in the configuration).",
-                );
-            }
+            let role = role.to_string();
+            let warning =
+                format!("The token lets one machine join, as {role}. Whoever has it can be that machine.");
+            make_token(config, &role, *minutes, name, json, ("pomona node", &warning))?;
         }
         TokenCommand::List => {
             let tokens = ask(config, &Method::GET, "/admin/v1/tokens")?;
@@ -49,6 +34,37 @@ pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyh
             ask(config, &Method::DELETE, &format!("/admin/v1/tokens/{id}"))?;
             tables::say("The token is closed.");
         }
+    }
+    Ok(())
+}
+
+/// Makes a token and says what to type on the new machine: `start` after joining.
+pub(crate) fn make_token(
+    config: &Config,
+    role: &str,
+    minutes: u64,
+    name: &str,
+    json: bool,
+    (start, warning): (&str, &str),
+) -> anyhow::Result<()> {
+    let wanted = json!({ "ttl_s": minutes.saturating_mul(60), "role": role, "name": name });
+    let made = tell(config, &Method::POST, "/admin/v1/tokens", &wanted)?;
+    if json {
+        tables::print_json(&made);
+        return Ok(());
+    }
+    let text = |field: &str| made[field].as_str().unwrap_or_default().to_owned();
+    tables::say(&format!(
+        "On the new machine, within {minutes} minutes:\n\n  pomona join {} --coordinator {}\n  {start}\n\n{warning}",
+        text("token"),
+        text("coordinator"),
+    ));
+    let reached = text("coordinator").parse::<SocketAddr>();
+    if reached.is_ok_and(|address| address.ip().is_loopback()) {
+        tables::say(
+            "\nThis coordinator listens on loopback only. To let other machines in, start it with\n\
+             POMONA_QUIC=0.0.0.0:7712 (or `quic.listen` in the configuration).",
+        );
     }
     Ok(())
 }
@@ -114,28 +130,56 @@ pub(crate) fn join(
     for address in addresses {
         match runtime.block_on(pomona_node::join_cluster(config, &token, address, &name)) {
             Ok(joined) => {
-                let (node, words) = (joined.membership.node(), joined.key.words());
-                if json {
-                    let joined: Value = json!({
-                        "node": node, "cluster": token.cluster(), "coordinator": address,
-                        "approved": joined.approved, "words": words,
-                    });
-                    tables::print_json(&joined);
-                } else {
-                    let place = format!("node {} of cluster {}", node.short(), token.cluster());
-                    tables::say(&format!("This machine is {place}. Start it with `pomona node`."));
-                    if !joined.approved {
-                        tables::say(&format!(
-                            "An operator must approve it first: its key reads {words}."
-                        ));
-                    }
-                }
+                say_joined(config, &joined, &token, address, json);
                 return Ok(());
             }
             Err(error) => failures.push(format!("{:#}", anyhow::Error::from(error))),
         }
     }
     bail!("not joined: {}", failures.join("; "))
+}
+
+fn say_joined(config: &Config, joined: &Joined, token: &JoinToken, at: SocketAddr, json: bool) {
+    let cluster = token.cluster();
+    match joined {
+        Joined::Node {
+            membership,
+            key,
+            approved,
+        } => {
+            let (node, words) = (membership.node(), key.words());
+            if json {
+                tables::print_json(&json!({
+                    "node": node, "cluster": cluster, "coordinator": at, "approved": approved, "words": words,
+                }));
+                return;
+            }
+            let place = format!("node {} of cluster {cluster}", node.short());
+            tables::say(&format!("This machine is {place}. Start it with `pomona node`."));
+            if !approved {
+                tables::say(&format!(
+                    "An operator must approve it first: its key reads {words}."
+                ));
+            }
+        }
+        Joined::Coordinator(commission) => {
+            let number = commission.number();
+            if json {
+                tables::print_json(&json!({ "number": number, "cluster": cluster, "coordinator": at }));
+                return;
+            }
+            tables::say(&format!(
+                "This machine is coordinator {number} of cluster {cluster}. Start it with `pomona coordinator`,\n\
+                 or `pomona up` to answer requests here as well."
+            ));
+            if config.quic.ip().is_loopback() && !at.ip().is_loopback() {
+                tables::say(
+                    "It must listen where the others reach it: set POMONA_QUIC=0.0.0.0:7712, or `quic.listen` in the\n\
+                     configuration.",
+                );
+            }
+        }
+    }
 }
 
 fn addresses(config: &Config, coordinator: Option<&str>) -> anyhow::Result<Vec<SocketAddr>> {

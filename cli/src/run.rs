@@ -38,17 +38,19 @@ async fn run_parts(config: &Config, parts: Parts, progress: &Progress) -> anyhow
     keep_private(&config.state)?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let authority_folder = pomona_coordinator::authority_folder(config);
     let authority = match parts {
         Parts::Both | Parts::Coordinator => Some(pomona_coordinator::open_authority(config, new_cluster()?)?),
         // On the machine of the coordinator the node uses the same authority.
-        Parts::Node if config.state.join("cluster").join("ca.key").exists() => {
-            Some(Authority::open(&config.state.join("cluster"))?.into())
+        Parts::Node if authority_folder.join("ca.key").exists() => {
+            Some(Authority::open(&authority_folder)?.into())
         }
         Parts::Node => None,
     };
     let mut coordinator = match (parts, &authority) {
         (Parts::Both | Parts::Coordinator, Some(authority)) => {
-            Some(Coordinator::start(config, authority.clone()).await?)
+            let machine = (pomona_node::default_name(config), pomona_node::is_laptop());
+            Some(Coordinator::start(config, authority.clone(), machine).await?)
         }
         _ => None,
     };
@@ -104,7 +106,7 @@ fn keep_private(state: &Path) -> anyhow::Result<()> {
 /// Makes the cluster's authority, unless there is one.
 pub(crate) fn init(config: &Config, json: bool) -> anyhow::Result<()> {
     keep_private(&config.state)?;
-    if let Ok(authority) = Authority::open(&config.state.join("cluster")) {
+    if let Ok(authority) = Authority::open(&pomona_coordinator::authority_folder(config)) {
         bail!("this machine has cluster {} already", authority.cluster());
     }
     let authority = pomona_coordinator::open_authority(config, new_cluster()?)?;

@@ -11,6 +11,7 @@ use pomona_cluster_config::Config;
 use serde_json::Value;
 
 use crate::admin::ask;
+use crate::coordinators;
 
 const STATUS: &str = "/admin/v1/status";
 
@@ -77,15 +78,20 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
         .filter(|node| node["connected"] == true)
         .count();
     say(&format!("cluster   {}", text(&status["cluster"])));
+    let raft = &status["raft"];
+    let part = match (
+        raft["leads"] == true,
+        raft["member"] == false,
+        raft["leader"].as_u64(),
+    ) {
+        (true, _, _) => "leads".to_owned(),
+        (_, true, _) => "is not part of the cluster".to_owned(),
+        (_, _, Some(leader)) => format!("follows coordinator {leader}"),
+        (_, _, None) => "knows no leader".to_owned(),
+    };
     say(&format!(
-        "raft      term {}, applied {}, {}",
-        status["raft"]["term"],
-        status["raft"]["applied"],
-        if status["raft"]["leads"] == true {
-            "this coordinator leads"
-        } else {
-            "follower"
-        }
+        "raft      coordinator {} {part}; term {}, applied {}",
+        raft["number"], raft["term"], raft["applied"]
     ));
     say(&format!(
         "nodes     {connected} of {} connected",
@@ -96,6 +102,9 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     match words(&status["not_ready"]).as_str() {
         "-" => say(&format!("ready     yes: http://{}/v1", config.coordinator_http)),
         why => say(&format!("ready     no: {why}")),
+    }
+    for warning in coordinators::warnings(list(&status["coordinators"])) {
+        say(&warning);
     }
     Ok(())
 }

@@ -134,6 +134,7 @@ async fn status(State(admin): State<Admin>) -> Answer {
         "raft": {
             "number": backend.replica.number(), "term": raft.term, "applied": raft.applied,
             "leader": raft.leader, "leads": backend.replica.is_leader(),
+            "member": backend.replica.members().contains(backend.replica.number()),
         },
         "coordinators": coordinators::listed(&backend.replica, &admin.peers),
         "plan": state.plan.id,

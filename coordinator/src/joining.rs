@@ -73,19 +73,26 @@ async fn answer(request: &JoinRequest, proofs: &Proofs, reception: &Reception) -
             .certify_node(request.node, &request.public_key)
             .map(|certificate| JoinAnswer::Admitted {
                 certificate,
-                coordinators: state.coordinator_addresses().into_iter().map(|(_, at)| at).collect(),
-                approved: state.nodes.get(&request.node).is_some_and(|record| record.approved),
+                coordinators: state
+                    .coordinator_addresses()
+                    .into_iter()
+                    .map(|(_, at)| at)
+                    .collect(),
+                approved: state
+                    .nodes
+                    .get(&request.node)
+                    .is_some_and(|record| record.approved),
             }),
-        Admits::Coordinator => proofs
-            .seal(authority, token.verifier)
-            .map(|sealed_key| match state.coordinator_joined_as((request.node, key)) {
+        Admits::Coordinator => proofs.seal(authority, token.verifier).map(|sealed_key| {
+            match state.coordinator_joined_as((request.node, key)) {
                 Some(number) => JoinAnswer::Coordinator {
                     number,
                     sealed_key,
                     coordinators: state.coordinator_addresses(),
                 },
                 None => JoinAnswer::Refused("this coordinator was removed again".into()),
-            }),
+            }
+        }),
     };
     answer.unwrap_or_else(|error| refused(&error.to_string()))
 }

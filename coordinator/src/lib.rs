@@ -103,11 +103,8 @@ fn state_error(path: &Path) -> impl FnOnce(io::Error) -> CoordinatorError + use<
     move |source| CoordinatorError::State { path, source }
 }
 
-/// One that is alone leads within an election; one of several has nobody to wait for.
-async fn await_own_election(replica: &Replica, authority: &Authority) -> Result<(), CoordinatorError> {
-    if !replica.members().voters.iter().eq([&replica.number()]) {
-        return Ok(());
-    }
+/// One that is alone leads within an election.
+async fn lead_alone(replica: &Replica, authority: &Authority) -> Result<(), CoordinatorError> {
     if !replica.wait_for_leader(ELECTION).await {
         return Err(RaftError::Stopped("no leader was elected".into()).into());
     }
@@ -148,7 +145,17 @@ impl Coordinator {
             replica.found().await?;
             commission::write_number(&cluster_folder, FOUNDER)?;
         }
-        await_own_election(&replica, &authority).await?;
+        let (name, laptop) = machine;
+        let listens = endpoint.local_address()?;
+        let announcement = Announcement {
+            name,
+            laptop,
+            listens,
+        };
+        if replica.members().voters.iter().eq([&id]) {
+            lead_alone(&replica, &authority).await?;
+            members::announce_once(&replica, &announcement, &peers).await;
+        }
         let mut this = Self {
             replica,
             http: None,
@@ -157,9 +164,6 @@ impl Coordinator {
             stop: CancellationToken::new(),
             socket: config.state.join("admin.sock"),
         };
-        let (name, laptop) = machine;
-        let listens = this.endpoint.local_address()?;
-        let announcement = Announcement { name, laptop, listens };
         this.spawn_tasks(config, authority, peers, announcement, listener)?;
         tracing::info!(number = id, http = %config.coordinator_http, quic = %listens, "coordinator is up");
         Ok(this)
@@ -187,7 +191,12 @@ impl Coordinator {
         tasks.spawn(reception.run(stop.clone()));
         tasks.spawn(peers.clone().run(replica.clone(), stop.clone()));
         let own = announcement.clone();
-        tasks.spawn(members::announce(replica.clone(), own, peers.clone(), stop.clone()));
+        tasks.spawn(members::announce(
+            replica.clone(),
+            own,
+            peers.clone(),
+            stop.clone(),
+        ));
         tasks.spawn(members::follow_records(replica.clone(), stop.clone()));
         tasks.spawn(leader::run(replica.clone(), sessions.clone(), stop.clone()));
         let endpoint = self.endpoint.clone();

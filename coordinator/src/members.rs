@@ -68,7 +68,7 @@ pub(crate) async fn announce(replica: Replica, own: Announcement, peers: Peers, 
 }
 
 /// Why the cluster refuses this coordinator, if it does.
-async fn announce_once(replica: &Replica, own: &Announcement, peers: &Peers) -> Option<String> {
+pub(crate) async fn announce_once(replica: &Replica, own: &Announcement, peers: &Peers) -> Option<String> {
     let number = replica.number();
     let address = reachable(own.listens, peers.some_peer());
     let command = {

@@ -192,10 +192,7 @@ fn coordinator(session: &Session) -> Option<u64> {
 /// Whether a coordinator is neither known nor a member: one that was removed while it led still
 /// has to hand over.
 fn is_removed(replica: &Replica, peer: u64) -> bool {
-    let members = replica.members();
-    replica.state().borrow().has_removed_coordinator(peer)
-        && !members.voters.contains(&peer)
-        && !members.learners.contains_key(&peer)
+    replica.state().borrow().has_removed_coordinator(peer) && !replica.members().contains(peer)
 }
 
 async fn removed(replica: &Replica, peer: u64) {

@@ -131,10 +131,6 @@ impl Sessions {
         else {
             return Err(LinkError::Closed("no hello".into()));
         };
-        let welcome = CoordinatorMessage::Welcome {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        send.send(&welcome).await?;
         let connected = Arc::new(Connected {
             session: session.clone(),
             name: name.chars().take(limits::NODE_NAME_CHARS).collect(),
@@ -148,6 +144,10 @@ impl Sessions {
             }),
         });
         let _guard = self.register(id, connected.clone())?;
+        let welcome = CoordinatorMessage::Welcome {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        send.send(&welcome).await?;
         tracing::info!(node = %id, name = connected.name, "node connected");
         let mut sent_generation = None;
         let mut sent_coordinators = Vec::new();

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use pomona_common::NodeId;
 use pomona_link::{Authority, Identity, LinkError, Membership, Role};
@@ -16,21 +17,28 @@ pub(crate) enum Credentials {
     Member {
         folder: PathBuf,
         membership: Mutex<Membership>,
+        /// When this process renewed the certificate, if it did.
+        renewed: Mutex<Option<SystemTime>>,
     },
 }
 
+/// Certificates of 24 hours are renewed at half their life, by the wall clock: a timer would not
+/// count the time that the machine slept.
+const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
+
 impl Credentials {
-    /// The authority if there is one, else the membership below the node's folder, else none.
+    /// The membership below the node's folder if there is one, else the authority, else none: a
+    /// node that joined stays who it is when its machine becomes a coordinator as well.
     pub(crate) fn find(authority: Option<Arc<Authority>>, folder: &Path) -> Result<Option<Self>, LinkError> {
-        if let Some(authority) = authority {
-            return Ok(Some(Credentials::Authority(authority)));
-        }
         let folder = membership_folder(folder);
-        let membership = Membership::open(&folder)?;
-        Ok(membership.map(|membership| Credentials::Member {
-            folder,
-            membership: Mutex::new(membership),
-        }))
+        if let Some(membership) = Membership::open(&folder)? {
+            return Ok(Some(Credentials::Member {
+                folder,
+                membership: Mutex::new(membership),
+                renewed: Mutex::default(),
+            }));
+        }
+        Ok(authority.map(Credentials::Authority))
     }
 
     pub(crate) fn identity(&self, node: NodeId) -> Result<Identity, LinkError> {
@@ -40,11 +48,22 @@ impl Credentials {
         }
     }
 
-    /// The key to renew a certificate for; `None` when every session gets a fresh one anyway.
-    pub(crate) fn renewable_key(&self) -> Result<Option<Vec<u8>>, LinkError> {
+    /// The key to renew the certificate for, when that is due; `None` when every session gets a
+    /// fresh one anyway.
+    pub(crate) fn key_to_renew(&self) -> Result<Option<Vec<u8>>, LinkError> {
         match self {
             Credentials::Authority(_) => Ok(None),
-            Credentials::Member { membership, .. } => lock(membership).public_key().map(Some),
+            Credentials::Member {
+                membership, renewed, ..
+            } => {
+                let renewed = *lock(renewed);
+                // A clock that was set back says nothing about the age: renew then as well.
+                let is_fresh = renewed.is_some_and(|at| at.elapsed().is_ok_and(|age| age < RENEW_EVERY));
+                if is_fresh {
+                    return Ok(None);
+                }
+                lock(membership).public_key().map(Some)
+            }
         }
     }
 
@@ -52,7 +71,27 @@ impl Credentials {
     pub(crate) fn renewed(&self, certificate: String) -> Result<(), LinkError> {
         match self {
             Credentials::Authority(_) => Ok(()),
-            Credentials::Member { folder, membership } => lock(membership).renew(folder, certificate),
+            Credentials::Member {
+                folder,
+                membership,
+                renewed,
+            } => {
+                *lock(renewed) = Some(SystemTime::now());
+                lock(membership).renew(folder, certificate)
+            }
+        }
+    }
+
+    /// Keeps where coordinators are, for the next start.
+    pub(crate) fn keep_coordinators(&self, list: &[(u64, SocketAddr)]) -> Result<(), LinkError> {
+        match self {
+            Credentials::Authority(_) => Ok(()),
+            Credentials::Member {
+                folder, membership, ..
+            } => {
+                let addresses: Vec<SocketAddr> = list.iter().map(|(_, address)| *address).collect();
+                lock(membership).keep_coordinators(folder, &addresses)
+            }
         }
     }
 
@@ -79,6 +118,6 @@ pub(crate) fn membership_folder(node_folder: &Path) -> PathBuf {
     node_folder.join("membership")
 }
 
-fn lock(membership: &Mutex<Membership>) -> MutexGuard<'_, Membership> {
-    membership.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

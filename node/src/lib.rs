@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod backend;
+mod coordinators;
 mod credentials;
 pub mod echo;
 pub mod hub;
@@ -31,6 +32,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use backend::NodeBackend;
+use coordinators::Coordinators;
 use credentials::Credentials;
 use reporter::Reporter;
 use session::Drain;
@@ -79,8 +81,8 @@ pub enum NodeError {
 /// How long running answers may go on after the stop.
 const GRACE: Duration = Duration::from_secs(5);
 
-/// Joins the cluster of a token at a coordinator, and keeps the membership below the state
-/// folder, where the next [`Node::start`] finds it.
+/// Joins the cluster of a token at a coordinator, and keeps what came of it below the state
+/// folder, where the next start finds it.
 ///
 /// # Errors
 /// The coordinator is not reached or refuses, or this machine belongs to a cluster already.
@@ -92,7 +94,8 @@ pub async fn join_cluster(
 ) -> Result<Joined, NodeError> {
     let folder = config.state.join("node");
     fs::create_dir_all(&folder).map_err(state_error(&folder))?;
-    if config.state.join("cluster").join("ca.key").exists() {
+    let authority = config.state.join("cluster");
+    if authority.join("ca.key").exists() {
         return Err(NodeError::OwnCluster(config.state.clone()));
     }
     let place = credentials::membership_folder(&folder);
@@ -105,7 +108,12 @@ pub async fn join_cluster(
     // The key is on disk before anybody hears of it: a lost answer can be asked for again.
     let applicant = join::Applicant::open(&folder.join("join.key"), id, name.to_owned())?;
     let joined = join::join(coordinator, token, &applicant).await?;
-    joined.membership.save(&place)?;
+    match &joined {
+        Joined::Node { membership, .. } => membership.save(&place)?,
+        Joined::Coordinator(commission) => {
+            commission.save(&authority)?;
+        }
+    }
     Ok(joined)
 }
 
@@ -129,6 +137,7 @@ impl Node {
         let folder = config.state.join("node");
         let models = folder.join("models");
         fs::create_dir_all(&models).map_err(state_error(&models))?;
+        let on_coordinator = authority.is_some();
         let credentials = Credentials::find(authority, &folder)?;
         let id = match credentials.as_ref().and_then(Credentials::node) {
             Some(id) => id,
@@ -177,24 +186,23 @@ impl Node {
         match credentials {
             Some(credentials) => {
                 // What the configuration says goes first: addresses change.
-                let mut coordinators = config.coordinators.clone();
-                coordinators.extend(credentials.coordinators());
-                if coordinators.is_empty() {
-                    coordinators.push(config.own_coordinator());
+                let mut known = config.coordinators.clone();
+                known.extend(credentials.coordinators());
+                if known.is_empty() || on_coordinator {
+                    known.push(config.own_coordinator());
                 }
-                let session = session::SessionTask {
+                let context = session::SessionContext {
                     id,
                     name,
                     instance: random()? as u64,
                     credentials,
-                    coordinators,
                     backend,
                     store,
                     supervisor,
                     reporter,
                     drain: drain.clone(),
                 };
-                tasks.spawn(session.run(stopped));
+                tasks.spawn(Coordinators::new(&known).run(context, stopped));
             }
             None => supervisor.follow_store(store, &mut tasks, stopped),
         }
@@ -254,6 +262,8 @@ pub fn default_name(config: &Config) -> String {
         config.node_name.clone()
     }
 }
+
+pub use pomona_probe::is_laptop;
 
 fn engine_program(config: &Config) -> Result<EngineProgram, NodeError> {
     match &config.engine {

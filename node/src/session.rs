@@ -1,4 +1,4 @@
-//! The node's session with a coordinator: dialled, kept, and dialled again.
+//! The node's session with one coordinator, from the dial to the end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -14,25 +14,23 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::NodeBackend;
+use crate::coordinators::Coordinators;
 use crate::credentials::Credentials;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 
-/// Waits between attempts to reach a coordinator.
-const REDIAL_FIRST: Duration = Duration::from_millis(100);
-const REDIAL_LAST: Duration = Duration::from_secs(5);
-/// Certificates of 24 hours are renewed at half their life.
-const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
+/// How often is looked whether the certificate is to be renewed.
+const RENEW_LOOK: Duration = Duration::from_secs(60);
 /// A coordinator answers a hello, and a peer sends its first frame, within this time.
 const ANSWER: Duration = Duration::from_secs(5);
 
-pub(crate) struct SessionTask {
+/// What every session of this node works with.
+pub(crate) struct SessionContext {
     pub(crate) id: NodeId,
     pub(crate) name: String,
     pub(crate) instance: u64,
     pub(crate) credentials: Credentials,
-    pub(crate) coordinators: Vec<SocketAddr>,
     pub(crate) backend: Arc<NodeBackend>,
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
@@ -56,33 +54,20 @@ impl Drain {
     }
 }
 
-impl SessionTask {
-    pub(crate) async fn run(self, stopped: CancellationToken) {
-        let mut wait = REDIAL_FIRST;
-        let mut next = 0;
-        loop {
-            let address = self.coordinators[next % self.coordinators.len()];
-            let outcome = tokio::select! {
-                outcome = self.one_session(address, &mut wait) => outcome,
-                () = stopped.cancelled() => return,
-            };
-            if let Err(error) = outcome {
-                tracing::info!(%address, %error, "coordinator not reached or lost");
-            }
-            next += 1;
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = stopped.cancelled() => return,
-            }
-            wait = (wait * 2).min(REDIAL_LAST);
-        }
-    }
-
+impl SessionContext {
     /// Dials, says hello, and serves until the session ends.
-    async fn one_session(&self, address: SocketAddr, wait: &mut Duration) -> Result<(), LinkError> {
+    pub(crate) async fn run(
+        &self,
+        address: SocketAddr,
+        coordinators: &Coordinators,
+    ) -> Result<(), LinkError> {
         let identity = self.credentials.identity(self.id)?;
         let endpoint = Endpoint::client(any_port_toward(address), identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
+        let Some(_live) = coordinators.began(&session) else {
+            session.close("there is another session");
+            return Ok(());
+        };
         let (mut send, mut receive) = session.open().await?;
         let mut models = self.store.models();
         let hello = NodeMessage::Hello {
@@ -95,26 +80,19 @@ impl SessionTask {
         let CoordinatorMessage::Welcome { version } = receive.expect(ANSWER).await? else {
             return Err(LinkError::Closed("no welcome".into()));
         };
-        tracing::info!(%address, version, "session with coordinator");
-        *wait = REDIAL_FIRST;
+        coordinators.welcomed(address, &session);
+        tracing::info!(%address, coordinator = %session.peer().role, version, "session with coordinator");
         let mut streams = JoinSet::new();
         let mut reports = self.reporter.latest();
-        let renewable = self.credentials.renewable_key()?;
-        let mut renewals = tokio::time::interval(RENEW_EVERY);
+        let mut renewals = tokio::time::interval(RENEW_LOOK);
         loop {
             tokio::select! {
                 // The first tick comes at once: a machine that slept may have little time left.
-                _ = renewals.tick(), if renewable.is_some() => {
-                    let public_key = renewable.clone().unwrap_or_default();
+                _ = renewals.tick() => if let Some(public_key) = self.credentials.key_to_renew()? {
                     send.send(&NodeMessage::Renew { public_key }).await?;
-                }
+                },
                 message = receive.next::<CoordinatorMessage>() => match message? {
-                    Some(CoordinatorMessage::Renewed { certificate }) => {
-                        if let Err(error) = self.credentials.renewed(certificate) {
-                            tracing::error!(%error, "renewed certificate is not on disk");
-                        }
-                    }
-                    Some(message) => self.on_message(message).await,
+                    Some(message) => self.on_message(message, coordinators).await,
                     None => return Err(LinkError::Closed("coordinator left".into())),
                 },
                 stream = session.accept() => {
@@ -140,9 +118,20 @@ impl SessionTask {
         }
     }
 
-    async fn on_message(&self, message: CoordinatorMessage) {
+    async fn on_message(&self, message: CoordinatorMessage, coordinators: &Coordinators) {
         match message {
-            CoordinatorMessage::Welcome { .. } | CoordinatorMessage::Renewed { .. } => {}
+            CoordinatorMessage::Welcome { .. } => {}
+            CoordinatorMessage::Renewed { certificate } => {
+                if let Err(error) = self.credentials.renewed(certificate) {
+                    tracing::error!(%error, "renewed certificate is not on disk");
+                }
+            }
+            CoordinatorMessage::Coordinators(list) => {
+                if let Err(error) = self.credentials.keep_coordinators(&list) {
+                    tracing::error!(%error, "addresses of coordinators are not on disk");
+                }
+                coordinators.learn_cluster(&list);
+            }
             CoordinatorMessage::Target(target) => {
                 let models = target
                     .models

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pomona_tests::{Cluster, Machine, agent, gguf};
+use pomona_tests::{Cluster, Machine, agent, eventually, gguf};
 use serde_json::{Value, json};
 
 /// A model that only the second machine has.
@@ -32,14 +32,6 @@ fn ask(cluster: &Cluster) -> (u16, String) {
         .get("x-pomona-node")
         .map_or("", |node| node.to_str().unwrap());
     (response.status().as_u16(), node.to_owned())
-}
-
-pub(crate) fn eventually(what: &str, within: Duration, mut check: impl FnMut() -> bool) {
-    let deadline = Instant::now() + within;
-    while !check() {
-        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -99,7 +91,7 @@ fn a_machine_joins_serves_survives_a_restart_and_is_revoked() {
     println!("revocation acted within {:?}", before.elapsed());
 
     // Neither a restart nor a new token brings the machine's id back.
-    machine.stop_node();
+    machine.stop();
     machine.start_node("echo");
     eventually("the node is told why", Duration::from_secs(10), || {
         machine.log().contains("revoked")

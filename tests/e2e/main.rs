@@ -11,6 +11,7 @@
 mod api;
 mod clients;
 mod command;
+mod coordinators;
 mod crash;
 mod golden;
 mod join;

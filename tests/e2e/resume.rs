@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use pomona_tests::{Cluster, MODEL, Machine, Streamed, gguf, greedy};
+use pomona_tests::{Cluster, MODEL, Machine, Streamed, eventually, gguf, greedy};
 use serde_json::{Value, json};
 
-use crate::join::{eventually, token};
+use crate::join::token;
 
 const TOKENS: u32 = 256;
 
@@ -59,7 +59,7 @@ fn streams_survive_the_death_of_their_node_and_of_their_engine() {
     check(&undisturbed, &undisturbed);
     let moves = || cluster.log().matches("answer goes on elsewhere").count();
     assert_eq!(moves(), 0);
-    let after_the_node = stream_all(&cluster, streams, || machine.kill_node());
+    let after_the_node = stream_all(&cluster, streams, || machine.kill());
     check(&after_the_node, &undisturbed);
     let moved = moves();
     assert!(moved > 0, "no stream was on the node that died");

@@ -259,23 +259,29 @@ fn end(child: &mut Child) {
     let _ = child.wait();
 }
 
-/// Another machine: a state folder of its own, and a node once it is started.
+/// Another machine: a state folder and ports of its own, and what is started there.
 pub struct Machine {
     /// Its state.
     pub state: tempfile::TempDir,
-    node: Option<Child>,
-    http: u16,
+    running: Option<Child>,
+    /// Node's HTTP port.
+    pub node: u16,
+    /// Coordinator's HTTP port.
+    pub coordinator: u16,
+    quic: u16,
 }
 
 impl Machine {
     /// A machine without anything on it.
     pub fn empty() -> Self {
-        let [http, ..] = free_ports();
+        let [node, coordinator, quic] = free_ports();
         let state = tempfile::tempdir().expect("a temporary folder");
         Self {
             state,
-            node: None,
-            http,
+            running: None,
+            node,
+            coordinator,
+            quic,
         }
     }
 
@@ -303,32 +309,57 @@ impl Machine {
         )
     }
 
+    /// Runs a `pomona` command that must succeed, and reads the JSON it prints.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let (ok, out, errors) = self.pomona(&[&["--json"], arguments].concat());
+        assert!(ok, "{arguments:?}: {errors}");
+        serde_json::from_str(&out).unwrap_or(Value::Null)
+    }
+
     /// Starts its node with this engine (`echo`, `echo:MS`, `mlx`).
     pub fn start_node(&mut self, engine: &str) {
-        let log = std::fs::File::create(self.state.path().join("log")).expect("a log");
-        let mut command = self.command(&["node"]);
-        let node = command.env("POMONA_ENGINE", engine).stderr(log).spawn();
-        self.node = Some(node.expect("pomona is built"));
+        self.start(&["node"], engine);
     }
 
-    /// Ends its node without warning.
-    pub fn kill_node(&mut self) {
-        if let Some(mut node) = self.node.take() {
-            node.kill().expect("kill");
-            node.wait().expect("wait");
+    /// Starts its coordinator.
+    pub fn start_coordinator(&mut self) {
+        self.start(&["coordinator"], "none");
+    }
+
+    fn start(&mut self, arguments: &[&str], engine: &str) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.state.path().join("log"))
+            .expect("a log");
+        let mut command = self.command(arguments);
+        let running = command.env("POMONA_ENGINE", engine).stderr(log).spawn();
+        self.running = Some(running.expect("pomona is built"));
+    }
+
+    /// Ends what runs there without warning.
+    pub fn kill(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            running.kill().expect("kill");
+            running.wait().expect("wait");
         }
     }
 
-    /// Ends its node.
-    pub fn stop_node(&mut self) {
-        if let Some(mut node) = self.node.take() {
-            end(&mut node);
+    /// Ends what runs there.
+    pub fn stop(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            end(&mut running);
         }
     }
 
-    /// What its node logged.
+    /// What it logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.state.path().join("log")).unwrap_or_default()
+    }
+
+    /// Where its coordinator is dialled.
+    pub fn quic(&self) -> String {
+        format!("127.0.0.1:{}", self.quic)
     }
 
     fn command(&self, arguments: &[&str]) -> Command {
@@ -336,7 +367,12 @@ impl Machine {
         command
             .args(arguments)
             .env("POMONA_STATE", self.state.path())
-            .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.http))
+            .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.node))
+            .env(
+                "POMONA_COORDINATOR_HTTP",
+                format!("127.0.0.1:{}", self.coordinator),
+            )
+            .env("POMONA_QUIC", format!("127.0.0.1:{}", self.quic))
             .env("NO_COLOR", "1");
         command
     }
@@ -344,7 +380,16 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        self.stop_node();
+        self.stop();
+    }
+}
+
+/// Waits for a state, not for a time.
+pub fn eventually(what: &str, within: Duration, mut check: impl FnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !check() {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

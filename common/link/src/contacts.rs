@@ -63,7 +63,10 @@ impl Contacts {
             }
             return;
         }
-        let hints = self.contacts.values().filter(|contact| contact.source == Source::Hint);
+        let hints = self
+            .contacts
+            .values()
+            .filter(|contact| contact.source == Source::Hint);
         if source == Source::Hint && hints.count() >= limits::CONTACTS / 2 {
             // The one that failed most makes room; one that never failed keeps its place.
             let worst = self
@@ -119,17 +122,18 @@ impl Contacts {
         Some(*address)
     }
 
-    /// Who answered at an address that was dialled, if a coordinator of this cluster did.
-    pub fn dialled(&mut self, address: SocketAddr, answered: Option<u64>, now: Duration) {
-        let Some(contact) = self.contacts.get_mut(&address) else {
-            return;
+    /// Who answered at an address that was dialled, if a coordinator of this cluster did. `false`
+    /// when that was not waited for: the end of what had answered before.
+    pub fn dialled(&mut self, address: SocketAddr, answered: Option<u64>, now: Duration) -> bool {
+        let Some(contact) = self.contacts.get_mut(&address).filter(|contact| contact.dialling) else {
+            return false;
         };
         contact.dialling = false;
         if let Some(peer) = answered {
             contact.peer = Some(peer);
             contact.failures = 0;
             contact.next = now + AGAIN_FIRST;
-            return;
+            return true;
         }
         contact.failures += 1;
         let longest = match contact.source {
@@ -140,6 +144,7 @@ impl Contacts {
         if contact.source == Source::Hint && contact.failures >= HINT_FAILURES {
             self.contacts.remove(&address);
         }
+        true
     }
 
     /// A session with a coordinator began, whoever dialled it. `false` when there is one already.

@@ -37,7 +37,8 @@ pub(crate) fn open(
 fn sealing_key(verifier: TokenVerifier, exporter: &[u8; 32]) -> Result<LessSafeKey, LinkError> {
     let secret = Salt::new(HKDF_SHA256, exporter).extract(&verifier.0);
     let key = secret.expand(&[LABEL], &AES_256_GCM).map(UnboundKey::from);
-    key.map(LessSafeKey::new).map_err(|_| trouble("has no sealing key"))
+    key.map(LessSafeKey::new)
+        .map_err(|_| trouble("has no sealing key"))
 }
 
 /// Each session has a key of its own that seals one text.

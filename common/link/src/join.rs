@@ -19,8 +19,8 @@ use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureSc
 
 use crate::authority::{Authority, certificate_error};
 use crate::commission::Commission;
-use crate::files::{file_error, write_private};
 use crate::endpoint::{Purpose, any_port_toward, connect};
+use crate::files::{file_error, write_private};
 use crate::identity::Role;
 use crate::membership::Membership;
 use crate::session::{FrameReceiver, FrameSender, closed};

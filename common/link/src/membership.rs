@@ -108,11 +108,7 @@ impl Membership {
     ///
     /// # Errors
     /// The file cannot be written.
-    pub fn keep_coordinators(
-        &mut self,
-        folder: &Path,
-        coordinators: &[SocketAddr],
-    ) -> Result<(), LinkError> {
+    pub fn keep_coordinators(&mut self, folder: &Path, coordinators: &[SocketAddr]) -> Result<(), LinkError> {
         if self.coordinators == coordinators {
             return Ok(());
         }

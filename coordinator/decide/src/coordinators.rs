@@ -34,6 +34,13 @@ pub struct Members {
     pub learners: BTreeMap<u64, Option<u64>>,
 }
 
+impl Members {
+    /// Whether a coordinator votes or follows.
+    pub fn contains(&self, number: u64) -> bool {
+        self.voters.contains(&number) || self.learners.contains_key(&number)
+    }
+}
+
 /// The next step of the members toward the records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MemberChange {
@@ -55,7 +62,12 @@ pub fn next_member_change(
     records: &BTreeMap<u64, CoordinatorRecord>,
     members: &Members,
 ) -> Option<(MemberChange, &'static str)> {
-    let known: BTreeSet<u64> = members.voters.iter().copied().filter(|n| records.contains_key(n)).collect();
+    let known: BTreeSet<u64> = members
+        .voters
+        .iter()
+        .copied()
+        .filter(|n| records.contains_key(n))
+        .collect();
     let ready: Vec<u64> = members
         .learners
         .iter()
@@ -63,24 +75,43 @@ pub fn next_member_change(
         .map(|(n, _)| *n)
         .collect();
     if known != members.voters && !known.is_empty() {
-        return Some((MemberChange::SetVoters(known), "a voter was removed from the cluster"));
+        return Some((
+            MemberChange::SetVoters(known),
+            "a voter was removed from the cluster",
+        ));
     }
     if known.is_empty() {
         let others = odd_addition(0, ready.len())?;
         let voters = ready.into_iter().take(others).collect();
-        return Some((MemberChange::SetVoters(voters), "the last voter was removed, and they take its place"));
+        return Some((
+            MemberChange::SetVoters(voters),
+            "the last voter was removed, and they take its place",
+        ));
     }
     if let Some(gone) = members.learners.keys().find(|n| !records.contains_key(n)) {
-        return Some((MemberChange::RemoveLearner(*gone), "it was removed from the cluster"));
+        return Some((
+            MemberChange::RemoveLearner(*gone),
+            "it was removed from the cluster",
+        ));
     }
-    let is_member = |n: &u64| members.voters.contains(n) || members.learners.contains_key(n);
-    let reachable = records.iter().filter(|(_, record)| record.address.is_some());
-    if let Some((new, _)) = reachable.clone().find(|(n, _)| !is_member(n)) {
-        return Some((MemberChange::AddLearner(*new), "it has joined and said where it is"));
+    let mut reachable = records.iter().filter(|(_, record)| record.address.is_some());
+    if let Some((new, _)) = reachable.find(|(n, _)| !members.contains(**n)) {
+        return Some((
+            MemberChange::AddLearner(*new),
+            "it has joined and said where it is",
+        ));
     }
     let more = odd_addition(members.voters.len(), ready.len())?;
-    let voters = members.voters.iter().copied().chain(ready.into_iter().take(more)).collect();
-    Some((MemberChange::SetVoters(voters), "they have caught up and make the number of voters odd"))
+    let voters = members
+        .voters
+        .iter()
+        .copied()
+        .chain(ready.into_iter().take(more))
+        .collect();
+    Some((
+        MemberChange::SetVoters(voters),
+        "they have caught up and make the number of voters odd",
+    ))
 }
 
 /// How many of those who are ready join the voters. An even number tolerates no more failures
@@ -91,7 +122,13 @@ fn odd_addition(voters: usize, ready: usize) -> Option<usize> {
     (1..=ready).rev().find(fits)
 }
 
-pub(crate) fn announce(state: &mut ClusterState, number: u64, name: &str, laptop: bool, address: SocketAddr) -> Reply {
+pub(crate) fn announce(
+    state: &mut ClusterState,
+    number: u64,
+    name: &str,
+    laptop: bool,
+    address: SocketAddr,
+) -> Reply {
     if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
         return Reply::Refused(format!("{address} is no address that others can dial"));
     }
@@ -104,7 +141,11 @@ pub(crate) fn announce(state: &mut ClusterState, number: u64, name: &str, laptop
         return Reply::Refused(format!("coordinator {number} does not belong to this cluster"));
     };
     let named = CoordinatorRecord {
-        name: name.chars().filter(|c| !c.is_control()).take(limits::NODE_NAME_CHARS).collect(),
+        name: name
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(limits::NODE_NAME_CHARS)
+            .collect(),
         address: Some(address),
         laptop,
         joined_as: record.joined_as,
@@ -126,7 +167,11 @@ pub(crate) fn admit(state: &mut ClusterState, name: &str, joined_as: (NodeId, Ke
     }
     state.last_coordinator += 1;
     let record = CoordinatorRecord {
-        name: name.chars().filter(|c| !c.is_control()).take(limits::NODE_NAME_CHARS).collect(),
+        name: name
+            .chars()
+            .filter(|c| !c.is_control())
+            .take(limits::NODE_NAME_CHARS)
+            .collect(),
         joined_as: Some(joined_as),
         ..CoordinatorRecord::default()
     };
@@ -140,11 +185,15 @@ pub(crate) fn remove(state: &mut ClusterState, number: u64) -> Reply {
         return if was {
             Reply::Unchanged
         } else {
-            Reply::Refused(format!("there is no coordinator {number}; see `pomona coordinator list`"))
+            Reply::Refused(format!(
+                "there is no coordinator {number}; see `pomona coordinator list`"
+            ))
         };
     }
     if state.coordinators.len() == 1 {
-        return Reply::Refused("it is the only coordinator; add another first, with `pomona coordinator add`".into());
+        return Reply::Refused(
+            "it is the only coordinator; add another first, with `pomona coordinator add`".into(),
+        );
     }
     state.coordinators.remove(&number);
     Reply::Done
@@ -160,13 +209,17 @@ impl ClusterState {
     /// The number that a machine got when it joined as a coordinator.
     pub fn coordinator_joined_as(&self, joined_as: (NodeId, KeyPrint)) -> Option<u64> {
         let mut records = self.coordinators.iter();
-        records.find(|(_, record)| record.joined_as == Some(joined_as)).map(|(number, _)| *number)
+        records
+            .find(|(_, record)| record.joined_as == Some(joined_as))
+            .map(|(number, _)| *number)
     }
 
     /// Where the coordinators are, as far as they have said.
     pub fn coordinator_addresses(&self) -> Vec<(u64, SocketAddr)> {
         let records = self.coordinators.iter();
-        records.filter_map(|(number, record)| Some((*number, record.address?))).collect()
+        records
+            .filter_map(|(number, record)| Some((*number, record.address?)))
+            .collect()
     }
 }
 
@@ -181,7 +234,10 @@ mod tests {
             address: Some(([10, 0, 0, 1], 7712).into()),
             ..CoordinatorRecord::default()
         };
-        numbers.into_iter().map(|number| (number, record.clone())).collect()
+        numbers
+            .into_iter()
+            .map(|number| (number, record.clone()))
+            .collect()
     }
 
     /// Carries a change out, as Raft would.
@@ -234,7 +290,11 @@ mod tests {
             voters: [1].into(),
             learners: [(2, None)].into(),
         };
-        assert_eq!(next_member_change(&records([2]), &members), None, "nobody has its state");
+        assert_eq!(
+            next_member_change(&records([2]), &members),
+            None,
+            "nobody has its state"
+        );
         members.learners.insert(2, Some(0));
         settle(&records([2]), &mut members);
         assert_eq!(members.voters, [2].into());

@@ -20,8 +20,7 @@ impl Replica {
             let matched = metrics.replication.as_ref()?.get(&n)?.as_ref()?;
             Some(last.saturating_sub(matched.index))
         };
-        let learners: BTreeMap<u64, Option<u64>> =
-            membership.learner_ids().map(|n| (n, behind(n))).collect();
+        let learners: BTreeMap<u64, Option<u64>> = membership.learner_ids().map(|n| (n, behind(n))).collect();
         Members { voters, learners }
     }
 

@@ -57,7 +57,9 @@ pub enum RaftError {
     #[error("coordinator {0:?} leads, ask it")]
     NotLeader(Option<u64>),
     /// Nothing was done.
-    #[error("no majority of the coordinators is in reach, nothing was changed; see `pomona coordinator list`")]
+    #[error(
+        "no majority of the coordinators is in reach, nothing was changed; see `pomona coordinator list`"
+    )]
     NoLeader,
     /// The leader was lost at the wrong moment.
     #[error("whether this was done is not known: the leader was lost; look, and repeat it if needed")]

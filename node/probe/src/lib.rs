@@ -90,6 +90,11 @@ pub fn host_name() -> String {
     System::host_name().unwrap_or_else(|_| "node".to_owned())
 }
 
+/// Whether this machine is one that people carry about: it has a battery of its own.
+pub fn is_laptop() -> bool {
+    system::has_battery()
+}
+
 fn rss(system: &mut System, pid: u32) -> Reading<Bytes> {
     let pid = Pid::from_u32(pid);
     let kind = ProcessRefreshKind::nothing().with_memory().without_tasks();

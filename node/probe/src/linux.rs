@@ -128,6 +128,15 @@ pub(crate) fn footprint(_pid: u32) -> Reading<Bytes> {
     Reading::Unavailable
 }
 
+/// A battery that powers the machine, not a mouse.
+pub(crate) fn has_battery() -> bool {
+    let supplies = fs::read_dir("/sys/class/power_supply").into_iter().flatten();
+    supplies.filter_map(Result::ok).any(|supply| {
+        let read = |name: &str| fs::read_to_string(supply.path().join(name)).unwrap_or_default();
+        read("type").trim() == "Battery" && read("scope").trim() != "Device"
+    })
+}
+
 /// The kernel's release.
 pub(crate) fn os_build() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease")

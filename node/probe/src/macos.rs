@@ -116,6 +116,14 @@ pub(crate) fn thermal() -> Reading<Thermal> {
     Reading::measured(state.filter(|_| known))
 }
 
+/// Model names of newer Macs do not tell; `pmset` names the battery of those that have one.
+pub(crate) fn has_battery() -> bool {
+    let output = std::process::Command::new("/usr/bin/pmset")
+        .args(["-g", "batt"])
+        .output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("InternalBattery"))
+}
+
 /// The build of macOS, like `25B78`.
 pub(crate) fn os_build() -> String {
     let bytes = sysctl(c"kern.osversion", 64).unwrap_or_default();

@@ -1,0 +1,132 @@
+//! The coordinators that this node knows: it keeps a session with each, dials anew what it
+//! loses, and follows where they say they are.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use pomona_link::{Contacts, Role, Session, Source};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::session::SessionContext;
+
+/// That no coordinator is in reach is said this often.
+const COMPLAIN: Duration = Duration::from_secs(10);
+
+/// See the module's documentation. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Coordinators(Arc<Inner>);
+
+struct Inner {
+    began: Instant,
+    contacts: Mutex<Contacts>,
+    news: Notify,
+}
+
+/// A session that counts until it is dropped.
+pub(crate) struct Live {
+    coordinators: Coordinators,
+    peer: u64,
+}
+
+impl Coordinators {
+    /// Those that may be at these addresses.
+    pub(crate) fn new(known: &[SocketAddr]) -> Self {
+        let mut contacts = Contacts::default();
+        for address in known {
+            contacts.learn(*address, Source::Configured, None, Duration::ZERO);
+        }
+        Self(Arc::new(Inner {
+            began: Instant::now(),
+            contacts: Mutex::new(contacts),
+            news: Notify::new(),
+        }))
+    }
+
+    /// Keeps the sessions until the stop.
+    pub(crate) async fn run(self, context: SessionContext, stopped: CancellationToken) {
+        let context = Arc::new(context);
+        let mut sessions = JoinSet::new();
+        let mut complained: Option<Instant> = None;
+        loop {
+            while let Some(address) = self.next_dial() {
+                let (this, context) = (self.clone(), context.clone());
+                sessions.spawn(async move { (address, context.run(address, &this).await) });
+            }
+            let next = self.contacts().poll_timeout();
+            let wait = next.map_or(Duration::from_secs(3600), |at| at.saturating_sub(self.now()));
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = self.0.news.notified() => {}
+                Some(ended) = sessions.join_next() => {
+                    let Ok((address, outcome)) = ended else {
+                        continue;
+                    };
+                    let now = self.now();
+                    let failed = self.contacts().dialled(address, None, now);
+                    let Err(error) = outcome else {
+                        continue;
+                    };
+                    if !failed {
+                        tracing::info!(%address, %error, "session with coordinator ended");
+                    } else if complained.is_none_or(|at| at.elapsed() > COMPLAIN) {
+                        complained = Some(Instant::now());
+                        tracing::info!(%address, %error, "coordinator not reached");
+                    }
+                }
+                () = stopped.cancelled() => return,
+            }
+        }
+    }
+
+    /// A session with a coordinator stands; `None` when there is another one with it.
+    pub(crate) fn began(&self, session: &Session) -> Option<Live> {
+        let Role::Coordinator(peer) = session.peer().role else {
+            return None;
+        };
+        let first = self.contacts().began(peer);
+        // Dropping what is not wanted takes the count back.
+        let live = Live {
+            coordinators: self.clone(),
+            peer,
+        };
+        first.then_some(live)
+    }
+
+    /// The coordinator took this node in.
+    pub(crate) fn welcomed(&self, address: SocketAddr, session: &Session) {
+        if let Role::Coordinator(peer) = session.peer().role {
+            let now = self.now();
+            self.contacts().dialled(address, Some(peer), now);
+        }
+    }
+
+    /// A coordinator says where all of them are.
+    pub(crate) fn learn_cluster(&self, list: &[(u64, SocketAddr)]) {
+        let now = self.now();
+        self.contacts().learn_cluster(list, now);
+        self.0.news.notify_one();
+    }
+
+    fn next_dial(&self) -> Option<SocketAddr> {
+        let now = self.now();
+        self.contacts().next_dial(now)
+    }
+
+    fn now(&self) -> Duration {
+        self.0.began.elapsed()
+    }
+
+    fn contacts(&self) -> MutexGuard<'_, Contacts> {
+        self.0.contacts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.coordinators.contacts().ended(self.peer);
+        self.coordinators.0.news.notify_one();
+    }
+}
