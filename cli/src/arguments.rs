@@ -54,7 +54,8 @@ pub(crate) enum Command {
     Join {
         /// What `pomona token create` printed.
         token: String,
-        /// Where a coordinator listens, HOST:PORT; by default those of the configuration, else this machine.
+        /// Where a coordinator listens, HOST:PORT; by default those of the configuration, else those that
+        /// are found on the LAN, else this machine.
         #[arg(long)]
         coordinator: Option<String>,
         /// What to call this machine, unless the token names it; its host name by default.

@@ -2,10 +2,13 @@
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hyper::Method;
 use pomona_cluster_config::Config;
+use pomona_common::limits;
+use pomona_discovery::Discovery;
 use pomona_link::JoinToken;
 use pomona_link::join::Joined;
 use serde_json::json;
@@ -121,7 +124,7 @@ pub(crate) fn join(
     json: bool,
 ) -> anyhow::Result<()> {
     let token: JoinToken = token.parse()?;
-    let addresses = addresses(config, coordinator)?;
+    let addresses = addresses(config, coordinator, &token)?;
     let name = name.map_or_else(|| pomona_node::default_name(config), str::to_owned);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -182,15 +185,42 @@ fn say_joined(config: &Config, joined: &Joined, token: &JoinToken, at: SocketAdd
     }
 }
 
-fn addresses(config: &Config, coordinator: Option<&str>) -> anyhow::Result<Vec<SocketAddr>> {
-    let Some(text) = coordinator else {
-        return Ok(match config.coordinators[..] {
-            [] => vec![config.own_coordinator()],
-            _ => config.coordinators.clone(),
-        });
+/// Coordinators of a LAN answer within a second; some are slow.
+const LOOK: Duration = Duration::from_secs(3);
+
+/// What was typed, else what the configuration says, else who is found on the LAN, else this
+/// machine.
+fn addresses(
+    config: &Config,
+    coordinator: Option<&str>,
+    token: &JoinToken,
+) -> anyhow::Result<Vec<SocketAddr>> {
+    if let Some(text) = coordinator {
+        let found = text
+            .to_socket_addrs()
+            .with_context(|| format!("`{text}` is not HOST:PORT, or the host is not known"))?;
+        return Ok(found.collect());
+    }
+    if !config.coordinators.is_empty() {
+        return Ok(config.coordinators.clone());
+    }
+    let mut addresses = if config.mdns {
+        found_on_lan(token)?
+    } else {
+        Vec::new()
     };
-    let found = text
-        .to_socket_addrs()
-        .with_context(|| format!("`{text}` is not HOST:PORT, or the host is not known"))?;
-    Ok(found.collect())
+    addresses.push(config.own_coordinator());
+    Ok(addresses)
+}
+
+/// The first coordinator that is found is enough: the others are known to it.
+fn found_on_lan(token: &JoinToken) -> anyhow::Result<Vec<SocketAddr>> {
+    let (sender, sightings) = std::sync::mpsc::sync_channel(limits::CONTACTS);
+    let _discovery = Discovery::start(token.cluster(), None, move |sighting| {
+        // A full channel has enough of them.
+        let _ = sender.try_send(sighting.address);
+    })?;
+    let first = sightings.recv_timeout(LOOK).ok();
+    // Its other addresses come with it.
+    Ok(first.into_iter().chain(sightings.try_iter().take(8)).collect())
 }

@@ -27,6 +27,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ),
     ("POMONA_NODE_HTTP", "node's HTTP address (127.0.0.1:7710)"),
     ("POMONA_QUIC", "coordinator's QUIC address (127.0.0.1:7712)"),
+    (
+        "POMONA_MDNS",
+        "true or false: find coordinators on the LAN, and be found (true)",
+    ),
     ("POMONA_NODE_NAME", "what people call this node (host name)"),
     ("POMONA_ENGINE", "mlx, echo, echo:MILLISECONDS or none (mlx)"),
     ("POMONA_ENGINE_PROGRAM", "path of pomona-engine"),
@@ -71,6 +75,7 @@ pub(crate) fn apply(mut config: Config, environment: &dyn Environment, problems:
     reader.parse("POMONA_COORDINATOR_HTTP", address, &mut config.coordinator_http);
     reader.parse("POMONA_NODE_HTTP", address, &mut config.node_http);
     reader.parse("POMONA_QUIC", address, &mut config.quic);
+    reader.parse("POMONA_MDNS", "true or false", &mut config.mdns);
     reader.parse("POMONA_NODE_NAME", "a name", &mut config.node_name);
     if let Some(kind) = reader.text("POMONA_ENGINE") {
         match engine_kind(&kind) {

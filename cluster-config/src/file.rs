@@ -20,6 +20,7 @@ fn default() -> Config {
         quic: loopback(7712),
         node_http: loopback(7710),
         coordinators: Vec::new(),
+        mdns: true,
         approve_manually: false,
         node_name: String::new(),
         engine: EngineKind::Mlx,
@@ -56,6 +57,13 @@ pub(crate) fn parse(text: &str, problems: &mut Vec<String>) -> Config {
             "quic" => reader.nested(name, value, |reader, name, value| {
                 match name {
                     "quic.listen" => reader.address(name, value, &mut config.quic),
+                    _ => return false,
+                }
+                true
+            }),
+            "discovery" => reader.nested(name, value, |reader, name, value| {
+                match name {
+                    "discovery.mdns" => reader.boolean(name, value, &mut config.mdns),
                     _ => return false,
                 }
                 true

@@ -29,6 +29,8 @@ pub struct Config {
     pub node_http: SocketAddr,
     /// Coordinators that a node dials, in order.
     pub coordinators: Vec<SocketAddr>,
+    /// Whether coordinators are looked for, and announced, over mDNS.
+    pub mdns: bool,
     /// Whether an operator approves every node that joins, besides its token.
     pub approve_manually: bool,
     /// What people call this node.

@@ -24,6 +24,7 @@ use pomona_api::HttpServer;
 use pomona_cluster_config::Config;
 use pomona_common::{ClusterId, limits};
 use pomona_decide::Command;
+use pomona_discovery::{Discovery, Sighting};
 use pomona_link::{Accepted, Authority, Endpoint, LinkError, Purpose, Role, Session, commission};
 use pomona_raft::{RaftError, Replica, ReplicaConfig};
 use tokio::net::TcpListener;
@@ -78,6 +79,7 @@ pub enum CoordinatorError {
 pub struct Coordinator {
     replica: Replica,
     http: Option<HttpServer>,
+    discovery: Option<Discovery>,
     endpoint: Arc<Endpoint>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
@@ -101,6 +103,30 @@ pub fn authority_folder(config: &Config) -> PathBuf {
 fn state_error(path: &Path) -> impl FnOnce(io::Error) -> CoordinatorError + use<> {
     let path = path.to_owned();
     move |source| CoordinatorError::State { path, source }
+}
+
+/// One that listens on loopback reaches nobody on the LAN, and is reached by nobody.
+fn discover(
+    config: &Config,
+    cluster: ClusterId,
+    number: u64,
+    listens: SocketAddr,
+    peers: &Peers,
+) -> Option<Discovery> {
+    if !config.mdns || listens.ip().is_loopback() {
+        return None;
+    }
+    let port = listens.port();
+    let own = pomona_discovery::Announcement {
+        cluster,
+        number,
+        port,
+    };
+    let peers = peers.clone();
+    let found = move |sighting: Sighting| peers.hint(sighting.number, sighting.address);
+    Discovery::start(cluster, Some(own), found)
+        .inspect_err(|error| tracing::warn!(%error, "no discovery"))
+        .ok()
 }
 
 /// One that is alone leads within an election.
@@ -159,6 +185,7 @@ impl Coordinator {
         let mut this = Self {
             replica,
             http: None,
+            discovery: None,
             endpoint,
             tasks: JoinSet::new(),
             stop: CancellationToken::new(),
@@ -190,6 +217,13 @@ impl Coordinator {
         };
         tasks.spawn(reception.run(stop.clone()));
         tasks.spawn(peers.clone().run(replica.clone(), stop.clone()));
+        self.discovery = discover(
+            config,
+            authority.cluster(),
+            replica.number(),
+            announcement.listens,
+            &peers,
+        );
         let own = announcement.clone();
         tasks.spawn(members::announce(
             replica.clone(),
@@ -222,6 +256,7 @@ impl Coordinator {
     /// Ends the coordinator; what was acknowledged is on disk.
     pub async fn stop(mut self) {
         self.stop.cancel();
+        drop(self.discovery.take());
         let finish = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(Duration::from_secs(8), finish)
             .await

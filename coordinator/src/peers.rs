@@ -56,9 +56,10 @@ impl Peers {
     }
 
     /// Somebody on the LAN says that a coordinator is there.
-    pub(crate) fn hint(&self, number: Option<u64>, address: SocketAddr) {
+    pub(crate) fn hint(&self, number: u64, address: SocketAddr) {
         let now = self.now();
-        self.book().contacts.learn(address, Source::Hint, number, now);
+        let hint = Source::Hint;
+        self.book().contacts.learn(address, hint, Some(number), now);
         self.0.news.notify_one();
     }
 

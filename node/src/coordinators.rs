@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pomona_discovery::Sighting;
 use pomona_link::{Contacts, Role, Session, Source};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -107,6 +108,14 @@ impl Coordinators {
     pub(crate) fn learn_cluster(&self, list: &[(u64, SocketAddr)]) {
         let now = self.now();
         self.contacts().learn_cluster(list, now);
+        self.0.news.notify_one();
+    }
+
+    /// Somebody on the LAN says that a coordinator is there.
+    pub(crate) fn hint(&self, sighting: Sighting) {
+        let now = self.now();
+        let (hint, peer) = (Source::Hint, Some(sighting.number));
+        self.contacts().learn(sighting.address, hint, peer, now);
         self.0.news.notify_one();
     }
 

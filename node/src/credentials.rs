@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use pomona_common::NodeId;
+use pomona_common::{ClusterId, NodeId};
 use pomona_link::{Authority, Identity, LinkError, Membership, Role};
 
 /// See the module's documentation.
@@ -39,6 +39,13 @@ impl Credentials {
             }));
         }
         Ok(authority.map(Credentials::Authority))
+    }
+
+    pub(crate) fn cluster(&self) -> ClusterId {
+        match self {
+            Credentials::Authority(authority) => authority.cluster(),
+            Credentials::Member { membership, .. } => lock(membership).cluster(),
+        }
     }
 
     pub(crate) fn identity(&self, node: NodeId) -> Result<Identity, LinkError> {

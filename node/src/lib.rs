@@ -23,7 +23,8 @@ use std::time::Duration;
 
 use pomona_api::{FirstBytes, HttpServer};
 use pomona_cluster_config::{Config, EngineKind};
-use pomona_common::{ModelName, NodeId};
+use pomona_common::{ClusterId, ModelName, NodeId};
+use pomona_discovery::Discovery;
 use pomona_link::join::{self, Joined};
 use pomona_link::{Authority, JoinToken, LinkError, Membership};
 use tokio::net::TcpListener;
@@ -123,6 +124,7 @@ pub struct Node {
     http: HttpServer,
     drain: Drain,
     view: watch::Receiver<EngineView>,
+    discovery: Option<Discovery>,
     tasks: JoinSet<()>,
     stop: CancellationToken,
 }
@@ -183,8 +185,10 @@ impl Node {
         let http = HttpServer::start(listener, router);
         let view = supervisor.view();
         let drain = Drain::default();
+        let mut discovery = None;
         match credentials {
             Some(credentials) => {
+                let cluster = credentials.cluster();
                 // What the configuration says goes first: addresses change.
                 let mut known = config.coordinators.clone();
                 known.extend(credentials.coordinators());
@@ -202,7 +206,9 @@ impl Node {
                     reporter,
                     drain: drain.clone(),
                 };
-                tasks.spawn(Coordinators::new(&known).run(context, stopped));
+                let coordinators = Coordinators::new(&known);
+                discovery = discover(config, cluster, &coordinators);
+                tasks.spawn(coordinators.run(context, stopped));
             }
             None => supervisor.follow_store(store, &mut tasks, stopped),
         }
@@ -212,6 +218,7 @@ impl Node {
             http,
             drain,
             view,
+            discovery,
             tasks,
             stop,
         })
@@ -244,6 +251,7 @@ impl Node {
     /// Ends the node and its engine; answers that still run are cut.
     pub async fn stop(mut self) {
         self.stop.cancel();
+        drop(self.discovery.take());
         let finish = async { while self.tasks.join_next().await.is_some() {} };
         if tokio::time::timeout(Duration::from_secs(8), finish)
             .await
@@ -252,6 +260,16 @@ impl Node {
             self.tasks.shutdown().await;
         }
     }
+}
+
+fn discover(config: &Config, cluster: ClusterId, coordinators: &Coordinators) -> Option<Discovery> {
+    if !config.mdns {
+        return None;
+    }
+    let coordinators = coordinators.clone();
+    Discovery::start(cluster, None, move |sighting| coordinators.hint(sighting))
+        .inspect_err(|error| tracing::warn!(%error, "no discovery"))
+        .ok()
 }
 
 /// What people call this machine: the configured name, or the host's.

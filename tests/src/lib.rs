@@ -108,6 +108,7 @@ impl Cluster {
                 format!("127.0.0.1:{}", self.coordinator),
             )
             .env("POMONA_QUIC", format!("127.0.0.1:{}", self.quic))
+            .env("POMONA_MDNS", "false")
             .env("NO_COLOR", "1")
             .stderr(log)
             .spawn()
@@ -373,6 +374,7 @@ impl Machine {
                 format!("127.0.0.1:{}", self.coordinator),
             )
             .env("POMONA_QUIC", format!("127.0.0.1:{}", self.quic))
+            .env("POMONA_MDNS", "false")
             .env("NO_COLOR", "1");
         command
     }
