@@ -178,7 +178,7 @@ impl Coordinator {
             laptop,
             listens,
         };
-        if replica.members().voters.iter().eq([&id]) {
+        if replica.is_alone().await? {
             lead_alone(&replica, &authority).await?;
             members::announce_once(&replica, &announcement, &peers).await;
         }

@@ -8,6 +8,11 @@
     reason = "helpers of tests"
 )]
 
+mod admin;
+pub use admin::ask as admin_at;
+pub mod lan;
+pub mod linear;
+
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -212,10 +217,13 @@ pub fn stream_from(port: u16, body: &Value) -> Streamed {
     let response = agent().post(url).send_json(body).expect("an answer");
     assert_eq!(response.status(), 200);
     let mut streamed = Streamed::default();
+    let mut heard = Instant::now();
     for line in BufReader::new(response.into_body().into_reader()).lines() {
         let Ok(line) = line else {
             break;
         };
+        streamed.longest_silence = streamed.longest_silence.max(heard.elapsed());
+        heard = Instant::now();
         let Some(data) = line.strip_prefix("data: ") else {
             continue;
         };
@@ -270,12 +278,22 @@ pub struct Machine {
     /// Coordinator's HTTP port.
     pub coordinator: u16,
     quic: u16,
+    /// The network namespace that it is in; this machine's own loopback otherwise.
+    namespace: Option<String>,
 }
 
 impl Machine {
     /// A machine without anything on it.
     pub fn empty() -> Self {
-        let [node, coordinator, quic] = free_ports();
+        Self::new(free_ports(), None)
+    }
+
+    /// A machine on a LAN of the test's own, with the ports that everybody has.
+    pub fn on_lan(namespace: &str) -> Self {
+        Self::new([7710, 7711, 7712], Some(namespace.to_owned()))
+    }
+
+    fn new([node, coordinator, quic]: [u16; 3], namespace: Option<String>) -> Self {
         let state = tempfile::tempdir().expect("a temporary folder");
         Self {
             state,
@@ -283,6 +301,7 @@ impl Machine {
             node,
             coordinator,
             quic,
+            namespace,
         }
     }
 
@@ -363,18 +382,48 @@ impl Machine {
         format!("127.0.0.1:{}", self.quic)
     }
 
+    /// Sends a request to its coordinator's admin socket: status and answer.
+    ///
+    /// # Errors
+    /// Nobody listens there, or the connection broke.
+    pub fn admin(&self, method: &str, path: &str, body: &Value) -> std::io::Result<(u16, Value)> {
+        admin_at(&self.admin_socket(), method, path, body)
+    }
+
+    /// Where its coordinator's admin API is.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.state.path().join("admin.sock")
+    }
+
+    /// Another program, in the machine's network.
+    pub fn program(&self, program: &str) -> Command {
+        match &self.namespace {
+            None => Command::new(program),
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace, program]);
+                command
+            }
+        }
+    }
+
     fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(programs().join("pomona"));
+        let mut command = self.program(&programs().join("pomona").to_string_lossy());
+        let listens = if self.namespace.is_some() {
+            "0.0.0.0"
+        } else {
+            "127.0.0.1"
+        };
         command
             .args(arguments)
             .env("POMONA_STATE", self.state.path())
+            .env("POMONA_MDNS", self.namespace.is_some().to_string())
             .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.node))
             .env(
                 "POMONA_COORDINATOR_HTTP",
                 format!("127.0.0.1:{}", self.coordinator),
             )
-            .env("POMONA_QUIC", format!("127.0.0.1:{}", self.quic))
-            .env("POMONA_MDNS", "false")
+            .env("POMONA_QUIC", format!("{listens}:{}", self.quic))
             .env("NO_COLOR", "1");
         command
     }
@@ -408,6 +457,8 @@ pub struct Streamed {
     pub usage: Value,
     /// `[DONE]` came.
     pub done: bool,
+    /// The longest time between two lines, keep-alives included.
+    pub longest_silence: Duration,
 }
 
 /// POST of JSON on a port of this machine.

@@ -17,6 +17,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::Found(id) => match state.cluster {
             None => {
                 state.cluster = Some(*id);
+                coordinators::found(state);
                 Reply::Done
             }
             Some(own) if own == *id => Reply::Unchanged,

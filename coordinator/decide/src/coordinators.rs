@@ -122,6 +122,12 @@ fn odd_addition(voters: usize, ready: usize) -> Option<usize> {
     (1..=ready).rev().find(fits)
 }
 
+/// The one that founds the cluster needs no token.
+pub(crate) fn found(state: &mut ClusterState) {
+    state.last_coordinator = 1;
+    state.coordinators.insert(1, CoordinatorRecord::default());
+}
+
 pub(crate) fn announce(
     state: &mut ClusterState,
     number: u64,
@@ -131,11 +137,6 @@ pub(crate) fn announce(
 ) -> Reply {
     if address.port() == 0 || address.ip().is_unspecified() || address.ip().is_multicast() {
         return Reply::Refused(format!("{address} is no address that others can dial"));
-    }
-    if state.last_coordinator == 0 && number == 1 {
-        // The one that founds the cluster needs no token.
-        state.last_coordinator = 1;
-        state.coordinators.insert(1, CoordinatorRecord::default());
     }
     let Some(record) = state.coordinators.get_mut(&number) else {
         return Reply::Refused(format!("coordinator {number} does not belong to this cluster"));

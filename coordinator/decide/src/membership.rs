@@ -23,6 +23,9 @@ pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s
 }
 
 pub(crate) fn make_token(state: &mut ClusterState, id: TokenId, token: &TokenRecord, now_s: u64) -> Reply {
+    if state.cluster.is_none() {
+        return Reply::Refused("the cluster is not founded yet, try again in a moment".into());
+    }
     state.tokens.retain(|_, token| token.expires_s > now_s);
     match state.tokens.get(&id) {
         Some(own) if own == token => return Reply::Unchanged,

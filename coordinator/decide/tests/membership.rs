@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use pomona_common::{KeyPrint, MachineRole, NodeId, TokenId, TokenVerifier};
+use pomona_common::{ClusterId, KeyPrint, MachineRole, NodeId, TokenId, TokenVerifier};
 use pomona_decide::{Admits, ClusterState, Command, Reply, TokenRecord, apply};
 use proptest::prelude::*;
 
@@ -161,6 +161,7 @@ proptest! {
     #[test]
     fn tokens_admit_one_machine_and_the_revoked_stay_out(events in prop::collection::vec(event(), 1..80)) {
         let (mut state, mut model) = (ClusterState::default(), Model::default());
+        apply(&mut state, &Command::Found(ClusterId::from_bits(1)));
         for event in &events {
             let Some((command, changes)) = model.step(event) else {
                 continue;
