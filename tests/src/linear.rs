@@ -160,12 +160,7 @@ mod tests {
             vec![write("a", 1, 9), write("b", 2, 8), read("b", 10, 11)],
             vec![write("a", 1, 9), write("b", 2, 8), read("a", 10, 11)],
             vec![write("a", 1, 2), unknown.clone(), read("a", 40, 41)],
-            vec![
-                write("a", 1, 2),
-                unknown.clone(),
-                read("a", 40, 41),
-                read("b", 50, 51),
-            ],
+            vec![write("a", 1, 2), unknown, read("a", 40, 41), read("b", 50, 51)],
             vec![op(true, "c", 1, 2, Outcome::Failed), read("0", 3, 4)],
         ] {
             assert_eq!(check("0", &history), Ok(()), "{history:?}");

@@ -140,6 +140,7 @@ fn each_heavy_library_lives_in_one_crate() {
         ("quinn", vec!["pomona-link"]),
         ("rustls", vec!["pomona-link"]),
         ("rcgen", vec!["pomona-link"]),
+        ("mdns-sd", vec!["pomona-discovery"]),
         ("bincode", vec!["pomona-wire"]),
         ("mlx-rs", vec!["pomona-engine"]),
         ("mlx-sys", vec!["pomona-engine"]),

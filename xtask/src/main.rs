@@ -38,9 +38,10 @@ struct Arguments {
 enum Command {
     /// Set everything up, build, fetch the default model, and start a cluster on this machine.
     Up,
-    /// Set everything up and run the tests: `full` adds the long ones.
+    /// Set everything up and run the tests: `full` adds the long ones, `cluster` runs faults of a
+    /// whole cluster alone, in full.
     Test {
-        /// `full` for the long figures.
+        /// `full` or `cluster`.
         kind: Option<String>,
     },
     /// Check format, lints, dependencies, documentation and tidiness; writes nothing.

@@ -1,4 +1,5 @@
-//! `cargo xtask test`: what CI runs, and `full` for the long figures.
+//! `cargo xtask test`: what CI runs, `full` for the long figures, `cluster` for faults of a whole
+//! cluster in their full length.
 
 use anyhow::bail;
 
@@ -11,7 +12,8 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     let full = match kind {
         None => false,
         Some("full") => true,
-        Some(other) => bail!("no such kind of test: `{other}` (there is `full`)"),
+        Some("cluster") => return cluster(report),
+        Some(other) => bail!("no such kind of test: `{other}` (there are `full` and `cluster`)"),
     };
     report.step("set-up", mlx::ensure)?;
     report.step("build", || up::build().map(|_| ()))?;
@@ -39,4 +41,30 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     }
     verify::verify(report)?;
     darwin::check(report)
+}
+
+/// The scenarios of `tests/cluster` in full; the last line is their figures as JSON.
+fn cluster(report: &mut Report) -> anyhow::Result<()> {
+    report.step("set-up", mlx::ensure)?;
+    report.step("build", || up::build().map(|_| ()))?;
+    let gguf = model::gguf()?;
+    let mut command = cargo();
+    command
+        .args([
+            "test",
+            "--release",
+            "--locked",
+            "-q",
+            "-p",
+            "pomona-tests",
+            "--test",
+            "cluster",
+        ])
+        .env("POMONA_TEST_GGUF", &gguf)
+        .env("POMONA_TEST_CLUSTER", "full")
+        .env("POMONA_TEST_PROGRAMS", crate::target().join("release"));
+    // Not a step: the figures are the last thing that is printed.
+    run("cargo test", &mut command)?;
+    report.forget();
+    Ok(())
 }
