@@ -20,6 +20,9 @@ use pomona_cluster_config::{Config, ConfigError};
 use arguments::{Arguments, Command, ModelCommand};
 use progress::Progress;
 
+/// What is logged unless POMONA_LOG says otherwise. openraft warns of every call to a coordinator
+/// that is not in reach, ten times a second; that it is lost is said once, by us.
+const LOG: &str = "info,openraft=error,openraft::replication=off";
 /// The configuration is wrong (`EX_USAGE` of sysexits.h).
 const USAGE: u8 = 64;
 
@@ -30,7 +33,7 @@ fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(
             tracing_subscriber::EnvFilter::try_from_env("POMONA_LOG")
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn")),
+                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(LOG)),
         )
         .with_writer(move || log.log())
         .with_ansi(std::io::stderr().is_terminal())

@@ -102,6 +102,7 @@ fn reply(status: StatusCode, body: &Value) -> Answer {
 async fn status(State(admin): State<Admin>) -> Answer {
     let backend = admin.backend;
     let raft = backend.replica.summary();
+    let member = backend.replica.belongs().await;
     let state = backend.replica.state();
     let state = state.borrow().clone();
     let nodes: Vec<Value> = state
@@ -134,7 +135,7 @@ async fn status(State(admin): State<Admin>) -> Answer {
         "raft": {
             "number": backend.replica.number(), "term": raft.term, "applied": raft.applied,
             "leader": raft.leader, "leads": backend.replica.is_leader(),
-            "member": backend.replica.members().contains(backend.replica.number()),
+            "member": member,
         },
         "coordinators": coordinators::listed(&backend.replica, &admin.peers),
         "plan": state.plan.id,

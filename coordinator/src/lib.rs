@@ -91,7 +91,12 @@ pub struct Coordinator {
 /// # Errors
 /// The files cannot be read or written.
 pub fn open_authority(config: &Config, new_cluster: ClusterId) -> Result<Arc<Authority>, LinkError> {
-    let authority = Authority::open_or_create(&authority_folder(config), new_cluster)?;
+    let folder = authority_folder(config);
+    if commission::read_number(&folder)?.is_some() && !folder.join("ca.key").exists() {
+        let why = "this machine has not finished joining: repeat `pomona join`";
+        return Err(LinkError::Certificate(why.into()));
+    }
+    let authority = Authority::open_or_create(&folder, new_cluster)?;
     Ok(Arc::new(authority))
 }
 

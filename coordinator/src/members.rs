@@ -74,9 +74,10 @@ pub(crate) async fn announce_once(replica: &Replica, own: &Announcement, peers: 
     let command = {
         let state = replica.state();
         let state = state.borrow();
-        let is_said = state.coordinators.get(&number).is_some_and(|record| {
-            record.address == Some(address) && record.name == own.name && record.laptop == own.laptop
-        });
+        let is_said = state
+            .coordinators
+            .get(&number)
+            .is_some_and(|record| record.address == Some(address) && record.laptop == own.laptop);
         if is_said || state.has_removed_coordinator(number) {
             return None;
         }

@@ -14,6 +14,9 @@ use pomona_raft::Replica;
 /// A node introduces itself within this time.
 const HELLO: Duration = Duration::from_secs(5);
 
+/// A renewal may hold up a node's other messages for this long; it is asked for again.
+const RENEWAL: Duration = Duration::from_millis(500);
+
 /// A node that was heard of within this time is there: two reports, and some slack.
 const ALIVE: Duration = Duration::from_millis(2500);
 
@@ -156,7 +159,9 @@ impl Sessions {
                 let state = state.borrow_and_update();
                 (state.plan.nodes.get(&id).cloned(), state.coordinator_addresses())
             };
-            if coordinators != sent_coordinators {
+            // One that was removed knows no better than the others.
+            let removed = state.borrow().has_removed_coordinator(replica.number());
+            if !removed && coordinators != sent_coordinators {
                 sent_coordinators.clone_from(&coordinators);
                 send.send(&CoordinatorMessage::Coordinators(coordinators)).await?;
             }
@@ -173,12 +178,13 @@ impl Sessions {
                             return Err(LinkError::Refused("a certificate is renewed for the same key".into()));
                         }
                         // Cut off from the others, nobody here knows whether it was revoked.
-                        match replica.read().await {
-                            Ok(_) => {
+                        let current = tokio::time::timeout(RENEWAL, replica.read()).await;
+                        match current {
+                            Ok(Ok(state)) if state.refuses(id, key).is_none() => {
                                 let certificate = authority.certify_node(id, &public_key)?;
                                 send.send(&CoordinatorMessage::Renewed { certificate }).await?;
                             }
-                            Err(error) => tracing::warn!(node = %id, %error, "certificate not renewed"),
+                            _ => tracing::warn!(node = %id, "certificate not renewed: no majority, or shut out"),
                         }
                     }
                     Some(message) => self.on_message(&connected, message),

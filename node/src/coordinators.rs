@@ -96,8 +96,8 @@ impl Coordinators {
         first.then_some(live)
     }
 
-    /// The coordinator took this node in.
-    pub(crate) fn welcomed(&self, address: SocketAddr, session: &Session) {
+    /// A coordinator took this node in, or has another session with it.
+    pub(crate) fn answered(&self, address: SocketAddr, session: &Session) {
         if let Role::Coordinator(peer) = session.peer().role {
             let now = self.now();
             self.contacts().dialled(address, Some(peer), now);

@@ -7,12 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use pomona_common::{ClusterId, NodeId};
-use pomona_link::{Authority, Identity, LinkError, Membership, Role};
+use pomona_link::{Authority, Identity, LinkError, Membership, Role, commission};
 
 /// See the module's documentation.
 pub(crate) enum Credentials {
-    /// The authority itself: a fresh certificate for every session.
-    Authority(Arc<Authority>),
+    /// The authority itself, kept in a folder: a fresh certificate for every session.
+    Authority {
+        folder: PathBuf,
+        authority: Arc<Authority>,
+    },
     /// A membership, kept in a folder.
     Member {
         folder: PathBuf,
@@ -29,8 +32,12 @@ const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
 impl Credentials {
     /// The membership below the node's folder if there is one, else the authority, else none: a
     /// node that joined stays who it is when its machine becomes a coordinator as well.
-    pub(crate) fn find(authority: Option<Arc<Authority>>, folder: &Path) -> Result<Option<Self>, LinkError> {
-        let folder = membership_folder(folder);
+    pub(crate) fn find(
+        authority: Option<Arc<Authority>>,
+        authority_folder: &Path,
+        node_folder: &Path,
+    ) -> Result<Option<Self>, LinkError> {
+        let folder = membership_folder(node_folder);
         if let Some(membership) = Membership::open(&folder)? {
             return Ok(Some(Credentials::Member {
                 folder,
@@ -38,19 +45,22 @@ impl Credentials {
                 renewed: Mutex::default(),
             }));
         }
-        Ok(authority.map(Credentials::Authority))
+        Ok(authority.map(|authority| Credentials::Authority {
+            folder: authority_folder.to_owned(),
+            authority,
+        }))
     }
 
     pub(crate) fn cluster(&self) -> ClusterId {
         match self {
-            Credentials::Authority(authority) => authority.cluster(),
+            Credentials::Authority { authority, .. } => authority.cluster(),
             Credentials::Member { membership, .. } => lock(membership).cluster(),
         }
     }
 
     pub(crate) fn identity(&self, node: NodeId) -> Result<Identity, LinkError> {
         match self {
-            Credentials::Authority(authority) => authority.issue(Role::Node(node)),
+            Credentials::Authority { authority, .. } => authority.issue(Role::Node(node)),
             Credentials::Member { membership, .. } => Ok(lock(membership).identity()),
         }
     }
@@ -59,7 +69,7 @@ impl Credentials {
     /// fresh one anyway.
     pub(crate) fn key_to_renew(&self) -> Result<Option<Vec<u8>>, LinkError> {
         match self {
-            Credentials::Authority(_) => Ok(None),
+            Credentials::Authority { .. } => Ok(None),
             Credentials::Member {
                 membership, renewed, ..
             } => {
@@ -77,7 +87,7 @@ impl Credentials {
     /// Keeps a renewed certificate.
     pub(crate) fn renewed(&self, certificate: String) -> Result<(), LinkError> {
         match self {
-            Credentials::Authority(_) => Ok(()),
+            Credentials::Authority { .. } => Ok(()),
             Credentials::Member {
                 folder,
                 membership,
@@ -91,14 +101,12 @@ impl Credentials {
 
     /// Keeps where coordinators are, for the next start.
     pub(crate) fn keep_coordinators(&self, list: &[(u64, SocketAddr)]) -> Result<(), LinkError> {
+        let addresses: Vec<SocketAddr> = list.iter().map(|(_, address)| *address).collect();
         match self {
-            Credentials::Authority(_) => Ok(()),
+            Credentials::Authority { folder, .. } => commission::write_coordinators(folder, &addresses),
             Credentials::Member {
                 folder, membership, ..
-            } => {
-                let addresses: Vec<SocketAddr> = list.iter().map(|(_, address)| *address).collect();
-                lock(membership).keep_coordinators(folder, &addresses)
-            }
+            } => lock(membership).keep_coordinators(folder, &addresses),
         }
     }
 
@@ -106,16 +114,16 @@ impl Credentials {
     /// id of the machine.
     pub(crate) fn node(&self) -> Option<NodeId> {
         match self {
-            Credentials::Authority(_) => None,
+            Credentials::Authority { .. } => None,
             Credentials::Member { membership, .. } => Some(lock(membership).node()),
         }
     }
 
-    /// Where coordinators were when this machine joined; empty for the authority's own machine.
-    pub(crate) fn coordinators(&self) -> Vec<SocketAddr> {
+    /// Where coordinators were when that was last heard of.
+    pub(crate) fn coordinators(&self) -> Result<Vec<SocketAddr>, LinkError> {
         match self {
-            Credentials::Authority(_) => Vec::new(),
-            Credentials::Member { membership, .. } => lock(membership).coordinators().to_vec(),
+            Credentials::Authority { folder, .. } => commission::read_coordinators(folder),
+            Credentials::Member { membership, .. } => Ok(lock(membership).coordinators().to_vec()),
         }
     }
 }

@@ -140,7 +140,7 @@ impl Node {
         let models = folder.join("models");
         fs::create_dir_all(&models).map_err(state_error(&models))?;
         let on_coordinator = authority.is_some();
-        let credentials = Credentials::find(authority, &folder)?;
+        let credentials = Credentials::find(authority, &config.state.join("cluster"), &folder)?;
         let id = match credentials.as_ref().and_then(Credentials::node) {
             Some(id) => id,
             None => node_id(&folder.join("id"))?,
@@ -191,7 +191,7 @@ impl Node {
                 let cluster = credentials.cluster();
                 // What the configuration says goes first: addresses change.
                 let mut known = config.coordinators.clone();
-                known.extend(credentials.coordinators());
+                known.extend(credentials.coordinators()?);
                 if known.is_empty() || on_coordinator {
                     known.push(config.own_coordinator());
                 }

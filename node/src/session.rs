@@ -65,6 +65,8 @@ impl SessionContext {
         let endpoint = Endpoint::client(any_port_toward(address), identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
         let Some(_live) = coordinators.began(&session) else {
+            // Another address of the same coordinator: known from now on.
+            coordinators.answered(address, &session);
             session.close("there is another session");
             return Ok(());
         };
@@ -80,7 +82,7 @@ impl SessionContext {
         let CoordinatorMessage::Welcome { version } = receive.expect(ANSWER).await? else {
             return Err(LinkError::Closed("no welcome".into()));
         };
-        coordinators.welcomed(address, &session);
+        coordinators.answered(address, &session);
         tracing::info!(%address, coordinator = %session.peer().role, version, "session with coordinator");
         let mut streams = JoinSet::new();
         let mut reports = self.reporter.latest();

@@ -8,7 +8,7 @@ use pomona_common::ClusterId;
 
 use crate::LinkError;
 use crate::authority::Authority;
-use crate::files::{file_error, read_addresses, write_addresses, write_private};
+use crate::files::{file_error, read_addresses, sync_folder, write_addresses, write_private};
 
 /// A coordinator's place in its cluster, given when it joined: kept beside the authority.
 pub struct Commission {
@@ -27,9 +27,13 @@ impl Commission {
     pub fn save(&self, folder: &Path) -> Result<Authority, LinkError> {
         fs::create_dir_all(folder).map_err(file_error(folder))?;
         let addresses: Vec<SocketAddr> = self.coordinators.iter().map(|(_, address)| *address).collect();
-        write_addresses(&folder.join("coordinators"), &addresses)?;
+        write_coordinators(folder, &addresses)?;
         write_number(folder, self.number)?;
-        Authority::keep(folder, self.cluster, &self.authority_pem, &self.key_pem)
+        // The key makes the machine a coordinator: with it, the number must be there.
+        sync_folder(folder)?;
+        let authority = Authority::keep(folder, self.cluster, &self.authority_pem, &self.key_pem)?;
+        sync_folder(folder)?;
+        Ok(authority)
     }
 
     /// The number of the new coordinator.
@@ -38,13 +42,20 @@ impl Commission {
     }
 }
 
-/// Where the other coordinators were when this one joined; none for the one that founded the
-/// cluster.
+/// Where the coordinators were when that was last heard of; none for one that was always alone.
 ///
 /// # Errors
 /// The file cannot be read or is damaged.
 pub fn read_coordinators(folder: &Path) -> Result<Vec<SocketAddr>, LinkError> {
     read_addresses(&folder.join("coordinators"))
+}
+
+/// Keeps where the coordinators are, for the next start.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_coordinators(folder: &Path, coordinators: &[SocketAddr]) -> Result<(), LinkError> {
+    write_addresses(&folder.join("coordinators"), coordinators)
 }
 
 /// The number of the coordinator whose authority is in `folder`; `None` for one that has not

@@ -15,6 +15,9 @@ const AGAIN_FIRST: Duration = Duration::from_millis(100);
 /// Longest wait for an address that the configuration or the cluster names: a coordinator that
 /// was restarted is reached soon.
 const AGAIN_KNOWN: Duration = Duration::from_secs(3);
+/// Who answers twice within this time refuses or fails what comes after the handshake, and is
+/// waited for as if it had not answered.
+const FLAPPING: Duration = Duration::from_secs(10);
 /// Longest wait for a hint.
 const AGAIN_HINT: Duration = Duration::from_secs(60);
 /// Hints are dialled at most this often: whoever floods the LAN with forged ones makes this
@@ -42,6 +45,8 @@ struct Contact {
     failures: u32,
     next: Duration,
     dialling: bool,
+    /// When somebody answered there last.
+    answered: Option<Duration>,
 }
 
 /// See the module's documentation.
@@ -89,6 +94,7 @@ impl Contacts {
             failures: 0,
             next: now,
             dialling: false,
+            answered: None,
         };
         self.contacts.insert(address, contact);
     }
@@ -98,6 +104,7 @@ impl Contacts {
         self.contacts.retain(|address, contact| {
             contact.source != Source::Cluster
                 || contact.dialling
+                || is_live(&self.live, contact)
                 || coordinators.iter().any(|(_, named)| named == address)
         });
         for (peer, address) in coordinators {
@@ -131,9 +138,13 @@ impl Contacts {
         contact.dialling = false;
         if let Some(peer) = answered {
             contact.peer = Some(peer);
-            contact.failures = 0;
-            contact.next = now + AGAIN_FIRST;
-            return true;
+            let flaps = contact.answered.is_some_and(|at| now < at + FLAPPING);
+            contact.answered = Some(now);
+            if !flaps {
+                contact.failures = 0;
+                contact.next = now + AGAIN_FIRST;
+                return true;
+            }
         }
         contact.failures += 1;
         let longest = match contact.source {
@@ -208,6 +219,23 @@ mod tests {
         assert_eq!(contacts.poll_timeout(), None);
         contacts.ended(1);
         assert!(contacts.next_dial(SECOND * 100).is_some());
+    }
+
+    #[test]
+    fn who_answers_and_refuses_is_not_asked_all_the_time() {
+        let mut contacts = Contacts::default();
+        contacts.learn(address(1), Source::Configured, None, Duration::ZERO);
+        let mut dials = 0;
+        for ms in 0..60_000 {
+            let now = Duration::from_millis(ms);
+            while let Some(next) = contacts.next_dial(now) {
+                dials += 1;
+                contacts.dialled(next, Some(1), now);
+                contacts.began(1);
+                contacts.ended(1);
+            }
+        }
+        assert!((15..=30).contains(&dials), "{dials} dials");
     }
 
     #[test]

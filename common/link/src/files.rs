@@ -51,3 +51,9 @@ pub(crate) fn file_error(path: &Path) -> impl FnOnce(std::io::Error) -> LinkErro
     let path = path.to_owned();
     move |source| LinkError::File { path, source }
 }
+
+/// Makes the names in a folder durable.
+pub(crate) fn sync_folder(folder: &Path) -> Result<(), LinkError> {
+    let sync = || fs::File::open(folder)?.sync_all();
+    sync().map_err(file_error(folder))
+}

@@ -9,7 +9,7 @@ use rcgen::{KeyPair, PublicKeyData};
 
 use crate::LinkError;
 use crate::authority::certificate_error;
-use crate::files::{file_error, read_addresses, write_addresses, write_private};
+use crate::files::{file_error, read_addresses, sync_folder, write_addresses, write_private};
 use crate::identity::{Identity, Role};
 
 /// One machine's place in one cluster.
@@ -140,10 +140,4 @@ impl Membership {
             authority_pem: self.authority_pem.clone(),
         }
     }
-}
-
-/// Makes the names in a folder durable.
-fn sync_folder(folder: &Path) -> Result<(), LinkError> {
-    let sync = || fs::File::open(folder)?.sync_all();
-    sync().map_err(file_error(folder))
 }

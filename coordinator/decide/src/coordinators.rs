@@ -8,6 +8,7 @@ use pomona_common::{KeyPrint, NodeId, limits};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Reply;
+use crate::membership::printable;
 use crate::state::ClusterState;
 
 /// A coordinator as the cluster knows it.
@@ -32,6 +33,8 @@ pub struct Members {
     /// Those that only follow, and by how many entries each is behind; `None` when the leader has
     /// not heard of it.
     pub learners: BTreeMap<u64, Option<u64>>,
+    /// While a change of voters is half done (joint consensus): those that vote after it.
+    pub changing_to: Option<BTreeSet<u64>>,
 }
 
 impl Members {
@@ -74,14 +77,22 @@ pub fn next_member_change(
         .filter(|(n, behind)| records.contains_key(n) && behind.is_some_and(|behind| behind <= CAUGHT_UP))
         .map(|(n, _)| *n)
         .collect();
+    if let Some(goal) = &members.changing_to {
+        // Whoever began it may be gone: until it ends, both the old and the new ones are needed.
+        return Some((
+            MemberChange::SetVoters(goal.clone()),
+            "a change of voters is half done",
+        ));
+    }
     if known != members.voters && !known.is_empty() {
         return Some((
             MemberChange::SetVoters(known),
             "a voter was removed from the cluster",
         ));
     }
-    if known.is_empty() {
-        let others = odd_addition(0, ready.len())?;
+    if known.is_empty()
+        && let Some(others) = odd_addition(0, ready.len())
+    {
         let voters = ready.into_iter().take(others).collect();
         return Some((
             MemberChange::SetVoters(voters),
@@ -141,12 +152,13 @@ pub(crate) fn announce(
     let Some(record) = state.coordinators.get_mut(&number) else {
         return Reply::Refused(format!("coordinator {number} does not belong to this cluster"));
     };
+    // The token's name, or the first one that the machine had, stays.
+    let name = match record.name.as_str() {
+        "" => printable(name),
+        known => known.to_owned(),
+    };
     let named = CoordinatorRecord {
-        name: name
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(limits::NODE_NAME_CHARS)
-            .collect(),
+        name,
         address: Some(address),
         laptop,
         joined_as: record.joined_as,
@@ -168,11 +180,7 @@ pub(crate) fn admit(state: &mut ClusterState, name: &str, joined_as: (NodeId, Ke
     }
     state.last_coordinator += 1;
     let record = CoordinatorRecord {
-        name: name
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(limits::NODE_NAME_CHARS)
-            .collect(),
+        name: printable(name),
         joined_as: Some(joined_as),
         ..CoordinatorRecord::default()
     };
@@ -290,6 +298,7 @@ mod tests {
         let mut members = Members {
             voters: [1].into(),
             learners: [(2, None)].into(),
+            ..Members::default()
         };
         assert_eq!(
             next_member_change(&records([2]), &members),
@@ -303,10 +312,32 @@ mod tests {
     }
 
     #[test]
+    fn the_only_voter_may_be_removed_before_its_successor_follows() {
+        let mut members = Members {
+            voters: [1].into(),
+            ..Members::default()
+        };
+        settle(&records([2]), &mut members);
+        assert_eq!(members.voters, [2].into());
+    }
+
+    #[test]
+    fn a_change_that_somebody_left_half_done_is_finished_first() {
+        let members = Members {
+            voters: [1, 2, 3].into(),
+            changing_to: Some([1, 2, 3].into()),
+            ..Members::default()
+        };
+        let change = next_member_change(&records([1, 2, 3, 4]), &members).map(|(change, _)| change);
+        assert_eq!(change, Some(MemberChange::SetVoters([1, 2, 3].into())));
+    }
+
+    #[test]
     fn a_learner_that_is_behind_does_not_vote() {
         let members = Members {
             voters: [1].into(),
             learners: [(2, Some(0)), (3, Some(5000))].into(),
+            ..Members::default()
         };
         assert_eq!(next_member_change(&records([1, 2, 3]), &members), None);
     }

@@ -191,13 +191,15 @@ fn bad_name(name: &str) -> Option<String> {
     (!sound).then(|| format!("a name has 1 to {limit} characters, none of them a control character"))
 }
 
+/// What a terminal may show of a name, shortened to the limit.
+pub(crate) fn printable(name: &str) -> String {
+    let shown = name.chars().filter(|c| !c.is_control());
+    shown.take(limits::NODE_NAME_CHARS).collect()
+}
+
 /// The name, shortened to the limit, with a number when another node has it.
 fn free_name(state: &ClusterState, name: &str) -> String {
-    let plain: String = name
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(limits::NODE_NAME_CHARS)
-        .collect();
+    let plain = printable(name);
     let plain = if plain.is_empty() {
         "node".to_owned()
     } else {

@@ -21,7 +21,28 @@ impl Replica {
             Some(last.saturating_sub(matched.index))
         };
         let learners: BTreeMap<u64, Option<u64>> = membership.learner_ids().map(|n| (n, behind(n))).collect();
-        Members { voters, learners }
+        let configs = membership.get_joint_config();
+        let changing_to = configs.last().filter(|_| configs.len() > 1).cloned();
+        Members {
+            voters,
+            learners,
+            changing_to,
+        }
+    }
+
+    /// Whether this replica belongs to the cluster. One that is removed while it leads belongs to
+    /// it until the others have committed to go on without it; others learn of their removal from
+    /// the state, and of nothing after it.
+    pub async fn belongs(&self) -> bool {
+        let id = self.config.id;
+        if !self.is_leader() {
+            return !self.state().borrow().has_removed_coordinator(id);
+        }
+        let committed = self.raft.with_raft_state(move |state| {
+            let membership = state.membership_state.committed().membership().clone();
+            membership.get_node(&id).is_some()
+        });
+        committed.await.unwrap_or(false)
     }
 
     /// Carries out one change of the members. Only the leader can.

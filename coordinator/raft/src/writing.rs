@@ -46,16 +46,25 @@ impl Replica {
     /// # Errors
     /// There was no leader to be had, or [`RaftError::Unknown`].
     pub async fn write(&self, command: Command) -> Result<Reply, RaftError> {
+        // One that has just joined, or is behind, does not know how long the log is.
+        let seen = if self.is_leader() {
+            self.summary().applied
+        } else {
+            self.read_index().await?
+        };
         let proposal = Proposal {
             id: draw()?,
-            seen: self.summary().applied,
+            seen,
             command,
         };
         let body = encode(&proposal).map_err(RaftError::Message)?;
         let written: Written = self
             .through_leader(RpcKind::Write, &body, || self.write_here(proposal.clone()))
             .await?;
-        self.wait_applied(written.index).await?;
+        // It is done, and not here yet: nobody may take that for not done.
+        self.wait_applied(written.index)
+            .await
+            .map_err(|_| RaftError::Unknown)?;
         Ok(written.reply)
     }
 
@@ -65,11 +74,14 @@ impl Replica {
     /// # Errors
     /// No quorum, or no leader.
     pub async fn read(&self) -> Result<Arc<ClusterState>, RaftError> {
-        let index: u64 = self
-            .through_leader(RpcKind::ReadIndex, &[], || self.read_index_here())
-            .await?;
+        let index = self.read_index().await?;
         self.wait_applied(index).await?;
         Ok(self.state().borrow().clone())
+    }
+
+    async fn read_index(&self) -> Result<u64, RaftError> {
+        self.through_leader(RpcKind::ReadIndex, &[], || self.read_index_here())
+            .await
     }
 
     /// Answers another coordinator's [`RpcKind::Write`].
