@@ -46,12 +46,9 @@ impl Replica {
     /// # Errors
     /// There was no leader to be had, or [`RaftError::Unknown`].
     pub async fn write(&self, command: Command) -> Result<Reply, RaftError> {
-        // One that has just joined, or is behind, does not know how long the log is.
-        let seen = if self.is_leader() {
-            self.summary().applied
-        } else {
-            self.read_index().await?
-        };
+        // Not what is applied here: one that has just joined is behind, and a leader that was
+        // started again is too, and does not know yet that it leads no more.
+        let seen = self.read_index().await?;
         let proposal = Proposal {
             id: draw()?,
             seen,
