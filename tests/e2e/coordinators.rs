@@ -60,6 +60,7 @@ fn answers(machine: &Machine) -> bool {
 
 #[test]
 fn three_coordinators_go_on_without_the_one_that_founded_the_cluster() {
+    let _one = crate::engine_lock();
     let [mut first, second, mut third] = three();
     let mut node = Machine::empty();
     let (ok, _, errors) = node.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
@@ -119,6 +120,7 @@ fn three_coordinators_go_on_without_the_one_that_founded_the_cluster() {
 
 #[test]
 fn a_cluster_moves_off_the_machine_it_was_born_on() {
+    let _one = crate::engine_lock();
     let mut first = founder();
     let alone = first.pomona(&["coordinator", "move"]);
     assert!(!alone.0 && alone.2.contains("coordinator add"), "{}", alone.2);
@@ -143,6 +145,7 @@ fn a_cluster_moves_off_the_machine_it_was_born_on() {
 
 #[test]
 fn everything_off_and_on_again_forms_the_same_cluster() {
+    let _one = crate::engine_lock();
     let mut machines = three();
     let cluster = machines[0].json(&["status"])["cluster"].clone();
     assert!(machines[1].pomona(&["token", "create", "--name", "kept"]).0);
@@ -161,6 +164,7 @@ fn everything_off_and_on_again_forms_the_same_cluster() {
 
 #[test]
 fn a_node_token_makes_no_coordinator_and_a_coordinator_token_works_once() {
+    let _one = crate::engine_lock();
     let first = founder();
     let token = first.json(&["coordinator", "add"])["token"]
         .as_str()

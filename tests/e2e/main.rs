@@ -19,7 +19,8 @@ mod resume;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// Tests that load the model run one after the other: two engines would share two cores.
+/// Tests that load the model, or start many processes, run one after the other: they share two
+/// cores, and nodes whose reports are late get no work.
 fn engine_lock() -> MutexGuard<'static, ()> {
     static LOCK: Mutex<()> = Mutex::new(());
     LOCK.lock().unwrap_or_else(PoisonError::into_inner)

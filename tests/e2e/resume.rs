@@ -42,6 +42,7 @@ fn check(got: &[Streamed], undisturbed: &[Streamed]) {
 
 #[test]
 fn streams_survive_the_death_of_their_node_and_of_their_engine() {
+    let _one = crate::engine_lock();
     let streams = 16;
     let cluster = Cluster::start("echo:10");
     let mut machine = Machine::empty();
