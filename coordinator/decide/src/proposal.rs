@@ -16,7 +16,7 @@ use crate::state::ClusterState;
 pub struct Proposal {
     /// Drawn at random by the sender, the same in every attempt.
     pub id: u128,
-    /// Index that the sender had applied when it sent the first attempt.
+    /// Index that was committed before the first attempt: the leader's read index.
     pub seen: u64,
     /// What to do.
     pub command: Command,
