@@ -56,9 +56,12 @@ pub enum CoordinatorMessage {
     },
     /// All coordinators and where they are, after the welcome and whenever it changes.
     Coordinators(Vec<(u64, SocketAddr)>),
+    /// What the cluster serves, after the welcome and whenever it changes.
+    Catalogue(Vec<ModelRecord>),
 }
 
-/// First message on a stream that the coordinator opens.
+/// First message on a stream beside the control stream. A coordinator asks a node for what is
+/// there; a node asks a coordinator for what is anywhere else.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum StreamRequest {
     /// Answer a prompt: [`GenerationEvent`](crate::generation::GenerationEvent)s follow.

@@ -96,8 +96,8 @@ pub struct Accounting {
     pub build: String,
 }
 
-/// What a node sends for one generation, in this order: `Granted`, any number of `Chunk`s, and
-/// one `Finished` or `Failed`. `Failed` may come first: a refusal.
+/// What answers one generation, in this order: `Granted` or `GrantedBy`, any number of `Chunk`s,
+/// and one `Finished` or `Failed`. `Failed` may come first: a refusal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum GenerationEvent {
     /// A slot is promised.
@@ -113,4 +113,6 @@ pub enum GenerationEvent {
     },
     /// The end, without the rest of the answer.
     Failed(Failure),
+    /// A slot is promised by this node: the sender passes its answer on.
+    GrantedBy(NodeId),
 }

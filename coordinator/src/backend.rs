@@ -37,7 +37,9 @@ impl CoordinatorBackend {
         }
     }
 
-    async fn fetch_text(&self, model: &ModelRecord) -> Result<TextBundle, Failure> {
+    /// What tokenising for a model needs, from a node that has it.
+    pub(crate) async fn fetch_text(&self, model: &ModelRecord) -> Result<TextBundle, Failure> {
+        self.dispatcher.expect_replica(&model.name).await;
         for connected in self.sessions.all().into_values() {
             let has_it = connected
                 .stored()

@@ -11,6 +11,7 @@ mod leader;
 mod members;
 mod peers;
 mod raft_link;
+mod requests;
 mod sessions;
 
 use std::fs;
@@ -212,9 +213,10 @@ impl Coordinator {
         let (replica, stop) = (&self.replica, &self.stop);
         let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
+        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone()));
         let reception = Reception {
+            backend: backend.clone(),
             endpoint: self.endpoint.clone(),
-            sessions: sessions.clone(),
             peers: peers.clone(),
             replica: replica.clone(),
             authority: authority.clone(),
@@ -237,10 +239,9 @@ impl Coordinator {
             stop.clone(),
         ));
         tasks.spawn(members::follow_records(replica.clone(), stop.clone()));
-        tasks.spawn(leader::run(replica.clone(), sessions.clone(), stop.clone()));
+        tasks.spawn(leader::run(replica.clone(), sessions, stop.clone()));
         let endpoint = self.endpoint.clone();
         tasks.spawn(renew(endpoint, authority.clone(), replica.number(), stop.clone()));
-        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions));
         self.http = Some(HttpServer::start(listener, pomona_api::router(backend.clone())));
         let admin = admin::Admin {
             backend,
@@ -278,7 +279,7 @@ impl Coordinator {
 /// Takes in who comes over QUIC.
 struct Reception {
     endpoint: Arc<Endpoint>,
-    sessions: Arc<Sessions>,
+    backend: Arc<CoordinatorBackend>,
     peers: Peers,
     replica: Replica,
     authority: Arc<Authority>,
@@ -315,8 +316,8 @@ impl Reception {
     async fn serve(&self, session: Session) {
         match session.purpose() {
             Purpose::Control => {
-                let (replica, authority) = (self.replica.clone(), self.authority.clone());
-                self.sessions.serve(session, replica, &authority).await;
+                let sessions = &self.backend.sessions;
+                sessions.serve(session, &self.backend, &self.authority).await;
             }
             Purpose::Raft => self.peers.serve(session, &self.replica).await,
             Purpose::Join => {}

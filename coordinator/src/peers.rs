@@ -7,7 +7,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pomona_link::{Contacts, Endpoint, Purpose, Role, Session, Source};
+use pomona_link::{Contacts, Endpoint, Purpose, Session, Source};
 use pomona_raft::{CallError, Replica, RpcKind, Transport};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -101,7 +101,7 @@ impl Peers {
     async fn dial(&self, address: SocketAddr, replica: &Replica) {
         let dialled = self.0.endpoint.dial(address, Purpose::Raft).await;
         let answered = match &dialled {
-            Ok(session) => coordinator(session),
+            Ok(session) => session.peer().role.coordinator(),
             Err(error) => {
                 tracing::debug!(%address, %error, "coordinator not reached");
                 None
@@ -117,7 +117,12 @@ impl Peers {
 
     /// Uses a session with another coordinator, whoever dialled it, until it ends.
     pub(crate) async fn serve(&self, session: Session, replica: &Replica) {
-        let Some(peer) = coordinator(&session).filter(|peer| *peer != self.0.number) else {
+        let Some(peer) = session
+            .peer()
+            .role
+            .coordinator()
+            .filter(|peer| *peer != self.0.number)
+        else {
             session.close("it is this coordinator itself");
             return;
         };
@@ -180,13 +185,6 @@ impl Transport for Peers {
         raft_link::call(&session, kind, &body)
             .await
             .map_err(|error| CallError::Unanswered(io::Error::other(error)))
-    }
-}
-
-fn coordinator(session: &Session) -> Option<u64> {
-    match session.peer().role {
-        Role::Coordinator(number) => Some(number),
-        Role::Node(_) => None,
     }
 }
 

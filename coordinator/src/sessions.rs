@@ -1,6 +1,7 @@
 //! The nodes that are connected to this coordinator. Soft state: losing it costs seconds.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,8 +9,12 @@ use std::time::{Duration, Instant};
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
 use pomona_common::{ModelRecord, NodeId, limits};
+use pomona_decide::ClusterState;
 use pomona_link::{Authority, LinkError, Role, Session, join};
-use pomona_raft::Replica;
+use tokio::task::JoinSet;
+
+use crate::backend::CoordinatorBackend;
+use crate::requests;
 
 /// A node introduces itself within this time.
 const HELLO: Duration = Duration::from_secs(5);
@@ -64,6 +69,38 @@ impl Connected {
     }
 }
 
+/// What a node has been told of the replicated state.
+#[derive(Default)]
+struct Told {
+    generation: Option<u64>,
+    coordinators: Vec<(u64, SocketAddr)>,
+    catalogue: Vec<ModelRecord>,
+}
+
+impl Told {
+    /// What it does not know yet.
+    fn news(&mut self, state: &ClusterState, node: NodeId, own_number: u64) -> Vec<CoordinatorMessage> {
+        let mut news = Vec::new();
+        let coordinators = state.coordinator_addresses();
+        // One that was removed knows no better than the others.
+        if !state.has_removed_coordinator(own_number) && coordinators != self.coordinators {
+            self.coordinators.clone_from(&coordinators);
+            news.push(CoordinatorMessage::Coordinators(coordinators));
+        }
+        if !self.catalogue.iter().eq(state.catalogue.values()) {
+            self.catalogue = state.catalogue.values().cloned().collect();
+            news.push(CoordinatorMessage::Catalogue(self.catalogue.clone()));
+        }
+        if let Some(target) = state.plan.nodes.get(&node)
+            && self.generation != Some(target.generation)
+        {
+            self.generation = Some(target.generation);
+            news.push(CoordinatorMessage::Target(target.clone()));
+        }
+        news
+    }
+}
+
 /// All connected nodes.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
@@ -86,12 +123,17 @@ impl Sessions {
     }
 
     /// Serves a node until its session ends.
-    pub(crate) async fn serve(&self, session: Session, replica: Replica, authority: &Authority) {
+    pub(crate) async fn serve(
+        &self,
+        session: Session,
+        backend: &Arc<CoordinatorBackend>,
+        authority: &Authority,
+    ) {
         let Role::Node(id) = session.peer().role else {
             return;
         };
         let key = session.peer().key;
-        let mut state = replica.state();
+        let mut state = backend.replica.state();
         let refused = state.wait_for(|state| state.refuses(id, key).is_some());
         let outcome = tokio::select! {
             // Beside everything else, so that a node which reads nothing cannot outlive it.
@@ -100,7 +142,7 @@ impl Sessions {
                 let why = refused.ok().and_then(|state| state.refuses(id, key)).unwrap_or("the coordinator stops");
                 Err(LinkError::Refused(why.to_owned()))
             }
-            outcome = self.converse(id, session.clone(), &replica, authority) => outcome,
+            outcome = self.converse(id, session.clone(), backend, authority) => outcome,
         };
         // Answers that still run there hold handles of the session.
         match &outcome {
@@ -117,9 +159,10 @@ impl Sessions {
         &self,
         id: NodeId,
         session: Session,
-        replica: &Replica,
+        backend: &Arc<CoordinatorBackend>,
         authority: &Authority,
     ) -> Result<(), LinkError> {
+        let replica = &backend.replica;
         let key = session.peer().key;
         let mut state = replica.state();
         let (mut send, mut receive) = tokio::time::timeout(HELLO, session.accept())
@@ -152,26 +195,20 @@ impl Sessions {
         };
         send.send(&welcome).await?;
         tracing::info!(node = %id, name = connected.name, "node connected");
-        let mut sent_generation = None;
-        let mut sent_coordinators = Vec::new();
+        let mut told = Told::default();
+        let mut requests = JoinSet::new();
         loop {
-            let (target, coordinators) = {
-                let state = state.borrow_and_update();
-                (state.plan.nodes.get(&id).cloned(), state.coordinator_addresses())
-            };
-            // One that was removed knows no better than the others.
-            let removed = state.borrow().has_removed_coordinator(replica.number());
-            if !removed && coordinators != sent_coordinators {
-                sent_coordinators.clone_from(&coordinators);
-                send.send(&CoordinatorMessage::Coordinators(coordinators)).await?;
-            }
-            if let Some(target) = target
-                && sent_generation != Some(target.generation)
-            {
-                sent_generation = Some(target.generation);
-                send.send(&CoordinatorMessage::Target(target)).await?;
+            // A copy of what is new: the state is not held while it is sent.
+            let news = told.news(&state.borrow_and_update(), id, replica.number());
+            for message in news {
+                send.send(&message).await?;
             }
             tokio::select! {
+                stream = session.accept() => {
+                    let (send, receive) = stream?;
+                    requests.spawn(requests::serve(backend.clone(), send, receive));
+                }
+                _ = requests.join_next(), if !requests.is_empty() => {}
                 message = receive.next::<NodeMessage>() => match message? {
                     Some(NodeMessage::Renew { public_key }) => {
                         if join::print_of(&public_key) != key {

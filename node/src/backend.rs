@@ -1,4 +1,5 @@
-//! The node's own `/v1`: the local engine, no network, no coordinator.
+//! The node's own `/v1`: the engine here, without network or coordinator, and the rest of the
+//! cluster for what is not here.
 
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use pomona_common::report::NodeReport;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_text::ModelText;
 
+use crate::entry::Entry;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
@@ -16,6 +18,7 @@ pub(crate) struct NodeBackend {
     name: String,
     store: Store,
     supervisor: Supervisor,
+    entry: Entry,
     reporter: Reporter,
     texts: TextCache,
     first_bytes: Arc<FirstBytes>,
@@ -27,6 +30,7 @@ impl NodeBackend {
         name: String,
         store: Store,
         supervisor: Supervisor,
+        entry: Entry,
         reporter: Reporter,
         first_bytes: Arc<FirstBytes>,
     ) -> Self {
@@ -35,42 +39,26 @@ impl NodeBackend {
             name,
             store,
             supervisor,
+            entry,
             reporter,
             texts: TextCache::default(),
             first_bytes,
         }
     }
-
-    /// Whether this node has the content that the request was resolved for.
-    pub(crate) fn check_digests(&self, generation: &Generation) -> Result<(), Failure> {
-        let models = self.store.models();
-        let models = models.borrow();
-        match models.iter().find(|record| record.name == generation.model) {
-            Some(record) if record.digests == generation.digests => Ok(()),
-            Some(_) => Err(not_here(
-                generation,
-                "this node has other contents under the name",
-            )),
-            None => Err(not_here(generation, "it is not in this node's store")),
-        }
-    }
-}
-
-fn not_here(generation: &Generation, detail: &str) -> Failure {
-    Failure::ModelNotLoaded {
-        model: generation.model.to_string(),
-        detail: detail.to_owned(),
-    }
 }
 
 impl Backend for NodeBackend {
     fn models(&self) -> Vec<ModelRecord> {
-        self.store.models().borrow().to_vec()
+        self.entry.models()
     }
 
     async fn text(&self, model: &ModelRecord) -> Result<Arc<ModelText>, Failure> {
-        let (store, name) = (self.store.clone(), model.name.clone());
+        let (store, entry, name) = (self.store.clone(), self.entry.clone(), model.name.clone());
+        let here = store.models().borrow().iter().any(|own| own == model);
         let load = || async move {
+            if !here {
+                return entry.fetch_text(&name).await;
+            }
             let internal = |detail: String| Failure::Internal { detail };
             tokio::task::spawn_blocking(move || store.text(&name))
                 .await
@@ -81,11 +69,7 @@ impl Backend for NodeBackend {
     }
 
     async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        let events = self.supervisor.generate(generation).await?;
-        Ok(GenerationStream {
-            node: self.id,
-            events,
-        })
+        self.entry.generate(generation).await
     }
 
     fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)> {
@@ -98,6 +82,9 @@ impl Backend for NodeBackend {
     }
 
     fn not_ready(&self) -> Vec<String> {
+        if self.entry.has_elsewhere() {
+            return Vec::new();
+        }
         let view = self.supervisor.view();
         let view = view.borrow();
         let mut failing = Vec::new();

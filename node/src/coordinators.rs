@@ -1,12 +1,15 @@
 //! The coordinators that this node knows: it keeps a session with each, dials anew what it
 //! loses, and follows where they say they are.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pomona_common::ModelRecord;
+use pomona_decide::Reachable;
 use pomona_discovery::Sighting;
-use pomona_link::{Contacts, Role, Session, Source};
+use pomona_link::{Contacts, Session, Source};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +26,10 @@ pub(crate) struct Coordinators(Arc<Inner>);
 struct Inner {
     began: Instant,
     contacts: Mutex<Contacts>,
+    /// Those that took this node in, by number.
+    sessions: Mutex<BTreeMap<u64, Session>>,
+    /// What the cluster serves, as a coordinator last said.
+    catalogue: Mutex<Arc<Vec<ModelRecord>>>,
     news: Notify,
 }
 
@@ -30,6 +37,8 @@ struct Inner {
 pub(crate) struct Live {
     coordinators: Coordinators,
     peer: u64,
+    /// The session, once the coordinator took this node in.
+    entered: Option<Session>,
 }
 
 impl Coordinators {
@@ -42,6 +51,8 @@ impl Coordinators {
         Self(Arc::new(Inner {
             began: Instant::now(),
             contacts: Mutex::new(contacts),
+            sessions: Mutex::default(),
+            catalogue: Mutex::default(),
             news: Notify::new(),
         }))
     }
@@ -84,24 +95,53 @@ impl Coordinators {
 
     /// A session with a coordinator stands; `None` when there is another one with it.
     pub(crate) fn began(&self, session: &Session) -> Option<Live> {
-        let Role::Coordinator(peer) = session.peer().role else {
-            return None;
-        };
+        let peer = session.peer().role.coordinator()?;
         let first = self.contacts().began(peer);
         // Dropping what is not wanted takes the count back.
         let live = Live {
             coordinators: self.clone(),
             peer,
+            entered: None,
         };
         first.then_some(live)
     }
 
     /// A coordinator took this node in, or has another session with it.
     pub(crate) fn answered(&self, address: SocketAddr, session: &Session) {
-        if let Role::Coordinator(peer) = session.peer().role {
-            let now = self.now();
-            self.contacts().dialled(address, Some(peer), now);
-        }
+        let now = self.now();
+        self.contacts()
+            .dialled(address, session.peer().role.coordinator(), now);
+    }
+
+    /// A coordinator says what the cluster serves.
+    pub(crate) fn learn_catalogue(&self, catalogue: Vec<ModelRecord>) {
+        *lock(&self.0.catalogue) = Arc::new(catalogue);
+    }
+
+    /// What the cluster serves; empty before a coordinator has said so.
+    pub(crate) fn catalogue(&self) -> Arc<Vec<ModelRecord>> {
+        lock(&self.0.catalogue).clone()
+    }
+
+    /// Those that can be asked now.
+    pub(crate) fn reachable(&self) -> Vec<Reachable> {
+        let sessions = lock(&self.0.sessions);
+        let open = sessions.iter().filter(|(_, session)| session.is_open());
+        open.map(|(number, session)| Reachable {
+            number: *number,
+            rtt_us: session.round_trip().as_micros() as u64,
+        })
+        .collect()
+    }
+
+    /// Whether any can be asked now.
+    pub(crate) fn any(&self) -> bool {
+        lock(&self.0.sessions).values().any(Session::is_open)
+    }
+
+    /// The session with one of them.
+    pub(crate) fn session(&self, number: u64) -> Option<Session> {
+        lock(&self.0.sessions).get(&number).cloned()
     }
 
     /// A coordinator says where all of them are.
@@ -129,12 +169,29 @@ impl Coordinators {
     }
 
     fn contacts(&self) -> MutexGuard<'_, Contacts> {
-        self.0.contacts.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0.contacts)
     }
+}
+
+impl Live {
+    /// The coordinator took this node in: it can be asked until this is dropped.
+    pub(crate) fn taken_in(&mut self, session: &Session) {
+        lock(&self.coordinators.0.sessions).insert(self.peer, session.clone());
+        self.entered = Some(session.clone());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Drop for Live {
     fn drop(&mut self) {
+        if let Some(session) = self.entered.take() {
+            lock(&self.coordinators.0.sessions).remove(&self.peer);
+            // Answers that come through it hold handles of it.
+            session.close("the node ends this session");
+        }
         self.coordinators.contacts().ended(self.peer);
         self.coordinators.0.news.notify_one();
     }

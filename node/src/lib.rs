@@ -6,6 +6,7 @@ mod backend;
 mod coordinators;
 mod credentials;
 pub mod echo;
+mod entry;
 pub mod hub;
 mod pipes;
 mod reporter;
@@ -35,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use backend::NodeBackend;
 use coordinators::Coordinators;
 use credentials::Credentials;
+use entry::Entry;
 use reporter::Reporter;
 use session::Drain;
 use store::Store;
@@ -173,15 +175,26 @@ impl Node {
             &mut tasks,
             stopped.clone(),
         );
+        let mut known = config.coordinators.clone();
+        if let Some(credentials) = &credentials {
+            // What the configuration says goes first: addresses change.
+            known.extend(credentials.coordinators()?);
+            if known.is_empty() || on_coordinator {
+                known.push(config.own_coordinator());
+            }
+        }
+        let coordinators = Coordinators::new(&known);
+        let entry = Entry::new(id, store.clone(), supervisor.clone(), coordinators.clone());
         let backend = Arc::new(NodeBackend::new(
             id,
             name.clone(),
             store.clone(),
             supervisor.clone(),
+            entry.clone(),
             reporter.clone(),
             first_bytes,
         ));
-        let router = pomona_api::router(backend.clone());
+        let router = pomona_api::router(backend);
         let http = HttpServer::start(listener, router);
         let view = supervisor.view();
         let drain = Drain::default();
@@ -189,24 +202,17 @@ impl Node {
         match credentials {
             Some(credentials) => {
                 let cluster = credentials.cluster();
-                // What the configuration says goes first: addresses change.
-                let mut known = config.coordinators.clone();
-                known.extend(credentials.coordinators()?);
-                if known.is_empty() || on_coordinator {
-                    known.push(config.own_coordinator());
-                }
                 let context = session::SessionContext {
                     id,
                     name,
                     instance: random()? as u64,
                     credentials,
-                    backend,
+                    entry,
                     store,
                     supervisor,
                     reporter,
                     drain: drain.clone(),
                 };
-                let coordinators = Coordinators::new(&known);
                 discovery = discover(config, cluster, &coordinators);
                 tasks.spawn(coordinators.run(context, stopped));
             }

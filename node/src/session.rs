@@ -1,21 +1,18 @@
 //! The node's session with one coordinator, from the dial to the end.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::Backend;
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
-use pomona_common::generation::GenerationEvent;
-use pomona_common::{Failure, Generation, NodeId};
+use pomona_common::{Failure, NodeId};
 use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, any_port_toward};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::backend::NodeBackend;
 use crate::coordinators::Coordinators;
 use crate::credentials::Credentials;
+use crate::entry::Entry;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
@@ -31,7 +28,7 @@ pub(crate) struct SessionContext {
     pub(crate) name: String,
     pub(crate) instance: u64,
     pub(crate) credentials: Credentials,
-    pub(crate) backend: Arc<NodeBackend>,
+    pub(crate) entry: Entry,
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
     pub(crate) reporter: Reporter,
@@ -64,7 +61,7 @@ impl SessionContext {
         let identity = self.credentials.identity(self.id)?;
         let endpoint = Endpoint::client(any_port_toward(address), identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
-        let Some(_live) = coordinators.began(&session) else {
+        let Some(mut live) = coordinators.began(&session) else {
             // Another address of the same coordinator: known from now on.
             coordinators.answered(address, &session);
             session.close("there is another session");
@@ -83,6 +80,7 @@ impl SessionContext {
             return Err(LinkError::Closed("no welcome".into()));
         };
         coordinators.answered(address, &session);
+        live.taken_in(&session);
         tracing::info!(%address, coordinator = %session.peer().role, version, "session with coordinator");
         let mut streams = JoinSet::new();
         let mut reports = self.reporter.latest();
@@ -99,7 +97,7 @@ impl SessionContext {
                 },
                 stream = session.accept() => {
                     let (send, receive) = stream?;
-                    streams.spawn(serve_stream(self.backend.clone(), self.store.clone(), self.drain.clone(), send, receive));
+                    streams.spawn(serve_stream(self.entry.clone(), self.store.clone(), self.drain.clone(), send, receive));
                 }
                 _ = streams.join_next(), if !streams.is_empty() => {}
                 changed = models.changed() => {
@@ -134,6 +132,7 @@ impl SessionContext {
                 }
                 coordinators.learn_cluster(&list);
             }
+            CoordinatorMessage::Catalogue(catalogue) => coordinators.learn_catalogue(catalogue),
             CoordinatorMessage::Target(target) => {
                 let models = target
                     .models
@@ -150,7 +149,7 @@ impl SessionContext {
 }
 
 async fn serve_stream(
-    backend: Arc<NodeBackend>,
+    entry: Entry,
     store: Store,
     drain: Drain,
     send: FrameSender,
@@ -158,15 +157,19 @@ async fn serve_stream(
 ) {
     let _answer = drain.answers.token();
     let outcome = match receive.expect::<StreamRequest>(ANSWER).await {
-        Ok(StreamRequest::Generate(_)) if drain.begun.is_cancelled() => {
-            // The coordinator tries elsewhere.
-            send_and_finish(send, &GenerationEvent::Failed(Failure::NodeLost)).await
+        Ok(StreamRequest::Generate(generation)) => {
+            let answer = if drain.begun.is_cancelled() {
+                // The coordinator tries elsewhere.
+                Err(Failure::NodeLost)
+            } else {
+                entry.generate_here(*generation).await
+            };
+            pomona_dispatch::serve(answer, send).await
         }
-        Ok(StreamRequest::Generate(generation)) => serve_generation(&backend, *generation, send).await,
         Ok(StreamRequest::FetchText(model)) => {
             let bundle = tokio::task::spawn_blocking(move || store.text(&model)).await;
             match bundle {
-                Ok(Ok(bundle)) => send_and_finish(send, &bundle).await,
+                Ok(Ok(bundle)) => pomona_dispatch::send_last(send, &bundle).await,
                 // The reset of the stream tells the coordinator.
                 Ok(Err(_)) | Err(_) => Ok(()),
             }
@@ -175,49 +178,5 @@ async fn serve_stream(
     };
     if let Err(error) = outcome {
         tracing::debug!(%error, "stream ended");
-    }
-}
-
-async fn send_and_finish<M: pomona_wire::Message>(
-    mut send: FrameSender,
-    message: &M,
-) -> Result<(), LinkError> {
-    send.send(message).await?;
-    send.finish();
-    Ok(())
-}
-
-/// Passes events on until the end, or until the coordinator gives the stream up: then dropping
-/// the events cancels the sequence.
-async fn serve_generation(
-    backend: &NodeBackend,
-    generation: Generation,
-    mut send: FrameSender,
-) -> Result<(), LinkError> {
-    if let Err(failure) = backend.check_digests(&generation) {
-        return send_and_finish(send, &GenerationEvent::Failed(failure)).await;
-    }
-    let mut stream = match backend.generate(generation).await {
-        Ok(stream) => stream,
-        Err(failure) => return send_and_finish(send, &GenerationEvent::Failed(failure)).await,
-    };
-    send.send(&GenerationEvent::Granted).await?;
-    loop {
-        let event = tokio::select! {
-            event = stream.events.recv() => event,
-            () = send.given_up() => return Ok(()),
-        };
-        let Some(event) = event else {
-            return send_and_finish(send, &GenerationEvent::Failed(Failure::EngineLost)).await;
-        };
-        let last = matches!(
-            event,
-            GenerationEvent::Finished { .. } | GenerationEvent::Failed(_)
-        );
-        send.send(&event).await?;
-        if last {
-            send.finish();
-            return Ok(());
-        }
     }
 }

@@ -119,9 +119,7 @@ impl Supervisor {
         match receiver.recv().await {
             Some(GenerationEvent::Granted) => Ok(receiver),
             Some(GenerationEvent::Failed(failure)) => Err(failure),
-            Some(GenerationEvent::Chunk(_) | GenerationEvent::Finished { .. }) | None => {
-                Err(Failure::NodeLost)
-            }
+            Some(_) | None => Err(Failure::NodeLost),
         }
     }
 

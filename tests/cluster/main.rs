@@ -10,6 +10,7 @@
     reason = "a test"
 )]
 
+mod entry;
 mod former;
 mod lan_discovery;
 mod leader_kills;
@@ -47,6 +48,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("leader_kills", leader_kills::run),
     ("lan_discovery", lan_discovery::run),
     ("node_loss", node_loss::run),
+    ("entry", entry::run),
 ];
 
 fn main() {

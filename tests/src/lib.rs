@@ -213,9 +213,23 @@ impl Cluster {
 
 /// A streamed chat on a port of this machine.
 pub fn stream_from(port: u16, body: &Value) -> Streamed {
+    try_stream(port, body).expect("an answer")
+}
+
+/// A streamed chat that may fail.
+///
+/// # Errors
+/// Nobody answered, or the answer was no stream: its status and body.
+pub fn try_stream(port: u16, body: &Value) -> Result<Streamed, String> {
     let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
-    let response = agent().post(url).send_json(body).expect("an answer");
-    assert_eq!(response.status(), 200);
+    let mut response = agent()
+        .post(url)
+        .send_json(body)
+        .map_err(|error| error.to_string())?;
+    if response.status() != 200 {
+        let text = response.body_mut().read_to_string().unwrap_or_default();
+        return Err(format!("{}: {text}", response.status()));
+    }
     let mut streamed = Streamed::default();
     let mut heard = Instant::now();
     for line in BufReader::new(response.into_body().into_reader()).lines() {
@@ -245,7 +259,7 @@ pub fn stream_from(port: u16, body: &Value) -> Streamed {
             streamed.usage = event["usage"].clone();
         }
     }
-    streamed
+    Ok(streamed)
 }
 
 impl Drop for Cluster {

@@ -53,7 +53,7 @@ async fn collect(
     loop {
         match stream.events.recv().await {
             None => return Err(Failure::NodeLost),
-            Some(GenerationEvent::Granted) => {}
+            Some(GenerationEvent::Granted | GenerationEvent::GrantedBy(_)) => {}
             Some(GenerationEvent::Failed(failure)) => return Err(failure),
             Some(GenerationEvent::Finished { reason, accounting }) => {
                 choice.text.push_str(&answer.finish());

@@ -137,7 +137,7 @@ impl Sse {
         match event {
             // An answer that a stop string ended is still being made for a moment.
             _ if self.accountings.contains_key(&index) => String::new(),
-            Some(GenerationEvent::Granted) => String::new(),
+            Some(GenerationEvent::Granted | GenerationEvent::GrantedBy(_)) => String::new(),
             Some(GenerationEvent::Chunk(chunk)) => self.on_chunk(index, chunk),
             Some(GenerationEvent::Finished { reason, accounting }) => {
                 let rest = self.answers[index].finish();

@@ -13,8 +13,10 @@ use pomona_common::limits;
 /// First wait after a failure; doubled with each more.
 const AGAIN_FIRST: Duration = Duration::from_millis(100);
 /// Longest wait for an address that the configuration or the cluster names: a coordinator that
-/// was restarted is reached soon.
-const AGAIN_KNOWN: Duration = Duration::from_secs(3);
+/// was restarted is reached soon, and there are five at most.
+const AGAIN_KNOWN: Duration = Duration::from_secs(1);
+/// The same for one that answers and then refuses.
+const AGAIN_REFUSED: Duration = Duration::from_secs(3);
 /// Who answers twice within this time refuses or fails what comes after the handshake, and is
 /// waited for as if it had not answered.
 const FLAPPING: Duration = Duration::from_secs(10);
@@ -149,6 +151,7 @@ impl Contacts {
         contact.failures += 1;
         let longest = match contact.source {
             Source::Hint => AGAIN_HINT,
+            Source::Cluster | Source::Configured if answered.is_some() => AGAIN_REFUSED,
             Source::Cluster | Source::Configured => AGAIN_KNOWN,
         };
         contact.next = now + (AGAIN_FIRST * 2u32.pow(contact.failures.min(12))).min(longest);

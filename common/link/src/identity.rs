@@ -14,6 +14,14 @@ pub enum Role {
 }
 
 impl Role {
+    /// The number, of a coordinator.
+    pub fn coordinator(self) -> Option<u64> {
+        match self {
+            Role::Coordinator(number) => Some(number),
+            Role::Node(_) => None,
+        }
+    }
+
     /// The SPIFFE id of the role.
     pub(crate) fn uri(self, cluster: ClusterId) -> String {
         format!("spiffe://{cluster}/{self}")

@@ -43,6 +43,11 @@ impl Session {
         self.connection.remote_address()
     }
 
+    /// Round trip, smoothed.
+    pub fn round_trip(&self) -> Duration {
+        self.connection.rtt()
+    }
+
     /// What tells this session from every other one of the process.
     pub fn stable_id(&self) -> usize {
         self.connection.stable_id()

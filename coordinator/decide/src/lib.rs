@@ -7,6 +7,7 @@
 pub mod apply;
 pub mod command;
 pub mod coordinators;
+pub mod entry;
 mod membership;
 pub mod planner;
 pub mod proposal;
@@ -17,6 +18,7 @@ pub mod state;
 pub use apply::apply;
 pub use command::{Command, Reply};
 pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_change};
+pub use entry::{EntryPlace, Here, Reachable, entry};
 pub use planner::{Inventory, NodeInventory, PlanOutcome, plan};
 pub use proposal::{Proposal, apply_proposal};
 pub use relay::{Next, Relay};

@@ -1,5 +1,8 @@
-//! The life of one answer over the replicas that make it: what to pass on to the client, and
-//! when to go on elsewhere. Sans-IO: the shell feeds it what a node sent and does what it says.
+//! The life of one answer over the places that make it: what to pass on to the client, and
+//! when to go on elsewhere. Sans-IO: the shell feeds it what a place sent and does what it says.
+//!
+//! For a coordinator the places are nodes; for a node's own endpoint they are its engine and the
+//! coordinators, behind each of which there is another relay.
 //!
 //! A token of an answer is a function of prompt, seed and position, so another replica goes on
 //! where the last one stopped: it prefills prompt and emitted tokens, and its first token has
@@ -21,30 +24,33 @@ pub enum Next {
     Last(GenerationEvent),
     /// Nothing to pass on.
     Wait,
-    /// Leave this node, and ask another one to go on with [`Relay::rest`].
+    /// Leave this place, and ask another one to go on with [`Relay::rest`].
     Move,
 }
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
-pub struct Relay {
+pub struct Relay<P> {
     generation: Generation,
+    /// Place that answers now.
+    place: P,
     /// Node that makes the answer now.
     node: NodeId,
-    /// Nodes that failed it; they are asked again when there is nobody else.
-    failed: Vec<NodeId>,
+    /// Places that failed it; they are asked again when there is nobody else.
+    failed: Vec<P>,
     moves: u32,
-    /// Tokens that were there when the present node began.
+    /// Tokens that were there when the present place began.
     began_at: usize,
 }
 
-impl Relay {
-    /// An answer that `node` has promised to make. What another router has emitted of it is in
-    /// `generation.resume` already.
-    pub fn new(generation: Generation, node: NodeId) -> Self {
+impl<P: Copy + Eq> Relay<P> {
+    /// An answer that `place` has promised, and `node` makes. What another router has emitted of
+    /// it is in `generation.resume` already.
+    pub fn new(generation: Generation, place: P, node: NodeId) -> Self {
         Self {
             began_at: generation.resume.len(),
             generation,
+            place,
             node,
             failed: Vec::new(),
             moves: 0,
@@ -56,21 +62,22 @@ impl Relay {
         &self.generation
     }
 
-    /// Nodes that failed this answer, in that order.
-    pub fn failed(&self) -> &[NodeId] {
+    /// Places that failed this answer, in that order.
+    pub fn failed(&self) -> &[P] {
         &self.failed
     }
 
-    /// Another node has promised to go on.
-    pub fn moved(&mut self, node: NodeId) {
+    /// Another place has promised to go on.
+    pub fn moved(&mut self, place: P, node: NodeId) {
+        self.place = place;
         self.node = node;
         self.began_at = self.generation.resume.len();
     }
 
-    /// The node sent an event.
+    /// The place sent an event.
     pub fn on_event(&mut self, event: GenerationEvent) -> Next {
         match event {
-            GenerationEvent::Granted => Next::Wait,
+            GenerationEvent::Granted | GenerationEvent::GrantedBy(_) => Next::Wait,
             GenerationEvent::Chunk(chunk) => self.on_chunk(chunk),
             GenerationEvent::Finished { .. } => Next::Last(event),
             // The node has tried more than once by itself: an answer that kills engines before it
@@ -83,7 +90,7 @@ impl Relay {
         }
     }
 
-    /// The node is gone, or the stream broke.
+    /// The place is gone, or the stream broke.
     pub fn on_lost(&mut self) -> Next {
         self.leave(Failure::NodeLost)
     }
@@ -91,7 +98,7 @@ impl Relay {
     fn on_chunk(&mut self, mut chunk: Chunk) -> Next {
         let have = self.generation.resume.len() as u32;
         let Some(known) = have.checked_sub(chunk.position) else {
-            // Tokens are missing: this node cannot be trusted with the rest.
+            // Tokens are missing: this place cannot be trusted with the rest.
             return self.leave(Failure::NodeLost);
         };
         let known = (known as usize).min(chunk.tokens.len());
@@ -124,8 +131,8 @@ impl Relay {
             return Next::Last(GenerationEvent::Failed(failure));
         }
         self.moves += 1;
-        self.failed.retain(|node| *node != self.node);
-        self.failed.push(self.node);
+        self.failed.retain(|place| *place != self.place);
+        self.failed.push(self.place);
         Next::Move
     }
 }
@@ -179,7 +186,7 @@ mod tests {
             max_tokens in 1..60u32,
             script in prop::collection::vec((0..8u8, 1..5u32, 0..4u32), 1..200),
         ) {
-            let mut relay = Relay::new(generation(max_tokens).map_err(|e| TestCaseError::fail(e.to_string()))?, NodeId::from_bits(0));
+            let mut relay = Relay::new(generation(max_tokens).map_err(|e| TestCaseError::fail(e.to_string()))?, 0, NodeId::from_bits(0));
             let (mut got, mut ended, mut moves) = (Vec::new(), false, 0u32);
             let (mut at, mut began_at) = (0, 0);
             for (what, len, back) in script {
@@ -222,7 +229,7 @@ mod tests {
                         moves += 1;
                         prop_assert_eq!(relay.rest().resume.len(), got.len());
                         prop_assert!(!without_a_token, "it would kill another engine");
-                        relay.moved(NodeId::from_bits(moves.into()));
+                        relay.moved(moves, NodeId::from_bits(moves.into()));
                         began_at = at;
                     }
                 }
@@ -239,7 +246,7 @@ mod tests {
 
     #[test]
     fn a_refusal_for_the_client_is_passed_on() -> Result<(), pomona_common::id::IdError> {
-        let mut relay = Relay::new(generation(5)?, NodeId::from_bits(0));
+        let mut relay = Relay::new(generation(5)?, 0, NodeId::from_bits(0));
         let failed = GenerationEvent::Failed(Failure::TooLarge { needed: 2, budget: 1 });
         assert_eq!(relay.on_event(failed.clone()), Next::Last(failed));
         Ok(())

@@ -317,6 +317,7 @@ impl Actor {
             return;
         };
         let last = match &mut event {
+            GenerationEvent::GrantedBy(_) => return,
             GenerationEvent::Granted if active.granted => return,
             GenerationEvent::Granted => {
                 active.granted = true;

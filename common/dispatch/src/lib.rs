@@ -1,0 +1,12 @@
+//! Answers over sessions: asking a peer for one, keeping it going when that peer is lost, and
+//! serving one to a peer. The shell around `pomona_decide`'s relay that coordinators and nodes
+//! share; who is asked in which order is theirs ([`Places`]).
+#![forbid(unsafe_code)]
+
+mod carry;
+mod promise;
+mod serve;
+
+pub use carry::{Places, generate, is_last_word};
+pub use promise::{Promise, ask};
+pub use serve::{send_last, serve};

@@ -1,0 +1,90 @@
+//! A promise to answer, and asking a peer for one.
+
+use std::time::Duration;
+
+use pomona_api::GenerationStream;
+use pomona_common::control::StreamRequest;
+use pomona_common::generation::GenerationEvent;
+use pomona_common::{Failure, Generation, NodeId};
+use pomona_link::{FrameReceiver, FrameSender, LinkError, Session};
+use tokio::sync::mpsc;
+
+/// An answer that somebody has promised. Dropping it cancels the answer where it is made.
+pub struct Promise {
+    /// Who makes it.
+    pub node: NodeId,
+    events: Events,
+    _held: Option<Box<dyn Send>>,
+}
+
+enum Events {
+    Here(mpsc::Receiver<GenerationEvent>),
+    There {
+        send: FrameSender,
+        receive: FrameReceiver,
+    },
+}
+
+impl Promise {
+    /// An answer of this process.
+    pub fn here(stream: GenerationStream) -> Self {
+        Self {
+            node: stream.node,
+            events: Events::Here(stream.events),
+            _held: None,
+        }
+    }
+
+    /// Keeps a value as long as the answer runs, such as a count.
+    #[must_use]
+    pub fn holding(mut self, value: impl Send + 'static) -> Self {
+        self._held = Some(Box::new(value));
+        self
+    }
+
+    /// The next event; `None` when whoever made the answer is gone. Cancel-safe.
+    pub(crate) async fn next(&mut self) -> Option<GenerationEvent> {
+        match &mut self.events {
+            Events::Here(events) => events.recv().await,
+            Events::There { receive, .. } => receive.next().await.ok().flatten(),
+        }
+    }
+
+    /// Nothing more is wanted or comes.
+    pub(crate) fn finish(self) {
+        if let Events::There { send, .. } = self.events {
+            send.finish();
+        }
+    }
+}
+
+/// Asks a peer; its first event, which is its answer, comes within `patience`. `node` is who
+/// makes the answer when the peer names nobody.
+///
+/// # Errors
+/// The peer's refusal, or [`Failure::NodeLost`] when it is gone or silent.
+pub async fn ask(
+    session: &Session,
+    node: NodeId,
+    generation: Generation,
+    patience: Duration,
+) -> Result<Promise, Failure> {
+    let lost = |error: LinkError| {
+        tracing::debug!(%error, "stream to peer failed");
+        Failure::NodeLost
+    };
+    let (mut send, mut receive) = session.open().await.map_err(lost)?;
+    let request = StreamRequest::Generate(Box::new(generation));
+    send.send(&request).await.map_err(lost)?;
+    let node = match receive.expect::<GenerationEvent>(patience).await.map_err(lost)? {
+        GenerationEvent::Granted => node,
+        GenerationEvent::GrantedBy(node) => node,
+        GenerationEvent::Failed(failure) => return Err(failure),
+        GenerationEvent::Chunk(_) | GenerationEvent::Finished { .. } => return Err(Failure::NodeLost),
+    };
+    Ok(Promise {
+        node,
+        events: Events::There { send, receive },
+        _held: None,
+    })
+}

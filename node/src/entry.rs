@@ -1,0 +1,169 @@
+//! Where the node's own endpoint gets its answers: the engine here, or any other node of the
+//! cluster through a coordinator, and on from one to the other when it is lost.
+
+use std::time::Duration;
+
+use pomona_api::GenerationStream;
+use pomona_common::control::{StreamRequest, TextBundle};
+use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
+use pomona_decide::{EntryPlace, Here, entry};
+use pomona_dispatch::{Places, Promise, is_last_word};
+use pomona_link::{LinkError, Session};
+
+use crate::coordinators::Coordinators;
+use crate::store::Store;
+use crate::supervisor::Supervisor;
+
+/// A coordinator asks up to three nodes before it answers. One that is lost is noticed sooner.
+const GRANT: Duration = Duration::from_secs(16);
+/// Tokenizers are megabytes, and come from a node.
+const FETCH: Duration = Duration::from_secs(30);
+
+/// See the module's documentation. Clones share it.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    id: NodeId,
+    store: Store,
+    supervisor: Supervisor,
+    coordinators: Coordinators,
+}
+
+impl Entry {
+    pub(crate) fn new(id: NodeId, store: Store, supervisor: Supervisor, coordinators: Coordinators) -> Self {
+        Self {
+            id,
+            store,
+            supervisor,
+            coordinators,
+        }
+    }
+
+    /// Starts an answer wherever it can be made.
+    pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
+        pomona_dispatch::generate(self.clone(), generation).await
+    }
+
+    /// Starts an answer of this node's engine.
+    pub(crate) async fn generate_here(&self, generation: Generation) -> Result<GenerationStream, Failure> {
+        self.check_digests(&generation)?;
+        let events = self.supervisor.generate(generation).await?;
+        Ok(GenerationStream {
+            node: self.id,
+            events,
+        })
+    }
+
+    /// What can be asked for: what is in this store, and the cluster's catalogue while somebody of
+    /// the cluster is in reach. What is here goes before what is elsewhere.
+    pub(crate) fn models(&self) -> Vec<ModelRecord> {
+        let mut models = self.store.models().borrow().to_vec();
+        if self.coordinators.any() {
+            let elsewhere = self.coordinators.catalogue();
+            let unknown = |record: &&ModelRecord| models.iter().all(|own| own.name != record.name);
+            let more: Vec<ModelRecord> = elsewhere.iter().filter(unknown).cloned().collect();
+            models.extend(more);
+            models.sort_by(|a, b| a.name.cmp(&b.name));
+        }
+        models
+    }
+
+    /// Whether a request could be answered elsewhere.
+    pub(crate) fn has_elsewhere(&self) -> bool {
+        self.coordinators.any() && !self.coordinators.catalogue().is_empty()
+    }
+
+    /// The text side of a model that is not in this store.
+    pub(crate) async fn fetch_text(&self, model: &ModelName) -> Result<TextBundle, Failure> {
+        for (place, _) in entry(Here::Absent, &self.coordinators.reachable(), &[]) {
+            let EntryPlace::Coordinator(number) = place else {
+                continue;
+            };
+            let Some(session) = self.coordinators.session(number) else {
+                continue;
+            };
+            match fetch_from(&session, model).await {
+                Ok(bundle) => return Ok(bundle),
+                Err(error) => tracing::warn!(coordinator = number, %error, "tokenizer not fetched"),
+            }
+        }
+        Err(self.not_in_reach(model))
+    }
+
+    fn here(&self, generation: &Generation) -> Here {
+        if self.check_digests(generation).is_err() {
+            return Here::Absent;
+        }
+        let view = self.supervisor.view();
+        let view = view.borrow();
+        if view.loaded.contains(&generation.model) {
+            Here::Loaded
+        } else {
+            Here::Expected
+        }
+    }
+
+    /// Whether this node has the content that the request was resolved for.
+    fn check_digests(&self, generation: &Generation) -> Result<(), Failure> {
+        let models = self.store.models();
+        let models = models.borrow();
+        let detail = match models.iter().find(|record| record.name == generation.model) {
+            Some(record) if record.digests == generation.digests => return Ok(()),
+            Some(_) => "this node has other contents under the name",
+            None => "it is not in this node's store",
+        };
+        Err(not_loaded(&generation.model, detail))
+    }
+
+    fn not_in_reach(&self, model: &ModelName) -> Failure {
+        if self.coordinators.any() {
+            not_loaded(model, "no node of the cluster could be asked for it")
+        } else {
+            not_loaded(model, "it is not on this node, and no coordinator is in reach")
+        }
+    }
+}
+
+impl Places for Entry {
+    type Place = EntryPlace;
+
+    async fn place(
+        &self,
+        generation: &Generation,
+        avoid: &[EntryPlace],
+    ) -> Result<(EntryPlace, Promise), Failure> {
+        let mut refusal = self.not_in_reach(&generation.model);
+        for (place, reason) in entry(self.here(generation), &self.coordinators.reachable(), avoid) {
+            tracing::debug!(?place, reason, request = %generation.request, "asked");
+            let asked = match place {
+                EntryPlace::Here => self.generate_here(generation.clone()).await.map(Promise::here),
+                EntryPlace::Coordinator(number) => match self.coordinators.session(number) {
+                    Some(session) => pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT).await,
+                    None => continue,
+                },
+            };
+            match asked {
+                Ok(promise) => return Ok((place, promise)),
+                Err(failure) if is_last_word(&failure) => return Err(failure),
+                // That a coordinator left says less than what another place has said.
+                Err(Failure::NodeLost) => {}
+                Err(failure) => refusal = failure,
+            }
+        }
+        Err(refusal)
+    }
+}
+
+async fn fetch_from(session: &Session, model: &ModelName) -> Result<TextBundle, LinkError> {
+    let (mut send, mut receive) = session.open().await?;
+    send.send(&StreamRequest::FetchText(model.clone())).await?;
+    let bundle = receive.expect(FETCH).await?;
+    send.finish();
+    Ok(bundle)
+}
+
+fn not_loaded(model: &ModelName, detail: &str) -> Failure {
+    Failure::ModelNotLoaded {
+        model: model.to_string(),
+        detail: detail.to_owned(),
+    }
+}
