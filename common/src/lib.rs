@@ -4,6 +4,7 @@
 
 pub mod catalogue;
 pub mod class;
+pub mod conditions;
 pub mod control;
 pub mod engine;
 pub mod failure;
@@ -15,6 +16,7 @@ pub mod knobs;
 pub mod limits;
 pub mod machine;
 pub mod plan;
+pub mod plausible;
 pub mod report;
 pub mod sampling;
 pub mod unit;

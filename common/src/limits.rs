@@ -39,6 +39,8 @@ pub const MODEL_NAME_CHARS: usize = 128;
 pub const MODELS: usize = 256;
 /// Nodes in a cluster.
 pub const NODES: usize = 256;
+/// Power rails in a report.
+pub const RAILS: usize = 16;
 
 /// A client sends its headers within this time.
 pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);

@@ -5,13 +5,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+use crate::conditions::Conditions;
 use crate::histogram::Histogram;
 use crate::id::ModelName;
 use crate::knobs::EngineKnobs;
 use crate::unit::{Bytes, Percent, Reading, Watts};
 
 /// Version of the report's meaning, apart from the frame's.
-pub const REPORT_VERSION: u16 = 1;
+pub const REPORT_VERSION: u16 = 2;
 
 /// The state of a node at one moment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -65,6 +66,8 @@ pub struct MachineReport {
     pub chip: String,
     /// Operating system and build.
     pub os: String,
+    /// What feeds it, and what else happens on it.
+    pub conditions: Conditions,
 }
 
 /// Memory of one process.

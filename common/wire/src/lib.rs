@@ -51,6 +51,14 @@ pub enum WireError {
         /// Newest version known here.
         known: u8,
     },
+    /// Made by a program that is too old.
+    #[error("frame version {got} is older than {oldest}, update the program at the other end")]
+    OldFrame {
+        /// Version in the frame.
+        got: u8,
+        /// Oldest version known here.
+        oldest: u8,
+    },
     /// Stored by a program that is too old.
     #[error(
         "stored by an earlier program (version {got}, {oldest} is the oldest that can be read): move the folder away to start anew"
@@ -81,6 +89,8 @@ pub trait Message: Serialize + DeserializeOwned {
     const KIND: u8;
     /// Version of the encoding; raised when old bytes would decode differently.
     const VERSION: u8;
+    /// Oldest version that is still understood.
+    const OLDEST: u8;
     /// Longest frame, header excluded from the count.
     const LIMIT: usize;
 
@@ -92,10 +102,11 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 macro_rules! message {
-    ($type:ty, kind $kind:literal, version $version:literal, limit $limit:expr) => {
+    ($type:ty, kind $kind:literal, versions $oldest:literal to $version:literal, limit $limit:expr) => {
         impl Message for $type {
             const KIND: u8 = $kind;
             const VERSION: u8 = $version;
+            const OLDEST: u8 = $oldest;
             const LIMIT: usize = $limit;
 
             fn decode_payload(payload: &[u8]) -> Result<Self, WireError> {
@@ -112,15 +123,16 @@ macro_rules! message {
     };
 }
 
-message!(NodeMessage, kind 1, version 1, limit limits::CONTROL_FRAME_BYTES);
-message!(CoordinatorMessage, kind 2, version 1, limit limits::CONTROL_FRAME_BYTES);
-message!(StreamRequest, kind 3, version 1, limit limits::STREAM_FRAME_BYTES);
-message!(GenerationEvent, kind 4, version 1, limit limits::CONTROL_FRAME_BYTES);
-message!(TextBundle, kind 5, version 1, limit limits::TEXT_BUNDLE_BYTES);
-message!(EngineCommand, kind 6, version 1, limit limits::ENGINE_FRAME_BYTES);
-message!(EngineEvent, kind 7, version 1, limit limits::ENGINE_FRAME_BYTES);
-message!(JoinRequest, kind 8, version 1, limit limits::JOIN_FRAME_BYTES);
-message!(JoinAnswer, kind 9, version 1, limit limits::JOIN_FRAME_BYTES);
+// Version 1 of a report, which was never released, knew no conditions.
+message!(NodeMessage, kind 1, versions 2 to 2, limit limits::CONTROL_FRAME_BYTES);
+message!(CoordinatorMessage, kind 2, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES);
+message!(StreamRequest, kind 3, versions 1 to 1, limit limits::STREAM_FRAME_BYTES);
+message!(GenerationEvent, kind 4, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES);
+message!(TextBundle, kind 5, versions 1 to 1, limit limits::TEXT_BUNDLE_BYTES);
+message!(EngineCommand, kind 6, versions 1 to 1, limit limits::ENGINE_FRAME_BYTES);
+message!(EngineEvent, kind 7, versions 1 to 1, limit limits::ENGINE_FRAME_BYTES);
+message!(JoinRequest, kind 8, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
+message!(JoinAnswer, kind 9, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
 
 /// A message as one frame.
 ///
@@ -167,7 +179,13 @@ pub fn decode_body<M: Message>(body: &[u8]) -> Result<M, WireError> {
             want: M::KIND,
         });
     }
-    if *version == 0 || *version > M::VERSION {
+    if *version < M::OLDEST {
+        return Err(WireError::OldFrame {
+            got: *version,
+            oldest: M::OLDEST,
+        });
+    }
+    if *version > M::VERSION {
         return Err(WireError::Version {
             got: *version,
             known: M::VERSION,
@@ -381,9 +399,13 @@ mod tests {
                 state ^= state << 17;
                 *byte = state as u8;
             }
-            body[1] = 1;
             for kind in 1..=9 {
                 body[0] = kind;
+                body[1] = if kind == NodeMessage::KIND {
+                    NodeMessage::VERSION
+                } else {
+                    1
+                };
                 let _ = decode_body::<NodeMessage>(&body);
                 let _ = decode_body::<StreamRequest>(&body);
                 let _ = decode_body::<EngineCommand>(&body);

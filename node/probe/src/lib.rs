@@ -9,6 +9,8 @@ use linux as system;
 mod macos;
 #[cfg(target_os = "macos")]
 use macos as system;
+#[cfg(any(test, target_os = "macos"))]
+mod pmset;
 mod script;
 
 use std::path::PathBuf;
@@ -77,7 +79,8 @@ impl Probe {
         report.engine.footprint = engine.map_or(Reading::Unavailable, system::footprint);
         report.pressure = system::pressure();
         report.thermal = system::thermal();
-        (report.power, report.power_source) = self.sensors.power();
+        report.conditions = self.sensors.conditions();
+        (report.power, report.power_source, report.conditions.rails) = self.sensors.power();
         if let Some(path) = &self.script {
             script::apply(path, &mut report);
         }
@@ -104,6 +107,8 @@ fn rss(system: &mut System, pid: u32) -> Reading<Bytes> {
 
 #[cfg(test)]
 mod tests {
+    use pomona_common::conditions::Supply;
+
     use super::*;
 
     #[test]
@@ -123,11 +128,17 @@ mod tests {
     #[test]
     fn a_script_says_that_it_is_one() -> std::io::Result<()> {
         let path = std::env::temp_dir().join(format!("pomona-probe-{}.json", std::process::id()));
-        std::fs::write(&path, r#"{"power_watts": 70.0, "swap_used_bytes": 5}"#)?;
+        std::fs::write(
+            &path,
+            r#"{"power_watts": 70.0, "swap_used_bytes": 5, "on_battery": true, "idle_s": 90}"#,
+        )?;
         let report = Probe::new(true, Some(path.clone())).sample(None);
         assert!(matches!(report.power, Reading::Scripted(watts) if watts.get() == 70.0));
         assert_eq!(report.power_source, "scripted");
         assert!(matches!(report.swap_used, Reading::Scripted(bytes) if bytes.get() == 5));
+        assert_eq!(report.conditions.supply, Reading::Scripted(Supply::Battery));
+        assert_eq!(report.conditions.activity.idle_s, Reading::Scripted(90));
+        assert_eq!(report.conditions.activity.locked, Reading::Unavailable);
         std::fs::remove_file(path)
     }
 }

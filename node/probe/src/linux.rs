@@ -5,62 +5,143 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use pomona_common::conditions::{Conditions, Rail, Supply};
+use pomona_common::limits;
 use pomona_common::report::Thermal;
 use pomona_common::unit::{Bytes, Percent, Reading, Watts};
 
-/// Energy counters of the processor packages (`/sys/class/powercap`).
+/// Energy counters of the processor packages and their parts (`/sys/class/powercap`).
 pub(crate) struct Sensors {
-    counters: Vec<PathBuf>,
-    last: Option<(Instant, u64)>,
+    counters: Vec<Counter>,
+    last: Option<Instant>,
+}
+
+struct Counter {
+    name: String,
+    /// A whole package, not a part of one.
+    whole: bool,
+    path: PathBuf,
+    /// Microjoules when it was read last.
+    last: Option<u64>,
 }
 
 impl Sensors {
     pub(crate) fn new(power: bool) -> Self {
         let counters = if power {
-            packages(Path::new("/sys/class/powercap"))
+            counters(Path::new("/sys/class/powercap"))
         } else {
             Vec::new()
         };
         Self { counters, last: None }
     }
 
-    /// Watts since the last call, of all packages together.
-    pub(crate) fn power(&mut self) -> (Reading<Watts>, String) {
-        let unavailable = (Reading::Unavailable, String::new());
-        let energy: Option<Vec<u64>> = self.counters.iter().map(|path| read_number(path)).collect();
-        let Some(energy) = energy.filter(|energy| !energy.is_empty()) else {
-            return unavailable;
-        };
-        let (now, microjoules) = (Instant::now(), energy.iter().sum::<u64>());
-        let Some((then, before)) = self.last.replace((now, microjoules)) else {
-            return unavailable;
-        };
-        let seconds = (now - then).as_secs_f64();
-        // The counter wraps after hours; that one sample is lost.
-        match microjoules.checked_sub(before) {
-            Some(used) if seconds > 0.0 => {
-                let watts = used as f64 / 1e6 / seconds;
-                (Reading::Measured(Watts(watts as f32)), "rapl".to_owned())
+    /// Watts since the last call: of all packages together, with the source, and by rail.
+    pub(crate) fn power(&mut self) -> (Reading<Watts>, String, Vec<Rail>) {
+        let now = Instant::now();
+        let seconds = self.last.replace(now).map(|then| (now - then).as_secs_f64());
+        let (mut rails, mut total) = (Vec::new(), None);
+        for counter in &mut self.counters {
+            let energy = read_number(&counter.path);
+            let before = std::mem::replace(&mut counter.last, energy);
+            let (Some(seconds), Some(energy), Some(before)) = (seconds, energy, before) else {
+                continue;
+            };
+            // The counter wraps after hours; that one sample is lost.
+            let Some(used) = energy.checked_sub(before).filter(|_| seconds > 0.0) else {
+                continue;
+            };
+            let watts = (used as f64 / 1e6 / seconds) as f32;
+            if counter.whole {
+                total = Some(total.unwrap_or(0.0) + watts);
             }
-            _ => unavailable,
+            rails.push(Rail {
+                name: counter.name.clone(),
+                power: Watts(watts),
+            });
+        }
+        match total {
+            Some(watts) => (Reading::Measured(Watts(watts)), "rapl".to_owned(), rails),
+            None => (Reading::Unavailable, String::new(), Vec::new()),
+        }
+    }
+
+    /// What feeds the machine and what else it does.
+    pub(crate) fn conditions(&mut self) -> Conditions {
+        let (supply, battery) = supplies(Path::new("/sys/class/power_supply"));
+        let profile = fs::read_to_string("/sys/firmware/acpi/platform_profile").ok();
+        Conditions {
+            supply: Reading::measured(supply),
+            battery: Reading::measured(battery.map(Percent)),
+            low_power: Reading::measured(profile.map(|profile| profile.trim() == "low-power")),
+            compressed: Reading::measured(compressed()),
+            gpu: Reading::measured(gpu(Path::new("/sys/class/drm")).map(Percent)),
+            // What a person does here, no interface tells a service.
+            ..Conditions::default()
         }
     }
 }
 
-fn packages(root: &Path) -> Vec<PathBuf> {
+/// What feeds the machine, and the charge of its battery in percent.
+fn supplies(root: &Path) -> (Option<Supply>, Option<f32>) {
+    let (mut supply, mut charge) = (None, None);
+    for entry in fs::read_dir(root).into_iter().flatten().filter_map(Result::ok) {
+        let read = |name: &str| fs::read_to_string(entry.path().join(name)).unwrap_or_default();
+        match read("type").trim() {
+            "Mains" if read("online").trim() == "1" => supply = Some(Supply::Mains),
+            "Battery" if read("scope").trim() != "Device" => {
+                charge = read("capacity").trim().parse().ok();
+                if read("status").trim() == "Discharging" && supply.is_none() {
+                    supply = Some(Supply::Battery);
+                }
+            }
+            _ => {}
+        }
+    }
+    (supply, charge)
+}
+
+/// The pool of zswap, where the kernel has one.
+fn compressed() -> Option<Bytes> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("Zswap:"))?;
+    let kib: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(Bytes(kib * 1024))
+}
+
+/// The busiest card whose driver tells.
+fn gpu(root: &Path) -> Option<f32> {
+    let cards = fs::read_dir(root).ok()?.filter_map(Result::ok);
+    cards
+        .filter_map(|card| read_number(&card.path().join("device/gpu_busy_percent")))
+        .max()
+        .map(|percent| percent as f32)
+}
+
+fn counters(root: &Path) -> Vec<Counter> {
     let entries = fs::read_dir(root).into_iter().flatten().filter_map(Result::ok);
-    let mut paths: Vec<PathBuf> = entries
-        .map(|entry| entry.path())
-        // `intel-rapl:0` is a package, `intel-rapl:0:1` a part of it.
-        .filter(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("intel-rapl:") && name.matches(':').count() == 1
+    let mut counters: Vec<Counter> = entries
+        .filter_map(|entry| {
+            let zone = entry.file_name().to_string_lossy().into_owned();
+            let path = entry.path().join("energy_uj");
+            read_number(&path).filter(|_| zone.starts_with("intel-rapl:"))?;
+            // `intel-rapl:0` is a package, `intel-rapl:0:1` a part of it.
+            let whole = zone.matches(':').count() == 1;
+            let name = fs::read_to_string(entry.path().join("name")).unwrap_or_default();
+            let name = match name.trim() {
+                "" => zone,
+                name => name.to_owned(),
+            };
+            Some(Counter {
+                name,
+                whole,
+                path,
+                last: None,
+            })
         })
-        .map(|path| path.join("energy_uj"))
-        .filter(|path| read_number(path).is_some())
         .collect();
-    paths.sort();
-    paths
+    counters.sort_by(|a, b| a.path.cmp(&b.path));
+    counters.truncate(limits::RAILS);
+    counters
 }
 
 fn read_number(path: &Path) -> Option<u64> {
@@ -156,6 +237,64 @@ mod tests {
             fs::write(zone.join(name), text)?;
         }
         Ok(worst_zone(root.path()))
+    }
+
+    fn write(folder: &Path, files: &[(&str, &str)]) -> std::io::Result<()> {
+        fs::create_dir_all(folder)?;
+        for (name, text) in files {
+            fs::write(folder.join(name), text)?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_machine_on_its_battery_says_so() -> std::io::Result<()> {
+        let root = tempfile::tempdir()?;
+        assert_eq!(supplies(root.path()), (None, None));
+        let battery = [
+            ("type", "Battery\n"),
+            ("capacity", "64\n"),
+            ("status", "Discharging\n"),
+        ];
+        write(&root.path().join("BAT0"), &battery)?;
+        let mouse = [("type", "Battery\n"), ("scope", "Device\n"), ("capacity", "3\n")];
+        write(&root.path().join("hidpp"), &mouse)?;
+        assert_eq!(supplies(root.path()), (Some(Supply::Battery), Some(64.0)));
+        write(&root.path().join("AC"), &[("type", "Mains\n"), ("online", "1\n")])?;
+        assert_eq!(supplies(root.path()), (Some(Supply::Mains), Some(64.0)));
+        Ok(())
+    }
+
+    #[test]
+    fn power_is_told_by_rail_and_packages_add_up() -> std::io::Result<()> {
+        let root = tempfile::tempdir()?;
+        for (zone, name) in [
+            ("intel-rapl:0", "package-0"),
+            ("intel-rapl:0:0", "core"),
+            ("intel-rapl:1", "package-1"),
+        ] {
+            write(
+                &root.path().join(zone),
+                &[("name", name), ("energy_uj", "1000000")],
+            )?;
+        }
+        let mut sensors = Sensors {
+            counters: counters(root.path()),
+            last: None,
+        };
+        assert_eq!(sensors.power().0, Reading::Unavailable, "one reading is no power");
+        for zone in ["intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"] {
+            fs::write(root.path().join(zone).join("energy_uj"), "2000000")?;
+        }
+        let (power, source, rails) = sensors.power();
+        let sum: f32 = rails
+            .iter()
+            .filter(|rail| rail.name != "core")
+            .map(|rail| rail.power.get())
+            .sum();
+        assert!(matches!(power, Reading::Measured(watts) if watts.get() > 0.0 && watts.get() == sum));
+        assert_eq!((source.as_str(), rails.len()), ("rapl", 3));
+        Ok(())
     }
 
     #[test]

@@ -1,22 +1,49 @@
-//! macOS: macmon for power, `proc_pid_rusage` for footprints, `memorystatus` for pressure,
+//! macOS: macmon for power, `pmset` and `ioreg` for conditions, `proc_pid_rusage` for footprints, `memorystatus` for pressure,
 //! `notify(3)` for the thermal state.
 //! Type-checked from Linux; not run on a Mac yet.
 #![expect(unsafe_code, reason = "calls into libSystem; each block states its contract")]
 
 use std::ffi::{CStr, CString};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use pomona_common::conditions::{Activity, Conditions, Rail};
 use pomona_common::report::Thermal;
 use pomona_common::unit::{Bytes, Percent, Reading, Watts};
+use sysinfo::{ProcessRefreshKind, ProcessesToUpdate, System};
+
+use crate::pmset;
 
 /// Milliseconds over which macmon averages: one report.
 const SAMPLE_MS: u32 = 1000;
+/// Between two rounds of the system's tools.
+const TOOLS: Duration = Duration::from_secs(10);
+/// A process that takes more of a core than this, in percent, is at work.
+const BUSY: f32 = 10.0;
+/// Processes of Xcode that build or index.
+const BUILDERS: [&str; 5] = [
+    "XCBBuildService",
+    "SourceKitService",
+    "sourcekit-lsp",
+    "swift-frontend",
+    "clang",
+];
+/// Processes in which VideoToolbox encodes or decodes.
+const CODECS: [&str; 2] = ["VTDecoderXPCService", "VTEncoderXPCService"];
 
-/// The latest power reading, taken by a thread of its own: macmon's sampler blocks for the
-/// sampling period and may not move between threads.
+/// The latest readings, taken by threads of their own: macmon's sampler blocks for the sampling
+/// period and may not move between threads, and the system's tools take tens of milliseconds.
 pub(crate) struct Sensors {
-    latest: Arc<Mutex<Option<f32>>>,
+    power: Arc<Mutex<Option<Power>>>,
+    tools: Arc<Mutex<Conditions>>,
+    host: libc::mach_port_t,
+}
+
+#[derive(Clone)]
+struct Power {
+    watts: f32,
+    rails: Vec<Rail>,
+    gpu: f32,
 }
 
 impl Sensors {
@@ -24,41 +51,150 @@ impl Sensors {
         let latest = Arc::new(Mutex::new(None));
         if power {
             let weak = Arc::downgrade(&latest);
-            // Ends when the probe is dropped, or at once on a machine without sensors.
-            std::thread::spawn(move || {
-                let Ok(mut sampler) = macmon::Sampler::new() else {
-                    return;
-                };
-                while let Some(latest) = weak.upgrade() {
-                    let watts = sampler.get_metrics(SAMPLE_MS).ok().map(|metrics| {
-                        // The whole system where the machine has that sensor, else the chip.
-                        if metrics.sys_power > 0.0 {
-                            metrics.sys_power
-                        } else {
-                            metrics.all_power
-                        }
-                    });
-                    *latest.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                        watts.filter(|watts| *watts > 0.0);
-                    if watts.is_none() {
-                        std::thread::sleep(Duration::from_millis(u64::from(SAMPLE_MS)));
-                    }
-                }
-            });
+            std::thread::spawn(move || sample_power(&weak));
         }
-        Self { latest }
+        let tools = Arc::new(Mutex::new(Conditions::default()));
+        let weak = Arc::downgrade(&tools);
+        std::thread::spawn(move || ask_tools(&weak));
+        Self {
+            power: latest,
+            tools,
+            // SAFETY: no arguments; the port is kept for the life of the process.
+            #[expect(deprecated, reason = "libc points to a crate of its own for this one call")]
+            host: unsafe { libc::mach_host_self() },
+        }
     }
 
-    pub(crate) fn power(&mut self) -> (Reading<Watts>, String) {
-        let latest = *self
-            .latest
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
-        match latest {
-            Some(watts) => (Reading::Measured(Watts(watts)), "macmon".to_owned()),
-            None => (Reading::Unavailable, String::new()),
+    /// Watts of the whole system with the source, and by rail.
+    pub(crate) fn power(&mut self) -> (Reading<Watts>, String, Vec<Rail>) {
+        match lock(&self.power).clone() {
+            Some(power) => (
+                Reading::Measured(Watts(power.watts)),
+                "macmon".to_owned(),
+                power.rails,
+            ),
+            None => (Reading::Unavailable, String::new(), Vec::new()),
         }
     }
+
+    /// What feeds the machine and what else it does.
+    pub(crate) fn conditions(&mut self) -> Conditions {
+        let mut conditions = lock(&self.tools).clone();
+        let gpu = lock(&self.power).as_ref().map(|power| Percent(power.gpu));
+        conditions.gpu = Reading::measured(gpu);
+        conditions.compressed = Reading::measured(self.compressed());
+        conditions
+    }
+
+    /// Pages of the compressor.
+    fn compressed(&self) -> Option<Bytes> {
+        let mut statistics = std::mem::MaybeUninit::<libc::vm_statistics64>::zeroed();
+        let mut count = libc::HOST_VM_INFO64_COUNT;
+        // SAFETY: the buffer is a vm_statistics64, and the count says how long it is; the call
+        // fills it or fails. `sysconf` has no preconditions.
+        let (status, page) = unsafe {
+            let status = libc::host_statistics64(
+                self.host,
+                libc::HOST_VM_INFO64,
+                statistics.as_mut_ptr().cast(),
+                &raw mut count,
+            );
+            (status, libc::sysconf(libc::_SC_PAGESIZE))
+        };
+        if status != libc::KERN_SUCCESS {
+            return None;
+        }
+        // SAFETY: zeroed before and filled by a successful call; every bit pattern is valid.
+        let statistics = unsafe { statistics.assume_init() };
+        let page = u64::try_from(page).ok()?;
+        Some(Bytes(u64::from(statistics.compressor_page_count) * page))
+    }
+}
+
+/// Ends when the probe is dropped, or at once on a machine without sensors.
+fn sample_power(latest: &Weak<Mutex<Option<Power>>>) {
+    let Ok(mut sampler) = macmon::Sampler::new() else {
+        return;
+    };
+    while let Some(latest) = latest.upgrade() {
+        let metrics = sampler.get_metrics(SAMPLE_MS).ok();
+        let failed = metrics.is_none();
+        *lock(&latest) = metrics.and_then(|metrics| {
+            // The whole system where the machine has that sensor, else the chip.
+            let watts = if metrics.sys_power > 0.0 {
+                metrics.sys_power
+            } else {
+                metrics.all_power
+            };
+            let rail = |name: &str, power| Rail {
+                name: name.to_owned(),
+                power: Watts(power),
+            };
+            let power = Power {
+                watts,
+                rails: vec![
+                    rail("cpu", metrics.cpu_power),
+                    rail("gpu", metrics.gpu_power),
+                    rail("ane", metrics.ane_power),
+                    rail("dram", metrics.ram_power),
+                ],
+                gpu: (metrics.gpu_active_ratio * 100.0).clamp(0.0, 100.0),
+            };
+            (watts > 0.0).then_some(power)
+        });
+        if failed {
+            std::thread::sleep(Duration::from_millis(u64::from(SAMPLE_MS)));
+        }
+    }
+}
+
+/// Asks the system's own tools; ends when the probe is dropped.
+fn ask_tools(latest: &Weak<Mutex<Conditions>>) {
+    let mut system = System::new();
+    while let Some(latest) = latest.upgrade() {
+        let (supply, battery) = pmset::battery(&output("/usr/bin/pmset", &["-g", "batt"]));
+        let low_power = pmset::low_power(&output("/usr/bin/pmset", &["-g"]));
+        let assertions = output("/usr/bin/pmset", &["-g", "assertions"]);
+        let input = output("/usr/sbin/ioreg", &["-c", "IOHIDSystem", "-d", "4"]);
+        let root = output("/usr/sbin/ioreg", &["-n", "Root", "-d", "1"]);
+        let kinds = ProcessRefreshKind::nothing().with_cpu().without_tasks();
+        system.refresh_processes_specifics(ProcessesToUpdate::All, true, kinds);
+        let activity = Activity {
+            indexing: Reading::Measured(is_busy(&system, &BUILDERS)),
+            video: Reading::Measured(is_busy(&system, &CODECS)),
+            capture: Reading::measured(pmset::capture(&assertions)),
+            locked: Reading::measured(pmset::locked(&root)),
+            idle_s: Reading::measured(pmset::idle_s(&input)),
+        };
+        *lock(&latest) = Conditions {
+            supply: Reading::measured(supply),
+            battery: Reading::measured(battery.map(Percent)),
+            low_power: Reading::measured(low_power),
+            activity,
+            ..Conditions::default()
+        };
+        drop(latest);
+        std::thread::sleep(TOOLS);
+    }
+}
+
+fn is_busy(system: &System, names: &[&str]) -> bool {
+    system.processes().values().any(|process| {
+        let name = process.name().to_string_lossy();
+        process.cpu_usage() > BUSY && names.iter().any(|known| name.starts_with(known))
+    })
+}
+
+fn output(program: &str, arguments: &[&str]) -> String {
+    let output = std::process::Command::new(program).args(arguments).output();
+    output.map_or_else(
+        |_| String::new(),
+        |output| String::from_utf8_lossy(&output.stdout).into_owned(),
+    )
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What jetsam counts: `ri_phys_footprint` of `proc_pid_rusage`.
@@ -118,10 +254,7 @@ pub(crate) fn thermal() -> Reading<Thermal> {
 
 /// Model names of newer Macs do not tell; `pmset` names the battery of those that have one.
 pub(crate) fn has_battery() -> bool {
-    let output = std::process::Command::new("/usr/bin/pmset")
-        .args(["-g", "batt"])
-        .output();
-    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains("InternalBattery"))
+    output("/usr/bin/pmset", &["-g", "batt"]).contains("InternalBattery")
 }
 
 /// The build of macOS, like `25B78`.

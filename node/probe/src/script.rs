@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use pomona_common::conditions::Supply;
 use pomona_common::report::MachineReport;
 use pomona_common::unit::{Bytes, Percent, Reading, Watts};
 use serde::Deserialize;
@@ -13,6 +14,15 @@ struct Script {
     swap_used_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
     pressure_percent: Option<f32>,
+    on_battery: Option<bool>,
+    battery_percent: Option<f32>,
+    low_power: Option<bool>,
+    gpu_percent: Option<f32>,
+    indexing: Option<bool>,
+    video: Option<bool>,
+    capture: Option<bool>,
+    locked: Option<bool>,
+    idle_s: Option<u64>,
 }
 
 /// Replaces what the file names. A file that cannot be read replaces nothing.
@@ -35,5 +45,26 @@ pub(crate) fn apply(path: &Path, report: &mut MachineReport) {
     }
     if let Some(percent) = script.pressure_percent.filter(|percent| percent.is_finite()) {
         report.pressure = Reading::Scripted(Percent(percent));
+    }
+    let conditions = &mut report.conditions;
+    let supply = script.on_battery.map(|on_battery| match on_battery {
+        true => Supply::Battery,
+        false => Supply::Mains,
+    });
+    replace(&mut conditions.supply, supply);
+    replace(&mut conditions.battery, script.battery_percent.map(Percent));
+    replace(&mut conditions.low_power, script.low_power);
+    replace(&mut conditions.gpu, script.gpu_percent.map(Percent));
+    let activity = &mut conditions.activity;
+    replace(&mut activity.indexing, script.indexing);
+    replace(&mut activity.video, script.video);
+    replace(&mut activity.capture, script.capture);
+    replace(&mut activity.locked, script.locked);
+    replace(&mut activity.idle_s, script.idle_s);
+}
+
+fn replace<T>(reading: &mut Reading<T>, scripted: Option<T>) {
+    if let Some(value) = scripted {
+        *reading = Reading::Scripted(value);
     }
 }

@@ -1,0 +1,159 @@
+//! Readings that cannot be true count as missing: a report with absurd numbers costs its sender
+//! those numbers, and the reader nothing.
+
+use crate::limits;
+use crate::report::NodeReport;
+use crate::unit::{Bytes, Percent, Reading, Watts};
+
+/// No machine that Pomona runs on draws more, in watts.
+const POWER: f32 = 5_000.0;
+/// Nor has more memory, swap or footprint, in bytes: 16 TiB.
+const MEMORY: u64 = 16 << 40;
+/// Texts of a report are cut here, in characters.
+const TEXT: usize = 256;
+
+/// Takes out of a report what cannot be true and cuts what is too long; gives how many places that
+/// were.
+pub fn keep_plausible(report: &mut NodeReport) -> usize {
+    let mut dropped = 0;
+    let machine = &mut report.machine;
+    watts(&mut machine.power, &mut dropped);
+    for reading in [
+        &mut machine.swap_used,
+        &mut machine.memory_total,
+        &mut machine.memory_available,
+        &mut machine.agent.rss,
+        &mut machine.agent.footprint,
+        &mut machine.engine.rss,
+        &mut machine.engine.footprint,
+        &mut machine.conditions.compressed,
+    ] {
+        bytes(reading, MEMORY, &mut dropped);
+    }
+    if let Some(total) = machine.memory_total.value() {
+        bytes(&mut machine.memory_available, total.get(), &mut dropped);
+    }
+    for reading in [
+        &mut machine.pressure,
+        &mut machine.conditions.battery,
+        &mut machine.conditions.gpu,
+    ] {
+        percent(reading, &mut dropped);
+    }
+    let rails = &mut machine.conditions.rails;
+    let before = rails.len();
+    rails.truncate(limits::RAILS);
+    rails.retain(|rail| is_power(rail.power));
+    dropped += before - rails.len();
+    for rail in rails {
+        text(&mut rail.name, &mut dropped);
+    }
+    text(&mut machine.power_source, &mut dropped);
+    text(&mut machine.chip, &mut dropped);
+    text(&mut machine.os, &mut dropped);
+    if let Some(blocked) = &mut report.blocked {
+        text(blocked, &mut dropped);
+    }
+    if let Some(engine) = &mut report.engine {
+        let before = engine.models.len();
+        while engine.models.len() > limits::MODELS {
+            engine.models.pop_last();
+        }
+        dropped += before - engine.models.len();
+        for name in [
+            &mut engine.build.mlx_version,
+            &mut engine.build.build,
+            &mut engine.build.backend,
+            &mut engine.build.precision,
+            &mut engine.build.blas,
+            &mut engine.build.scheduler,
+        ] {
+            text(name, &mut dropped);
+        }
+    }
+    dropped
+}
+
+fn is_power(watts: Watts) -> bool {
+    (0.0..=POWER).contains(&watts.get())
+}
+
+fn watts(reading: &mut Reading<Watts>, dropped: &mut usize) {
+    drop_unless(reading, is_power, dropped);
+}
+
+fn percent(reading: &mut Reading<Percent>, dropped: &mut usize) {
+    drop_unless(reading, |percent| (0.0..=100.0).contains(&percent.get()), dropped);
+}
+
+fn bytes(reading: &mut Reading<Bytes>, limit: u64, dropped: &mut usize) {
+    drop_unless(reading, |bytes| bytes.get() <= limit, dropped);
+}
+
+fn drop_unless<T: Copy>(reading: &mut Reading<T>, is_possible: impl Fn(T) -> bool, dropped: &mut usize) {
+    if reading.value().is_some_and(|value| !is_possible(value)) {
+        *reading = Reading::Unavailable;
+        *dropped += 1;
+    }
+}
+
+fn text(text: &mut String, dropped: &mut usize) {
+    if let Some((at, _)) = text.char_indices().nth(TEXT) {
+        text.truncate(at);
+        *dropped += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::conditions::Rail;
+    use crate::report::{MachineReport, NodeReport, ProcessReport, REPORT_VERSION};
+
+    fn report(machine: MachineReport) -> NodeReport {
+        NodeReport {
+            version: REPORT_VERSION,
+            wall_ms: 0,
+            sequence: 1,
+            machine,
+            engine: None,
+            first_byte_ms: std::collections::BTreeMap::new(),
+            dequantizes: false,
+            kv_budget_bytes: 0,
+            engine_kills: 0,
+            reached_generation: 0,
+            blocked: None,
+        }
+    }
+
+    #[test]
+    fn absurd_numbers_are_dropped_and_others_kept() {
+        let mut absurd = report(MachineReport {
+            power: Reading::Measured(Watts(f32::NAN)),
+            memory_total: Reading::Measured(Bytes(16 << 30)),
+            memory_available: Reading::Measured(Bytes(17 << 30)),
+            swap_used: Reading::Measured(Bytes(u64::MAX)),
+            pressure: Reading::Measured(Percent(-1.0)),
+            agent: ProcessReport {
+                rss: Reading::Measured(Bytes(20 << 20)),
+                ..ProcessReport::default()
+            },
+            chip: "x".repeat(10_000),
+            ..MachineReport::default()
+        });
+        let rail = |power| Rail {
+            name: "cpu".into(),
+            power: Watts(power),
+        };
+        absurd.machine.conditions.rails = vec![rail(f32::INFINITY), rail(12.0)];
+        assert_eq!(keep_plausible(&mut absurd), 6);
+        let machine = &absurd.machine;
+        assert_eq!(machine.power, Reading::Unavailable);
+        assert_eq!(machine.memory_available, Reading::Unavailable);
+        assert_eq!(machine.memory_total, Reading::Measured(Bytes(16 << 30)));
+        assert_eq!(machine.agent.rss, Reading::Measured(Bytes(20 << 20)));
+        assert_eq!(machine.conditions.rails, [rail(12.0)]);
+        assert_eq!(machine.chip.len(), 256);
+        assert_eq!(keep_plausible(&mut absurd), 0, "once is enough");
+    }
+}
