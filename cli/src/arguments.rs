@@ -65,7 +65,11 @@ pub(crate) enum Command {
     /// Show how the cluster is: leader, nodes, models, and what is not ready.
     Status,
     /// List the nodes with their load, memory and power.
-    Nodes,
+    Nodes {
+        /// Go on every second, with the power of the last minute, until Ctrl-C.
+        #[arg(long)]
+        watch: bool,
+    },
     /// List the models of the cluster.
     Models,
     /// Work with the models stored on this machine.

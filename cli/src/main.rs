@@ -7,6 +7,7 @@ mod chat;
 mod coordinators;
 mod membership;
 mod models;
+mod nodes;
 mod progress;
 mod run;
 mod tables;
@@ -71,7 +72,8 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
             name,
         } => membership::join(config, &token, coordinator.as_deref(), name.as_deref(), json),
         Command::Status => tables::status(config, json),
-        Command::Nodes => tables::nodes(config, json),
+        Command::Nodes { watch: false } => nodes::list_once(config, json),
+        Command::Nodes { watch: true } => nodes::watch(config, json),
         Command::Models => tables::models(config, json),
         Command::Model { command } => match command {
             ModelCommand::Pull { source, name } => {

@@ -13,7 +13,8 @@ use serde_json::Value;
 use crate::admin::ask;
 use crate::coordinators;
 
-const STATUS: &str = "/admin/v1/status";
+/// Where a coordinator says how the cluster is.
+pub(crate) const STATUS: &str = "/admin/v1/status";
 
 /// An error with its causes, in one sentence after the other.
 pub(crate) fn complain(error: &anyhow::Error) {
@@ -30,8 +31,13 @@ pub(crate) fn print_json(value: &Value) {
     println!("{value:#}");
 }
 
-/// A table in the house style.
+/// Prints a table in the house style.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
+    say(&laid_out(header, rows));
+}
+
+/// A table in the house style.
+pub(crate) fn laid_out(header: &[&str], rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     table
         .load_style(presets::NOTHING)
@@ -40,7 +46,7 @@ pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
     for row in rows {
         table.add_row(row);
     }
-    println!("{}", table.trim_fmt());
+    table.trim_fmt()
 }
 
 /// The open join tokens.
@@ -109,66 +115,6 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) fn nodes(config: &Config, json: bool) -> anyhow::Result<()> {
-    let status = ask(config, &Method::GET, STATUS)?;
-    if json {
-        print_json(&status["nodes"]);
-        return Ok(());
-    }
-    let rows = list(&status["nodes"])
-        .iter()
-        .map(|node| {
-            let machine = &node["report"]["machine"];
-            let engine = &node["report"]["engine"];
-            let sequences = |field: &str| -> u64 {
-                let classes = engine["classes"].as_object();
-                classes
-                    .into_iter()
-                    .flatten()
-                    .filter_map(|(_, class)| class[field].as_u64())
-                    .sum()
-            };
-            let id = text(&node["id"]);
-            vec![
-                id.chars().take(8).collect(),
-                text(&node["name"]),
-                text(&node["role"]),
-                if node["approved"] == false {
-                    "unapproved".into()
-                } else if node["connected"] == true {
-                    "up".into()
-                } else {
-                    "away".into()
-                },
-                engine["build"]["backend"].as_str().unwrap_or("-").to_owned(),
-                format!("{}/{}", sequences("running"), sequences("waiting")),
-                reading(&machine["power"], |watts| format!("{watts:.0} W")),
-                reading(&machine["memory_available"], gib),
-                reading(&machine["swap_used"], gib),
-                reading(&machine["engine"]["rss"], gib),
-                node["report"]["engine_kills"].to_string(),
-            ]
-        })
-        .collect();
-    table(
-        &[
-            "ID",
-            "NAME",
-            "ROLE",
-            "STATE",
-            "ENGINE",
-            "RUN/WAIT",
-            "POWER",
-            "MEM FREE",
-            "SWAP",
-            "ENGINE RSS",
-            "KILLS",
-        ],
-        rows,
-    );
-    Ok(())
-}
-
 pub(crate) fn models(config: &Config, json: bool) -> anyhow::Result<()> {
     let status = ask(config, &Method::GET, STATUS)?;
     if json {
@@ -205,11 +151,11 @@ pub(crate) fn gib(bytes: f64) -> String {
     format!("{:.2} GiB", bytes / (1u64 << 30) as f64)
 }
 
-fn list(value: &Value) -> &[Value] {
+pub(crate) fn list(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
@@ -219,14 +165,5 @@ fn words(value: &Value) -> String {
         "-".into()
     } else {
         words.join(", ")
-    }
-}
-
-/// A reading that says when it is scripted or not to be had.
-fn reading(value: &Value, show: impl Fn(f64) -> String) -> String {
-    match (value["Measured"].as_f64(), value["Scripted"].as_f64()) {
-        (Some(number), _) => show(number),
-        (None, Some(number)) => format!("{} (scripted)", show(number)),
-        (None, None) => "-".into(),
     }
 }

@@ -1,6 +1,7 @@
 //! The admin API, on a Unix socket whose peer must be the same user.
 
 mod coordinators;
+mod history;
 mod membership;
 
 use std::fs;
@@ -58,6 +59,7 @@ pub(crate) fn serve(
         .route("/admin/v1/models/{*name}", delete(remove_model))
         .merge(membership::routes())
         .merge(coordinators::routes())
+        .merge(history::routes())
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES))
         .with_state(admin);
     tasks.spawn(async move {

@@ -4,10 +4,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::{Backend, FirstBytes, GenerationStream, TextCache};
+use pomona_api::{Backend, FirstBytes, GenerationStream, Reported, TextCache};
 use pomona_common::control::{StreamRequest, TextBundle};
-use pomona_common::report::NodeReport;
-use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
+use pomona_common::{Failure, Generation, ModelName, ModelRecord};
 use pomona_link::LinkError;
 use pomona_raft::Replica;
 use pomona_text::ModelText;
@@ -84,13 +83,19 @@ impl Backend for CoordinatorBackend {
         self.dispatcher.generate(generation).await
     }
 
-    fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)> {
+    fn reports(&self) -> Vec<Reported> {
         self.sessions
             .all()
             .into_iter()
-            .filter_map(|(id, connected)| {
-                let (_, report) = connected.report()?;
-                Some((id, connected.name.clone(), report))
+            .filter_map(|(node, connected)| {
+                let (age, report) = connected.report()?;
+                let name = connected.name.clone();
+                Some(Reported {
+                    node,
+                    name,
+                    age,
+                    report,
+                })
             })
             .collect()
     }
@@ -115,7 +120,7 @@ impl Backend for CoordinatorBackend {
         let mut models: Vec<ModelName> = self
             .reports()
             .iter()
-            .filter_map(|(_, _, report)| report.engine.as_ref())
+            .filter_map(|reported| reported.report.engine.as_ref())
             .flat_map(|engine| engine.models.keys().cloned())
             .collect();
         models.sort();

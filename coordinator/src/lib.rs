@@ -13,6 +13,7 @@ mod peers;
 mod raft_link;
 mod requests;
 mod sessions;
+mod telemetry;
 
 use std::fs;
 use std::io;

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::backend::CoordinatorBackend;
 use crate::requests;
+use crate::telemetry::Collector;
 
 /// A node introduces itself within this time.
 const HELLO: Duration = Duration::from_secs(5);
@@ -105,6 +106,8 @@ impl Told {
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     nodes: Mutex<BTreeMap<NodeId, Arc<Connected>>>,
+    /// What they reported over time.
+    pub(crate) collector: Collector,
     /// Something the planner should look at.
     pub(crate) changed: tokio::sync::Notify,
 }
@@ -224,7 +227,7 @@ impl Sessions {
                             _ => tracing::warn!(node = %id, "certificate not renewed: no majority, or shut out"),
                         }
                     }
-                    Some(message) => self.on_message(&connected, message),
+                    Some(message) => self.on_message(id, &connected, message),
                     None => return Ok(()),
                 },
                 changed = state.changed() => if changed.is_err() {
@@ -234,7 +237,7 @@ impl Sessions {
         }
     }
 
-    fn on_message(&self, connected: &Connected, message: NodeMessage) {
+    fn on_message(&self, id: NodeId, connected: &Connected, message: NodeMessage) {
         match message {
             NodeMessage::Hello { models, .. } | NodeMessage::Store { models } => {
                 connected.soft().stored = bounded(models);
@@ -242,7 +245,8 @@ impl Sessions {
             }
             // Answered where the sender is.
             NodeMessage::Renew { .. } => {}
-            NodeMessage::Report(report) => {
+            NodeMessage::Report(mut report) => {
+                self.collector.ingest(id, &mut report);
                 let first = connected
                     .soft()
                     .report

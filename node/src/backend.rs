@@ -2,9 +2,9 @@
 //! cluster for what is not here.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
-use pomona_api::{Backend, FirstBytes, GenerationStream, TextCache};
-use pomona_common::report::NodeReport;
+use pomona_api::{Backend, FirstBytes, GenerationStream, Reported, TextCache};
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_text::ModelText;
 
@@ -72,9 +72,16 @@ impl Backend for NodeBackend {
         self.entry.generate(generation).await
     }
 
-    fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)> {
-        let latest = self.reporter.latest().borrow().clone();
-        vec![(self.id, self.name.clone(), latest)]
+    fn reports(&self) -> Vec<Reported> {
+        let report = self.reporter.latest().borrow().clone();
+        let made = UNIX_EPOCH + Duration::from_millis(report.wall_ms);
+        vec![Reported {
+            node: self.id,
+            name: self.name.clone(),
+            // A clock that was set back makes it new.
+            age: made.elapsed().unwrap_or_default(),
+            report,
+        }]
     }
 
     fn first_bytes(&self) -> &Arc<FirstBytes> {

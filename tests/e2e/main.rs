@@ -16,6 +16,7 @@ mod crash;
 mod golden;
 mod join;
 mod resume;
+mod telemetry;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

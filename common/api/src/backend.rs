@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::NodeReport;
@@ -21,6 +22,19 @@ pub struct GenerationStream {
     pub events: mpsc::Receiver<GenerationEvent>,
 }
 
+/// The last report of a node.
+#[derive(Debug, Clone)]
+pub struct Reported {
+    /// The node.
+    pub node: NodeId,
+    /// What people call it.
+    pub name: String,
+    /// How old the report is.
+    pub age: Duration,
+    /// What it says.
+    pub report: Arc<NodeReport>,
+}
+
 /// Answers requests that are resolved to token ids.
 pub trait Backend: Send + Sync + 'static {
     /// Models that may be asked for.
@@ -35,8 +49,8 @@ pub trait Backend: Send + Sync + 'static {
         generation: Generation,
     ) -> impl Future<Output = Result<GenerationStream, Failure>> + Send;
 
-    /// Last reports of the nodes behind this endpoint, with their names.
-    fn reports(&self) -> Vec<(NodeId, String, Arc<NodeReport>)>;
+    /// Last reports of the nodes behind this endpoint.
+    fn reports(&self) -> Vec<Reported>;
 
     /// Where waits for the first byte are counted.
     fn first_bytes(&self) -> &Arc<FirstBytes>;

@@ -15,7 +15,7 @@ mod stats;
 mod stream;
 mod text_cache;
 
-pub use backend::{Backend, GenerationStream};
+pub use backend::{Backend, GenerationStream, Reported};
 pub use first_bytes::FirstBytes;
 pub use router::{ROUTES, RouteRow, router};
 pub use serve::HttpServer;

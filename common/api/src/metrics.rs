@@ -3,15 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::sync::Arc;
 
-use pomona_common::report::{EngineReport, MachineReport, NodeReport};
-use pomona_common::{Class, Histogram, NodeId};
+use pomona_common::conditions::{Conditions, Supply};
+use pomona_common::report::{EngineReport, MachineReport};
+use pomona_common::{Class, Histogram};
 
-pub(crate) fn render(
-    reports: &[(NodeId, String, Arc<NodeReport>)],
-    first_bytes: &BTreeMap<Class, Histogram>,
-) -> String {
+use crate::backend::Reported;
+
+pub(crate) fn render(reports: &[Reported], first_bytes: &BTreeMap<Class, Histogram>) -> String {
     let mut out = Text::default();
     for (class, waits) in first_bytes {
         out.histogram(
@@ -21,9 +20,13 @@ pub(crate) fn render(
             1e-3,
         );
     }
-    for (id, name, report) in reports {
-        let node = format!("node=\"{id}\",name=\"{}\"", escape(name));
+    for reported in reports {
+        let (id, report) = (reported.node, &reported.report);
+        let node = format!("node=\"{id}\",name=\"{}\"", escape(&reported.name));
+        let age = reported.age.as_secs_f64();
+        out.value("pomona_node_report_age_seconds", "gauge", &node, age);
         machine(&mut out, &node, &report.machine);
+        conditions(&mut out, &node, &report.machine.conditions);
         out.value(
             "pomona_engine_kills_total",
             "counter",
@@ -68,6 +71,47 @@ fn machine(out: &mut Text, node: &str, machine: &MachineReport) {
             node,
             f64::from(pressure.get()),
         );
+    }
+}
+
+fn conditions(out: &mut Text, node: &str, conditions: &Conditions) {
+    for rail in &conditions.rails {
+        let labels = format!("{node},rail=\"{}\"", escape(&rail.name));
+        let watts = f64::from(rail.power.get());
+        out.value("pomona_node_rail_watts", "gauge", &labels, watts);
+    }
+    if let Some(bytes) = conditions.compressed.value() {
+        out.value("pomona_node_compressed_bytes", "gauge", node, bytes.get() as f64);
+    }
+    let percents = [
+        ("pomona_node_battery_percent", conditions.battery),
+        ("pomona_node_gpu_percent", conditions.gpu),
+    ];
+    for (name, reading) in percents {
+        if let Some(percent) = reading.value() {
+            out.value(name, "gauge", node, f64::from(percent.get()));
+        }
+    }
+    let activity = &conditions.activity;
+    let supply = conditions.supply.value();
+    let states = [
+        (
+            "pomona_node_on_battery",
+            supply.map(|supply| supply == Supply::Battery),
+        ),
+        ("pomona_node_low_power", conditions.low_power.value()),
+        ("pomona_node_indexing", activity.indexing.value()),
+        ("pomona_node_video", activity.video.value()),
+        ("pomona_node_capture", activity.capture.value()),
+        ("pomona_node_locked", activity.locked.value()),
+    ];
+    for (name, state) in states {
+        if let Some(state) = state {
+            out.value(name, "gauge", node, f64::from(state));
+        }
+    }
+    if let Some(seconds) = activity.idle_s.value() {
+        out.value("pomona_node_idle_seconds", "gauge", node, seconds as f64);
     }
 }
 

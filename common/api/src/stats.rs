@@ -1,15 +1,15 @@
 //! `GET /v1/batch/stats`: the keys of mlx-batch-server, filled from the engines' reports.
 
-use std::sync::Arc;
-
-use pomona_common::report::{EngineReport, NodeReport};
+use pomona_common::report::EngineReport;
 use pomona_common::{Class, NodeId};
 use serde_json::{Map, Value, json};
 
-pub(crate) fn batch_stats(reports: &[(NodeId, String, Arc<NodeReport>)]) -> Value {
+use crate::backend::Reported;
+
+pub(crate) fn batch_stats(reports: &[Reported]) -> Value {
     let engines: Vec<(&NodeId, &EngineReport)> = reports
         .iter()
-        .filter_map(|(id, _, report)| report.engine.as_ref().map(|engine| (id, engine)))
+        .filter_map(|reported| Some((&reported.node, reported.report.engine.as_ref()?)))
         .collect();
     let Some((_, first)) = engines.first() else {
         return json!({ "enabled": true, "settings": {}, "coordinators": {}, "coverage": {} });

@@ -14,6 +14,7 @@ pub mod proposal;
 pub mod relay;
 pub mod router;
 pub mod state;
+pub mod telemetry;
 
 pub use apply::apply;
 pub use command::{Command, Reply};
@@ -24,3 +25,4 @@ pub use proposal::{Proposal, apply_proposal};
 pub use relay::{Next, Relay};
 pub use router::{Candidate, Route, route};
 pub use state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
+pub use telemetry::{Point, Series, Telemetry};

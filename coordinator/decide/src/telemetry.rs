@@ -1,0 +1,130 @@
+//! What the nodes' reports said over time, in memory and bounded. Pure: the time of a report is
+//! a parameter, in seconds of a clock of the caller's that never goes back.
+
+mod history;
+mod sample;
+
+use std::collections::BTreeMap;
+
+use pomona_common::NodeId;
+use pomona_common::plausible::keep_plausible;
+use pomona_common::report::NodeReport;
+
+pub use history::{History, Point};
+pub use sample::{Sample, Series};
+
+/// The histories of all nodes; those of nodes that left are kept until others need the place.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// How many nodes are followed at most.
+    limit: usize,
+    nodes: BTreeMap<NodeId, Followed>,
+}
+
+#[derive(Debug, Default)]
+struct Followed {
+    history: History,
+    /// Last report: when, and its tokens, for the rate.
+    last: Option<(u64, u64)>,
+}
+
+impl Telemetry {
+    /// Follows at most so many nodes.
+    pub fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            nodes: BTreeMap::new(),
+        }
+    }
+
+    /// Takes in a report, and takes out of it what cannot be true; gives how many places that were.
+    pub fn ingest(&mut self, now_s: u64, node: NodeId, report: &mut NodeReport) -> usize {
+        let dropped = keep_plausible(report);
+        if self.nodes.len() >= self.limit && !self.nodes.contains_key(&node) {
+            let stalest = self
+                .nodes
+                .iter()
+                .min_by_key(|(id, followed)| (followed.last, **id));
+            if let Some(id) = stalest.map(|(id, _)| *id) {
+                self.nodes.remove(&id);
+            }
+        }
+        let followed = self.nodes.entry(node).or_default();
+        let tokens = sample::tokens(report);
+        let rate = followed.last.and_then(|(then_s, before)| {
+            // An engine that started anew counts from zero.
+            let new = tokens.checked_sub(before)?;
+            (now_s > then_s).then(|| new as f32 / (now_s - then_s) as f32)
+        });
+        if followed.last.is_none_or(|(then_s, _)| now_s > then_s) {
+            followed.last = Some((now_s, tokens));
+        }
+        followed.history.record(now_s, &Sample::of(report, rate));
+        dropped
+    }
+
+    /// What a node's reports said of one thing over the last `span_s` seconds, oldest first.
+    pub fn points(&self, node: NodeId, series: Series, now_s: u64, span_s: u64) -> Vec<Point> {
+        let followed = self.nodes.get(&node);
+        followed.map_or_else(Vec::new, |followed| {
+            followed.history.points(series, now_s, span_s)
+        })
+    }
+
+    /// Nodes with a history.
+    pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.nodes.keys().copied()
+    }
+
+    /// Bytes that the histories occupy.
+    pub fn bytes(&self) -> usize {
+        self.nodes.values().map(|followed| followed.history.bytes()).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::report::{MachineReport, REPORT_VERSION};
+    use pomona_common::unit::{Reading, Watts};
+
+    use super::*;
+
+    fn report(watts: f32) -> NodeReport {
+        NodeReport {
+            version: REPORT_VERSION,
+            wall_ms: 0,
+            sequence: 0,
+            machine: MachineReport {
+                power: Reading::Measured(Watts(watts)),
+                ..MachineReport::default()
+            },
+            engine: None,
+            first_byte_ms: BTreeMap::new(),
+            dequantizes: false,
+            kv_budget_bytes: 0,
+            engine_kills: 0,
+            reached_generation: 0,
+            blocked: None,
+        }
+    }
+
+    #[test]
+    fn absurd_reports_leave_a_gap_and_nodes_are_bounded() {
+        let mut telemetry = Telemetry::new(256);
+        let node = NodeId::from_bits(1);
+        for (now_s, watts) in [(10, 5.0), (11, f32::NAN), (12, 7.0)] {
+            telemetry.ingest(now_s, node, &mut report(watts));
+        }
+        let points = telemetry.points(node, Series::Power, 12, 60);
+        let values: Vec<(u64, f32)> = points.iter().map(|point| (point.age_s, point.mean)).collect();
+        assert_eq!(values, [(2, 5.0), (0, 7.0)]);
+        for i in 2..2000u128 {
+            telemetry.ingest(20 + i as u64, NodeId::from_bits(i), &mut report(1.0));
+        }
+        assert_eq!(telemetry.nodes().count(), 256);
+        assert!(
+            telemetry.nodes().all(|id| id != node),
+            "who was heard of last stays"
+        );
+    }
+}
