@@ -72,6 +72,11 @@ pub(crate) enum Command {
     },
     /// List the models of the cluster.
     Models,
+    /// Show which model is on which node, what changed, and why.
+    Plan {
+        #[command(subcommand)]
+        command: PlanCommand,
+    },
     /// Work with the models stored on this machine.
     Model {
         #[command(subcommand)]
@@ -100,6 +105,11 @@ pub(crate) enum ModelCommand {
     },
     /// List the models stored on this machine.
     List,
+    /// Say how many nodes hold a model of the cluster, which, and for how long.
+    ///
+    /// What is not given stays as it is. Without any of this, a model is on every node that stores
+    /// it and has room, and makes way for models that are asked for.
+    Place(Place),
     /// Delete a model from this machine and from the catalogue.
     Remove {
         /// Its name.
@@ -107,8 +117,69 @@ pub(crate) enum ModelCommand {
     },
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Place {
+    /// Its name, as `pomona models` shows it.
+    pub(crate) model: String,
+    /// How many nodes hold it: a number, or `everywhere`.
+    #[arg(long)]
+    pub(crate) replicas: Option<String>,
+    /// The kinds of machine that may hold it: laptop, rack, rented, or `any`; may be repeated.
+    #[arg(long = "pool", value_parser = ["laptop", "rack", "rented", "any"])]
+    pub(crate) pools: Vec<String>,
+    /// A node that holds it whatever speaks for others, by name or id, or `none`; may be repeated.
+    #[arg(long = "pin")]
+    pub(crate) pins: Vec<String>,
+    /// Whether replicas prefer kinds of machine that have none yet.
+    #[arg(long)]
+    pub(crate) spread: Option<bool>,
+    /// When it may be unloaded: `always` keeps it, `while-there-is-room` lets it make way for others,
+    /// a number of seconds without a request unloads it, until the next request.
+    #[arg(long)]
+    pub(crate) keep: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PlanCommand {
+    /// Which model is on which node, and which has no place.
+    Show,
+    /// How the latest plans differ from the ones before, and what the next one would change.
+    Diff {
+        /// How many plans.
+        #[arg(long, default_value_t = 5)]
+        plans: usize,
+    },
+    /// What speaks for and against every node for one model.
+    Explain {
+        /// Its name.
+        model: String,
+    },
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum NodeCommand {
+    /// Give a node nothing new; it keeps what it has.
+    Cordon {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+    },
+    /// Open a node again that was cordoned or drained.
+    Uncordon {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+    },
+    /// Move everything off a node: models go when others hold them and nothing runs there, at the
+    /// latest at the deadline. Answers that still run then go on elsewhere.
+    Drain {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+        /// Deadline, in seconds.
+        #[arg(long, default_value_t = 300)]
+        within: u64,
+        /// Come back when the node is empty.
+        #[arg(long)]
+        wait: bool,
+    },
     /// Let a node serve that joined while `security.approve` was `manual`.
     Approve {
         /// Its name or id, as `pomona nodes` shows it.

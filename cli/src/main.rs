@@ -8,6 +8,7 @@ mod coordinators;
 mod membership;
 mod models;
 mod nodes;
+mod plan;
 mod progress;
 mod run;
 mod tables;
@@ -75,11 +76,13 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
         Command::Nodes { watch: false } => nodes::list_once(config, json),
         Command::Nodes { watch: true } => nodes::watch(config, json),
         Command::Models => tables::models(config, json),
+        Command::Plan { command } => plan::run(config, &command, json),
         Command::Model { command } => match command {
             ModelCommand::Pull { source, name } => {
                 models::pull(config, &source, name.as_deref(), json, progress)
             }
             ModelCommand::List => models::list(config, json),
+            ModelCommand::Place(place) => plan::place(config, &place),
             ModelCommand::Remove { name } => models::remove(config, &name),
         },
         Command::Chat(chat) => chat::chat(config, &chat),

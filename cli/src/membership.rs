@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, IsTerminal, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use hyper::Method;
@@ -11,11 +11,14 @@ use pomona_common::limits;
 use pomona_discovery::Discovery;
 use pomona_link::JoinToken;
 use pomona_link::join::Joined;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::admin::{ask, tell};
 use crate::arguments::{NodeCommand, TokenCommand};
 use crate::tables;
+
+/// A drained node gets its last target, and unloads, within this time after the deadline.
+const SLACK: Duration = Duration::from_secs(15);
 
 pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyhow::Result<()> {
     match command {
@@ -74,6 +77,25 @@ pub(crate) fn make_token(
 
 pub(crate) fn node(config: &Config, command: &NodeCommand) -> anyhow::Result<()> {
     match command {
+        NodeCommand::Cordon { node } => {
+            open_or_close(config, node, &json!("cordoned"))?;
+            tables::say(&format!("{node} takes nothing new."));
+        }
+        NodeCommand::Uncordon { node } => {
+            open_or_close(config, node, &json!("open"))?;
+            tables::say(&format!("{node} is open."));
+        }
+        NodeCommand::Drain { node, within, wait } => {
+            open_or_close(config, node, &json!({ "draining": { "within_s": within } }))?;
+            if *wait {
+                wait_until_empty(config, node, Duration::from_secs(*within) + SLACK)?;
+                tables::say(&format!("{node} is empty."));
+            } else {
+                tables::say(&format!(
+                    "{node} is drained within {within} s: `pomona plan show`."
+                ));
+            }
+        }
         NodeCommand::Approve { node, yes } => {
             let path = path_of(node)?;
             let shown = ask(config, &Method::GET, &path)?;
@@ -95,6 +117,32 @@ pub(crate) fn node(config: &Config, command: &NodeCommand) -> anyhow::Result<()>
         }
     }
     Ok(())
+}
+
+fn open_or_close(config: &Config, node: &str, availability: &Value) -> anyhow::Result<Value> {
+    let path = format!("{}/availability", path_of(node)?);
+    tell(config, &Method::PUT, &path, availability)
+}
+
+/// Waits until a node has given up every model.
+fn wait_until_empty(config: &Config, node: &str, at_most: Duration) -> anyhow::Result<()> {
+    let id = ask(config, &Method::GET, &path_of(node)?)?["id"].clone();
+    let deadline = Instant::now() + at_most;
+    loop {
+        let status = ask(config, &Method::GET, tables::STATUS)?;
+        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+        let left = nodes.iter().find(|one| one["id"] == id).map_or(0, |one| {
+            let count = |models: &Value| models.as_object().map_or(0, serde_json::Map::len);
+            count(&one["target"]["models"]) + count(&one["report"]["engine"]["models"])
+        });
+        if left == 0 {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            bail!("{node} still holds {left} models; `pomona plan show` says which");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 fn confirmed(question: &str) -> anyhow::Result<bool> {

@@ -93,6 +93,8 @@ fn row(node: &Value) -> Vec<String> {
     };
     let state = match (&node["approved"], &node["connected"]) {
         (Value::Bool(false), _) => "unapproved",
+        (_, Value::Bool(true)) if node["availability"] == "Cordoned" => "cordoned",
+        (_, Value::Bool(true)) if node["availability"]["Draining"].is_object() => "draining",
         (_, Value::Bool(true)) => "up",
         _ => "away",
     };

@@ -159,6 +159,18 @@ pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
+/// How long ago a moment was, given in seconds since 1970.
+pub(crate) fn ago(at_s: &Value) -> String {
+    let now_s = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    match now_s.saturating_sub(at_s.as_u64().unwrap_or(now_s)) {
+        seconds @ 0..=119 => format!("{seconds} s"),
+        seconds @ 120..=7199 => format!("{} min", seconds / 60),
+        seconds => format!("{} h", seconds / 3600),
+    }
+}
+
 fn words(value: &Value) -> String {
     let words: Vec<String> = list(value).iter().map(text).collect();
     if words.is_empty() {

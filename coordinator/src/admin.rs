@@ -3,6 +3,7 @@
 mod coordinators;
 mod history;
 mod membership;
+mod placement;
 
 use std::fs;
 use std::io;
@@ -56,10 +57,14 @@ pub(crate) fn serve(
     let owner = std::os::unix::fs::MetadataExt::uid(&fs::metadata(path)?);
     let router = Router::new()
         .route("/admin/v1/status", get(status))
-        .route("/admin/v1/models/{*name}", delete(remove_model))
+        .route(
+            "/admin/v1/models/{*name}",
+            delete(remove_model).patch(placement::change_policy),
+        )
         .merge(membership::routes())
         .merge(coordinators::routes())
         .merge(history::routes())
+        .merge(placement::routes())
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES))
         .with_state(admin);
     tasks.spawn(async move {
@@ -128,6 +133,7 @@ async fn status(State(admin): State<Admin>) -> Answer {
                 "report": report.map(|(_, report)| report),
                 "target": state.plan.nodes.get(id),
                 "kills_s": record.kills_s,
+                "availability": state.placement.availability(*id),
             })
         })
         .collect();

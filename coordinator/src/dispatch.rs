@@ -1,15 +1,18 @@
 //! Where requests go: the shell around `pomona_decide`'s router.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_common::{Failure, Generation, ModelName, NodeId, limits};
-use pomona_decide::{Candidate, route};
+use pomona_decide::{Availability, Candidate, Command, plan, route};
 use pomona_dispatch::{Places, Promise, is_last_word};
 use pomona_raft::Replica;
 
+use crate::inventory::{inventory, is_stale};
+use crate::now_s;
 use crate::sessions::{InFlight, Sessions};
 
 /// A node grants or refuses at once; the network gets the rest of this.
@@ -18,6 +21,10 @@ const GRANT: Duration = Duration::from_secs(5);
 /// Nodes dial a coordinator that was started anew within about a second; requests wait for them
 /// at most this long.
 const EXPECT: Duration = Duration::from_secs(5);
+/// The leader plans every half second.
+const PLACED: Duration = Duration::from_secs(2);
+/// Why a model has no place is worked out this often at most.
+const UNPLACED: Duration = Duration::from_millis(500);
 /// Between two looks whether they are there.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -26,46 +33,117 @@ const LOOK: Duration = Duration::from_millis(50);
 pub(crate) struct Dispatcher {
     replica: Replica,
     sessions: Arc<Sessions>,
+    unplaced: Arc<Mutex<Option<Unplaced>>>,
 }
+
+/// Models without a place and why, and when that was worked out.
+type Unplaced = (Instant, Arc<BTreeMap<ModelName, String>>);
 
 impl Dispatcher {
     pub(crate) fn new(replica: Replica, sessions: Arc<Sessions>) -> Self {
-        Self { replica, sessions }
+        Self {
+            replica,
+            sessions,
+            unplaced: Arc::default(),
+        }
     }
 
     /// Starts an answer; it moves to another replica by itself when its node is lost.
     pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        self.expect_replica(&generation.model).await;
-        pomona_dispatch::generate(self.clone(), generation).await
+        let deadline = Instant::now() + EXPECT;
+        loop {
+            self.expect_replica(&generation.model).await;
+            match pomona_dispatch::generate(self.clone(), generation.clone()).await {
+                // A node may hear of the request before it hears of its new target.
+                Err(Failure::ModelNotLoaded { .. })
+                    if !self.planned(&generation.model).is_empty() && Instant::now() < deadline =>
+                {
+                    tokio::time::sleep(LOOK).await;
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
-    /// Waits until a node that the plan gives the model to is connected; not at all when the plan
-    /// gives it to none.
+    /// Waits until a node that the plan gives the model to is connected. A catalogued model that the
+    /// plan gives to none is asked for, which may bring it in; nothing is ever fetched for it.
     pub(crate) async fn expect_replica(&self, model: &ModelName) {
-        let is_planned = || {
-            let state = self.replica.state();
-            let state = state.borrow();
-            let mut targets = state.plan.nodes.values();
-            targets.any(|target| target.models.contains_key(model))
+        if !self.planned(model).is_empty() {
+            return;
+        }
+        let patience = if self.is_planned(model) {
+            EXPECT
+        } else {
+            self.demand(model).await
         };
         let wait = async {
-            while is_planned() && self.planned(model).is_empty() {
+            while self.planned(model).is_empty() {
                 tokio::time::sleep(LOOK).await;
             }
         };
         // The refusal that follows says what is missing.
-        let _ = tokio::time::timeout(EXPECT, wait).await;
+        let _ = tokio::time::timeout(patience, wait).await;
+    }
+
+    fn is_planned(&self, model: &ModelName) -> bool {
+        let state = self.replica.state();
+        let state = state.borrow();
+        let mut targets = state.plan.nodes.values();
+        targets.any(|target| target.models.contains_key(model))
+    }
+
+    /// Notes that a model was asked for, and says how long its place may take to be found.
+    async fn demand(&self, model: &ModelName) -> Duration {
+        let now_s = now_s();
+        let state = self.replica.state();
+        if is_stale(&state.borrow(), model, now_s) {
+            let models = vec![model.clone()];
+            if let Err(error) = self.replica.write(Command::UseModels { models, now_s }).await {
+                tracing::warn!(%model, %error, "nobody knows that it was asked for");
+            }
+        }
+        let asked_s = state.borrow().placement.used_s(model);
+        // Whoever asks later has no news to wait for.
+        if now_s.saturating_sub(asked_s) <= PLACED.as_secs() {
+            PLACED
+        } else {
+            Duration::ZERO
+        }
     }
 
     /// Why no node can answer for a model now.
     pub(crate) fn not_loaded(&self, model: &ModelName) -> Failure {
+        let unplaced = self.unplaced();
+        let detail = match unplaced.get(model) {
+            Some(why) => why.clone(),
+            None if self.sessions.all().is_empty() => "no node is connected".to_owned(),
+            None => "a node is loading it".to_owned(),
+        };
         Failure::ModelNotLoaded {
             model: model.to_string(),
-            detail: match self.sessions.all().len() {
-                0 => "no node is connected".to_owned(),
-                nodes => format!("{nodes} nodes are connected and none has it in its target"),
-            },
+            detail,
         }
+    }
+
+    /// Models without a place, and why. Worked out anew after a while only: refusals may be many.
+    fn unplaced(&self) -> Arc<BTreeMap<ModelName, String>> {
+        let mut known = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*known {
+            Some((at, unplaced)) if at.elapsed() < UNPLACED => unplaced.clone(),
+            _ => {
+                let state = self.replica.state().borrow().clone();
+                let outcome = plan(&state, &inventory(&self.sessions), now_s());
+                let unplaced = Arc::new(outcome.unplaced);
+                *known = Some((Instant::now(), unplaced.clone()));
+                unplaced
+            }
+        }
+    }
+
+    fn is_draining(&self, node: NodeId) -> bool {
+        let state = self.replica.state();
+        let availability = state.borrow().placement.availability(node);
+        matches!(availability, Availability::Draining { .. })
     }
 
     fn candidates(&self, model: &ModelName) -> Vec<Candidate> {
@@ -81,6 +159,7 @@ impl Dispatcher {
                     report_age_ms: age.as_millis() as u64,
                     queued: loaded.running + loaded.waiting,
                     in_flight: connected.in_flight.load(Ordering::Relaxed),
+                    draining: self.is_draining(*id),
                 })
             })
             .collect()
@@ -99,6 +178,7 @@ impl Dispatcher {
                 report_age_ms: 0,
                 queued: 0,
                 in_flight: 0,
+                draining: state.placement.availability(*id) != Availability::Open,
             })
             .collect()
     }
@@ -115,7 +195,7 @@ impl Places for Dispatcher {
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
-        let mut refusal = self.not_loaded(&generation.model);
+        let mut refusal = None;
         let tries = 1 + limits::RETRIES as usize;
         for route in route(&fresh).into_iter().chain(route(&others)).take(tries) {
             let Some(connected) = self.sessions.get(route.node) else {
@@ -126,13 +206,13 @@ impl Places for Dispatcher {
                 Ok(promise) => return Ok((route.node, promise.holding(InFlight::new(connected)))),
                 Err(failure) => {
                     let last_word = is_last_word(&failure);
-                    refusal = failure;
+                    refusal = Some(failure);
                     if last_word {
                         break;
                     }
                 }
             }
         }
-        Err(refusal)
+        Err(refusal.unwrap_or_else(|| self.not_loaded(&generation.model)))
     }
 }

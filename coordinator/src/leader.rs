@@ -1,25 +1,26 @@
-//! What only the leader does: admit nodes, catalogue what they store, count kills, plan.
+//! What only the leader does: admit nodes, catalogue what they store, count kills, note which models
+//! are in use, plan.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_common::NodeId;
-use pomona_decide::{Command, Inventory, NodeInventory, Reply, plan};
+use pomona_decide::{Command, Reply, plan};
 use pomona_raft::{RaftError, Replica};
 use tokio_util::sync::CancellationToken;
 
+use crate::inventory::{Usage, inventory};
 use crate::now_s;
-use crate::sessions::{Connected, Sessions};
+use crate::sessions::Sessions;
 
 /// Looked at without news this often; news are looked at at once.
 const PERIOD: Duration = Duration::from_millis(500);
 
 /// Runs until the stop. On a coordinator that does not lead it only waits.
 pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
+    let mut usage = Usage::default();
     loop {
         if replica.is_leader()
-            && let Err(error) = lead(&replica, &sessions).await
+            && let Err(error) = lead(&replica, &sessions, &mut usage).await
         {
             tracing::warn!(%error, "leader's round failed");
         }
@@ -31,7 +32,7 @@ pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: Cancell
     }
 }
 
-async fn lead(replica: &Replica, sessions: &Sessions) -> Result<(), RaftError> {
+async fn lead(replica: &Replica, sessions: &Sessions, usage: &mut Usage) -> Result<(), RaftError> {
     let now_s = now_s();
     let nodes = sessions.all();
     let state = replica.state();
@@ -60,11 +61,17 @@ async fn lead(replica: &Replica, sessions: &Sessions) -> Result<(), RaftError> {
             commit(replica, command).await?;
         }
     }
-    let inventory = inventory(&nodes);
-    let outcome = plan(&state.borrow(), &inventory);
-    if let Some(next) = outcome.plan {
-        tracing::info!(plan = next.id, unplaced = ?outcome.unplaced, "new plan");
-        commit(replica, Command::SetPlan(next)).await?;
+    let models = usage.to_record(sessions, &state.borrow(), now_s);
+    if !models.is_empty() {
+        commit(replica, Command::UseModels { models, now_s }).await?;
+    }
+    let outcome = plan(&state.borrow(), &inventory(sessions), now_s);
+    if let Some(step) = outcome.step {
+        for one in &step.moves {
+            let what = if one.load { "load" } else { "unload" };
+            tracing::info!(model = %one.model, node = %one.node.short(), why = one.reason, "plan: {what}");
+        }
+        commit(replica, Command::Replan { step, now_s }).await?;
     }
     Ok(())
 }
@@ -74,21 +81,4 @@ async fn commit(replica: &Replica, command: Command) -> Result<(), RaftError> {
         tracing::warn!(why, "command refused");
     }
     Ok(())
-}
-
-/// Nodes that have reported: before that, nothing is known about their memory.
-fn inventory(nodes: &BTreeMap<NodeId, Arc<Connected>>) -> Inventory {
-    nodes
-        .iter()
-        .filter_map(|(id, connected)| {
-            let (_, report) = connected.report()?;
-            let node = NodeInventory {
-                stored: connected.stored(),
-                memory_total: report.machine.memory_total.value().map(|bytes| bytes.get()),
-                kv_budget: report.kv_budget_bytes,
-                dequantizes: report.dequantizes,
-            };
-            Some((*id, node))
-        })
-        .collect()
 }

@@ -6,6 +6,7 @@ mod address;
 mod admin;
 mod backend;
 mod dispatch;
+mod inventory;
 mod joining;
 mod leader;
 mod members;

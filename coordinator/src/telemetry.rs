@@ -44,6 +44,12 @@ impl Collector {
         })
     }
 
+    /// Joules that a token took on a node lately.
+    pub(crate) fn joules_per_token(&self, node: NodeId) -> Option<f32> {
+        let now_s = self.began.elapsed().as_secs();
+        self.with(|telemetry| telemetry.joules_per_token(node, now_s))
+    }
+
     /// Bytes that the histories occupy.
     pub(crate) fn bytes(&self) -> usize {
         self.with(|telemetry| telemetry.bytes())

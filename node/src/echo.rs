@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::{Chunk, GenerationEvent};
 use pomona_common::report::{EngineBuild, EngineReport, LoadedModel};
-use pomona_common::{Accounting, EngineKnobs, FinishReason, Generation, ModelName};
+use pomona_common::{Accounting, EngineKnobs, Failure, FinishReason, Generation, ModelName};
 use pomona_wire::WireError;
 
 /// Commands that may wait.
@@ -101,6 +101,17 @@ impl Echo {
             }
             EngineCommand::Unload(model) => {
                 self.models.remove(&model);
+                let running = self.running.iter();
+                let of_it = running.filter(|(_, (generation, _))| generation.model == model);
+                let ended: Vec<u64> = of_it.map(|(sequence, _)| *sequence).collect();
+                for sequence in ended {
+                    self.running.remove(&sequence);
+                    let failure = Failure::ModelNotLoaded {
+                        model: model.to_string(),
+                        detail: "it was unloaded".into(),
+                    };
+                    self.tell(sequence, GenerationEvent::Failed(failure))?;
+                }
                 self.send(&EngineEvent::Unloaded(model))
             }
             EngineCommand::Start { sequence, generation } => {

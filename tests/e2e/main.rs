@@ -15,6 +15,7 @@ mod coordinators;
 mod crash;
 mod golden;
 mod join;
+mod placement;
 mod resume;
 mod telemetry;
 

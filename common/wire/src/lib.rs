@@ -230,11 +230,13 @@ pub fn write_to<M: Message>(writer: &mut impl Write, message: &M) -> Result<(), 
 /// Bytes of a value that is stored, not sent: Raft entries, votes and snapshots carry their own
 /// version byte in front.
 pub mod stored {
+    use std::borrow::Cow;
+
     use super::{DeserializeOwned, Serialize, WireError};
 
-    /// Version of stored values. Versions 1 and 2 were never released: their state had no tokens,
-    /// and no coordinators.
-    const VERSION: u8 = 3;
+    /// Version of stored values. Version 4 added placement to the state, and commands. Versions 1 and
+    /// 2 were never released: their state had no tokens, and no coordinators.
+    const VERSION: u8 = 4;
     /// Oldest version that can still be read.
     const OLDEST: u8 = 3;
 
@@ -249,11 +251,20 @@ pub mod stored {
         Ok(bytes)
     }
 
-    /// Decodes a stored value.
+    /// Decodes a stored value whose layout all readable versions share.
     ///
     /// # Errors
     /// A newer version, bytes that are not the value, or bytes left over.
     pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
+        decode_grown(bytes, &[])
+    }
+
+    /// Decodes a stored value that has grown at its end: `since_3` is what a value of version 3
+    /// lacks there.
+    ///
+    /// # Errors
+    /// As [`decode`].
+    pub fn decode_grown<T: DeserializeOwned>(bytes: &[u8], since_3: &[u8]) -> Result<T, WireError> {
         let [version, payload @ ..] = bytes else {
             return Err(WireError::Truncated);
         };
@@ -269,9 +280,13 @@ pub mod stored {
                 known: VERSION,
             });
         }
+        let payload = match *version {
+            3 if !since_3.is_empty() => Cow::Owned([payload, since_3].concat()),
+            _ => Cow::Borrowed(payload),
+        };
         let config =
             bincode::config::standard().with_limit::<{ 4 * pomona_common::limits::RAFT_SNAPSHOT_BYTES }>();
-        let (value, used) = bincode::serde::decode_from_slice(payload, config).map_err(WireError::Decode)?;
+        let (value, used) = bincode::serde::decode_from_slice(&payload, config).map_err(WireError::Decode)?;
         if used != payload.len() {
             return Err(WireError::TrailingBytes(payload.len() - used));
         }

@@ -6,6 +6,7 @@ use pomona_common::{NodeId, limits};
 use crate::command::{Command, Reply};
 use crate::coordinators;
 use crate::membership;
+use crate::placement;
 use crate::state::ClusterState;
 
 /// Kills that are remembered per node: more than any gate looks back for.
@@ -66,7 +67,10 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
             }
         },
         Command::RemoveModel(name) => match state.catalogue.remove(name) {
-            Some(_) => Reply::Done,
+            Some(_) => {
+                placement::forget_model(state, name);
+                Reply::Done
+            }
             None => Reply::Unchanged,
         },
         Command::SetPlan(plan) => set_plan(state, plan),
@@ -83,6 +87,12 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
             address,
         } => coordinators::announce(state, *number, name, *laptop, *address),
         Command::RemoveCoordinator(number) => coordinators::remove(state, *number),
+        Command::Replan { step, now_s } => placement::advance(state, step, *now_s),
+        Command::SetPolicy { model, policy } => placement::set_policy(state, model, policy),
+        Command::SetAvailability { node, availability } => {
+            placement::set_availability(state, *node, *availability)
+        }
+        Command::UseModels { models, now_s } => placement::use_models(state, models, *now_s),
     }
 }
 

@@ -6,6 +6,7 @@ use pomona_common::plan::Plan;
 use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, TokenId};
 use serde::{Deserialize, Serialize};
 
+use crate::placement::{Availability, ModelPolicy, PlanStep};
 use crate::state::TokenRecord;
 
 /// A change of the replicated state. Times come with the command: `apply` has no clock.
@@ -95,6 +96,34 @@ pub enum Command {
     },
     /// Takes a coordinator out of the cluster.
     RemoveCoordinator(u64),
+    /// Takes a step from the target in force to the next.
+    Replan {
+        /// The step.
+        step: PlanStep,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// Says what is wanted of a model.
+    SetPolicy {
+        /// The model.
+        model: ModelName,
+        /// What is wanted.
+        policy: ModelPolicy,
+    },
+    /// Says whether a node takes replicas.
+    SetAvailability {
+        /// The node.
+        node: NodeId,
+        /// Whether it does.
+        availability: Availability,
+    },
+    /// These models were asked for.
+    UseModels {
+        /// The models.
+        models: Vec<ModelName>,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
 }
 
 /// What a command did.

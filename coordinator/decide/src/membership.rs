@@ -4,6 +4,7 @@ use pomona_common::{KeyPrint, NodeId, TokenId, limits};
 
 use crate::command::Reply;
 use crate::coordinators;
+use crate::placement;
 use crate::state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
 
 pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s: u64) -> Reply {
@@ -142,6 +143,7 @@ pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> R
     };
     state.revoked.insert(id, revoked);
     state.plan.nodes.remove(&id);
+    placement::forget_node(state, id);
     // Tokens that it used would let it ask again, in vain: forget them.
     state
         .tokens

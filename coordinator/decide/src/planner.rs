@@ -1,187 +1,383 @@
-//! Which model belongs on which node. Pure: state and inventory in, the next plan out, with the
-//! reason for every place and for every model without one.
+//! Which model belongs on which node. Pure: state, inventory and time in, the next plan out, with
+//! the reason for every move and for every model without a place.
+//!
+//! A plan follows the one before: what holds a model goes on holding it as long as it may, points
+//! decide only where something is added or which surplus goes. So the same inventory gives the same
+//! plan, planning again changes nothing, and a node more removes nothing. A replica that leaves is
+//! given up when enough others answer. A node that is not connected keeps its target.
+
+mod demand;
+mod explain;
+mod fit;
+mod inventory;
+mod score;
 
 use std::collections::BTreeMap;
 
-use pomona_common::plan::{NodeTarget, Plan};
-use pomona_common::{ModelName, ModelRecord, NodeId};
+use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
 
+use crate::placement::{Availability, Keep, ModelPolicy, Move, PlanStep, Replicas};
 use crate::state::ClusterState;
+pub use explain::{Explanation, Verdict, explain};
+pub use fit::{PRESSURE_MAX, RESERVE_BYTES, RESERVE_NOW_BYTES, Rejected};
+use fit::{Site, is_in_pool, sites};
+pub use inventory::{Inventory, NodeInventory};
+pub use score::Score;
+use score::score;
 
-/// Memory that is never planned for: the system, the agent, and the person's own programs.
-pub const RESERVE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
-
-/// What the leader sees of the connected nodes.
-pub type Inventory = BTreeMap<NodeId, NodeInventory>;
-
-/// What one connected node says about itself.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct NodeInventory {
-    /// Models in its store.
-    pub stored: Vec<ModelRecord>,
-    /// Physical memory; `None` when the node cannot tell.
-    pub memory_total: Option<u64>,
-    /// KV budget of its engine.
-    pub kv_budget: u64,
-    /// Whether its back end turns all weights into 32-bit floats.
-    pub dequantizes: bool,
-}
-
+/// Moves of one plan: the next one, half a second later, makes more. Few enough that a mistake is
+/// seen before it is everywhere.
+pub const MOVES: usize = 16;
 /// The result of planning.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanOutcome {
-    /// The next plan; `None` when the present one stands.
-    pub plan: Option<Plan>,
+    /// The way to the next plan; `None` when the present one stands.
+    pub step: Option<PlanStep>,
     /// Models without a place, and why.
     pub unplaced: BTreeMap<ModelName, String>,
 }
 
-/// Plans: every catalogued model on every connected node that stores it and has room for it,
-/// in order of name, so that the result depends on nothing else. A node that is not connected
-/// keeps its target: it goes on serving by it.
-pub fn plan(state: &ClusterState, inventory: &Inventory) -> PlanOutcome {
-    let mut next = state.plan.clone();
-    next.nodes.retain(|id, _| state.nodes.contains_key(id));
-    let mut unplaced: BTreeMap<ModelName, String> = state
-        .catalogue
-        .keys()
-        .map(|name| (name.clone(), "no connected node stores it".to_owned()))
-        .collect();
-    for (id, node) in inventory.iter().filter(|(id, _)| state.nodes.contains_key(id)) {
-        let (models, refused) = place_on(node, &state.catalogue);
-        for (name, why) in refused {
-            unplaced.insert(name, format!("{why} on node {}", id.short()));
+/// Plans; `now_s` is in seconds since 1970.
+pub fn plan(state: &ClusterState, inventory: &Inventory, now_s: u64) -> PlanOutcome {
+    let mut planning = Planning {
+        state,
+        now_s,
+        sites: sites(state, inventory),
+        moves: Vec::new(),
+    };
+    planning.give_up_impossible();
+    let order = planning.order();
+    let mut unplaced = BTreeMap::new();
+    for model in order {
+        if let Some(why) = planning.place(model) {
+            unplaced.insert(model.name.clone(), why);
         }
-        for name in models.keys() {
-            unplaced.remove(name);
+    }
+    PlanOutcome {
+        step: planning.step(),
+        unplaced,
+    }
+}
+
+struct Planning<'a> {
+    state: &'a ClusterState,
+    now_s: u64,
+    sites: BTreeMap<NodeId, Site<'a>>,
+    moves: Vec<Move>,
+}
+
+impl<'a> Planning<'a> {
+    /// Models by who gets the place when there is too little: those that are always kept, then
+    /// those that were asked for last, then by name.
+    fn order(&self) -> Vec<&'a ModelRecord> {
+        let mut models: Vec<&ModelRecord> = self.state.catalogue.values().collect();
+        models.sort_by_key(|model| self.rank(model));
+        models
+    }
+
+    fn rank(&self, model: &'a ModelRecord) -> (bool, std::cmp::Reverse<u64>, &'a ModelName) {
+        let placement = &self.state.placement;
+        let kept = placement.policy(&model.name).keep == Keep::Always;
+        (
+            !kept,
+            std::cmp::Reverse(placement.used_s(&model.name)),
+            &model.name,
+        )
+    }
+
+    /// What a node cannot or must not hold is given up at once.
+    fn give_up_impossible(&mut self) {
+        let mut gone: Vec<(NodeId, ModelName, String)> = Vec::new();
+        for (id, site) in &self.sites {
+            let targets = self.state.plan.nodes.get(id).into_iter();
+            for name in targets.flat_map(|target| target.models.keys()) {
+                let why = match self.state.catalogue.get(name) {
+                    None => "not in the catalogue any more".to_owned(),
+                    Some(model) => match site.may_hold(model) {
+                        Ok(()) => continue,
+                        Err(rejected) => rejected.to_string(),
+                    },
+                };
+                gone.push((*id, name.clone(), why));
+            }
         }
-        let target = next.nodes.entry(*id).or_default();
-        if target.models != models || target.generation == 0 {
-            *target = NodeTarget {
-                generation: target.generation + 1,
-                models,
+        for (id, name, why) in gone {
+            self.unload(id, &name, why);
+        }
+        let overfull: Vec<NodeId> = self
+            .sites
+            .values()
+            .filter(|site| site.is_overfull())
+            .map(|site| site.id)
+            .collect();
+        for id in overfull {
+            while let Some(last) = self.least_wanted(id) {
+                if !self.unload(id, last, "its memory does not suffice any more".into()) {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// What an overfull node gives up next.
+    fn least_wanted(&self, id: NodeId) -> Option<&'a ModelName> {
+        let site = self.sites.get(&id).filter(|site| site.is_overfull())?;
+        let held = site
+            .holds
+            .iter()
+            .filter_map(|name| self.state.catalogue.get(*name));
+        held.max_by_key(|model| self.rank(model)).map(|model| &model.name)
+    }
+
+    /// Gives a model the replicas that its policy asks for; why it has none, if so.
+    fn place(&mut self, model: &'a ModelRecord) -> Option<String> {
+        let policy = self.state.placement.policy(&model.name);
+        if self.is_idle(model, &policy) {
+            let holders = self.holders(&model.name);
+            for id in holders {
+                self.unload(id, &model.name, "nobody asked for it in its time to live".into());
+            }
+            return Some("nobody asked for it in its time to live; the next request loads it".into());
+        }
+        self.add(model, &policy);
+        self.let_go(model, &policy);
+        self.remove_surplus(model, &policy);
+        if self.holders(&model.name).is_empty() {
+            self.push_out_others(model, &policy);
+        }
+        let absent = self.state.plan.nodes.iter();
+        let mut absent = absent.filter(|(id, _)| !self.sites.contains_key(id));
+        let is_somewhere = !self.holders(&model.name).is_empty()
+            || absent.any(|(_, target)| target.models.contains_key(&model.name));
+        (!is_somewhere).then(|| self.why_nowhere(model, &policy))
+    }
+
+    /// Whether its time to live is over, and nobody uses it.
+    fn is_idle(&self, model: &ModelRecord, policy: &ModelPolicy) -> bool {
+        let Keep::Ttl(ttl_s) = policy.keep else {
+            return false;
+        };
+        let unused_s = self
+            .now_s
+            .saturating_sub(self.state.placement.used_s(&model.name));
+        unused_s > ttl_s
+            && !self
+                .sites
+                .values()
+                .any(|site| site.node.busy.contains(&model.name))
+    }
+
+    /// Adds replicas where they are missing, the best places first.
+    fn add(&mut self, model: &'a ModelRecord, policy: &ModelPolicy) {
+        let pins: Vec<NodeId> = policy.pins.iter().copied().collect();
+        for id in pins {
+            if self.can_load(id, model, policy) {
+                self.load(id, model, "pinned here".into());
+            }
+        }
+        match policy.replicas {
+            Replicas::Everywhere => {
+                let ids: Vec<NodeId> = self.sites.keys().copied().collect();
+                for id in ids {
+                    if self.can_load(id, model, policy) {
+                        self.load(id, model, "stored here and fits".into());
+                    }
+                }
+            }
+            Replicas::Count(count) => self.fill(model, policy, count as usize),
+        }
+    }
+
+    fn fill(&mut self, model: &'a ModelRecord, policy: &ModelPolicy, count: usize) {
+        let mut missing = count.saturating_sub(self.staying(model, policy).len());
+        if missing == 0 {
+            return;
+        }
+        let candidates: Vec<NodeId> = self
+            .sites
+            .keys()
+            .copied()
+            .filter(|id| self.can_load(*id, model, policy))
+            .collect();
+        let mut left = candidates.clone();
+        while missing > 0 {
+            // With spread each replica changes what the next one is worth.
+            let pools = self.pools(model, policy);
+            let best = left
+                .iter()
+                .filter_map(|id| Some((score(self.sites.get(id)?, model, pools.as_deref()).points, *id)))
+                .max_by_key(|(points, id)| (*points, std::cmp::Reverse(*id)));
+            let Some((points, id)) = best else {
+                return;
             };
+            left.retain(|candidate| *candidate != id);
+            let why = format!("the best of {} places with {points} points", candidates.len());
+            if !self.load(id, model, why) {
+                return;
+            }
+            missing -= 1;
         }
     }
-    for name in next.nodes.values().flat_map(|target| target.models.keys()) {
-        unplaced.remove(name);
+
+    /// Replicas that leave because their node is drained or of a kind that the policy is not for
+    /// go as soon as enough others answer, those of a drained node at its deadline at the latest.
+    fn let_go(&mut self, model: &'a ModelRecord, policy: &ModelPolicy) {
+        let staying = self.staying(model, policy);
+        let answering = self.answering(&staying, &model.name);
+        let enough = match policy.replicas {
+            Replicas::Everywhere => answering > 0,
+            Replicas::Count(count) => answering >= (count as usize).min(staying.len()) && answering > 0,
+        } || policy.replicas == Replicas::Count(0);
+        for id in self.holders(&model.name) {
+            let Some(site) = self.sites.get(&id).filter(|_| !staying.contains(&id)) else {
+                continue;
+            };
+            // What runs there may finish until the deadline; new work goes elsewhere already.
+            let busy = site.node.busy.contains(&model.name);
+            let why = match site.availability {
+                Availability::Draining { until_s } if self.now_s >= until_s || (enough && !busy) => {
+                    "the node is drained".to_owned()
+                }
+                Availability::Draining { .. } => continue,
+                _ if enough => Rejected::OtherPool(site.record.role).to_string(),
+                _ => continue,
+            };
+            self.unload(id, &model.name, why);
+        }
     }
-    let changed = next.nodes != state.plan.nodes;
-    let plan = changed.then(|| Plan {
-        id: state.plan.id + 1,
-        parent: Some(state.plan.id),
-        ..next
-    });
-    PlanOutcome { plan, unplaced }
-}
 
-type Placed = (BTreeMap<ModelName, String>, BTreeMap<ModelName, String>);
-
-fn place_on(node: &NodeInventory, catalogue: &BTreeMap<ModelName, ModelRecord>) -> Placed {
-    let mut placed = BTreeMap::new();
-    let mut refused = BTreeMap::new();
-    let room = node
-        .memory_total
-        .map(|total| total.saturating_sub(RESERVE_BYTES + node.kv_budget));
-    let mut used = 0;
-    for (name, record) in catalogue {
-        let Some(stored) = node.stored.iter().find(|stored| stored.name == *name) else {
-            continue;
+    /// Of more replicas than the policy asks for the worst go, while enough others answer.
+    fn remove_surplus(&mut self, model: &'a ModelRecord, policy: &ModelPolicy) {
+        let Replicas::Count(count) = policy.replicas else {
+            return;
         };
-        if stored.digests != record.digests {
-            refused.insert(name.clone(), "other contents under this name".to_owned());
-            continue;
+        let count = (count as usize).max(policy.pins.len());
+        let mut staying = self.staying(model, policy);
+        while staying.len() > count {
+            let pools = self.pools(model, policy);
+            let removable = staying.iter().filter(|id| !policy.pins.contains(id));
+            let worst = removable
+                .filter_map(|id| Some((score(self.sites.get(id)?, model, pools.as_deref()).points, *id)))
+                .min_by_key(|(points, id)| (*points, std::cmp::Reverse(*id)));
+            let Some((points, id)) = worst else {
+                return;
+            };
+            staying.retain(|stays| *stays != id);
+            if self.answering(&staying, &model.name) < count {
+                return;
+            }
+            let why = format!("{count} replicas are wanted, and this was the worst with {points} points");
+            if !self.unload(id, &model.name, why) {
+                return;
+            }
         }
-        let need = if node.dequantizes {
-            record.dequantized_bytes
-        } else {
-            record.weight_bytes
-        };
-        if room.is_some_and(|room| used + need > room) {
-            let why = format!("{need} bytes of weights do not fit beside {used}");
-            refused.insert(name.clone(), why);
-            continue;
-        }
-        used += need;
-        placed.insert(name.clone(), "stored here and fits".to_owned());
     }
-    (placed, refused)
-}
 
-#[cfg(test)]
-mod tests {
-    use pomona_common::ModelDigests;
-    use proptest::prelude::*;
+    /// Connected nodes that hold a model.
+    fn holders(&self, model: &ModelName) -> Vec<NodeId> {
+        let sites = self.sites.values();
+        sites
+            .filter(|site| site.holds.contains(model))
+            .map(|site| site.id)
+            .collect()
+    }
 
-    use super::*;
-    use crate::{Command, apply};
+    /// Of those, the ones that may go on holding it.
+    fn staying(&self, model: &ModelRecord, policy: &ModelPolicy) -> Vec<NodeId> {
+        let stays = |id: &NodeId| {
+            self.sites.get(id).is_some_and(|site| {
+                let draining = matches!(site.availability, Availability::Draining { .. });
+                let welcome = is_in_pool(policy, site.record.role) || policy.pins.contains(id);
+                welcome && !draining
+            })
+        };
+        self.holders(&model.name).into_iter().filter(stays).collect()
+    }
 
-    fn record(name: &str, weight_bytes: u64) -> Result<ModelRecord, pomona_common::id::IdError> {
-        Ok(ModelRecord {
-            name: name.parse()?,
-            digests: ModelDigests {
-                weights: "w".into(),
-                tokenizer: "t".into(),
-                template: "c".into(),
-            },
-            weight_bytes,
-            dequantized_bytes: 8 * weight_bytes,
-            kv_bytes_per_token: 1,
-            context: 1024,
-            created_s: 0,
+    /// How many of these answer for a model already.
+    fn answering(&self, ids: &[NodeId], model: &ModelName) -> usize {
+        let sites = ids.iter().filter_map(|id| self.sites.get(id));
+        sites.filter(|site| site.node.loaded.contains(model)).count()
+    }
+
+    /// The kinds of machine that have a replica, if the policy asks for spread.
+    fn pools(&self, model: &ModelRecord, policy: &ModelPolicy) -> Option<Vec<MachineRole>> {
+        policy.spread.then(|| {
+            let held = self.holders(&model.name);
+            held.iter()
+                .filter_map(|id| Some(self.sites.get(id)?.record.role))
+                .collect()
         })
     }
 
-    const GIB: u64 = 1 << 30;
+    fn can_load(&self, id: NodeId, model: &ModelRecord, policy: &ModelPolicy) -> bool {
+        self.sites.get(&id).is_some_and(|site| {
+            !site.holds.contains(&model.name)
+                && site.may_take(model, policy).is_ok()
+                && site.fits(model, 0).is_ok()
+        })
+    }
 
-    proptest! {
-        /// Applying a plan and planning again changes nothing; no node is filled past its
-        /// memory; an empty node more removes nothing; a revoked one gets nothing.
-        #[test]
-        fn plans_settle_fit_and_are_monotone(sizes in prop::collection::vec(1..8u64, 0..8), totals in prop::collection::vec(1..32u64, 0..6)) {
-            let mut state = ClusterState::default();
-            let mut stored = Vec::new();
-            for (i, size) in sizes.iter().enumerate() {
-                let record = record(&format!("m{i}"), size * GIB).map_err(|e| TestCaseError::fail(e.to_string()))?;
-                apply(&mut state, &Command::AddModel(record.clone()));
-                stored.push(record);
-            }
-            for i in (0..totals.len() as u128).chain([99]) {
-                let member = Command::AdmitNode { id: NodeId::from_bits(i), name: "n".into(), now_s: 0 };
-                apply(&mut state, &member);
-            }
-            let mut inventory: Inventory = totals.iter().enumerate().map(|(i, total)| {
-                let node = NodeInventory {
-                    stored: stored.clone(),
-                    memory_total: Some(total * GIB),
-                    kv_budget: GIB,
-                    dequantizes: false,
-                };
-                (NodeId::from_bits(i as u128), node)
-            }).collect();
-            if let Some(next) = plan(&state, &inventory).plan {
-                prop_assert_eq!(apply(&mut state, &Command::SetPlan(next)), crate::Reply::Done);
-            }
-            prop_assert_eq!(plan(&state, &inventory).plan, None);
-            for (id, node) in &inventory {
-                let placed: u64 = state.plan.nodes[id].models.keys().map(|name| state.catalogue[name].weight_bytes).sum();
-                let room = node.memory_total.unwrap_or(0).saturating_sub(RESERVE_BYTES + node.kv_budget);
-                prop_assert!(placed <= room);
-            }
-            let before = state.plan.nodes.clone();
-            inventory.insert(NodeId::from_bits(99), NodeInventory::default());
-            if let Some(next) = plan(&state, &inventory).plan {
-                for (id, target) in before {
-                    prop_assert_eq!(&next.nodes[&id], &target);
-                }
-            }
-            // Who was revoked has no target, though it may still be connected for a moment.
-            for id in inventory.keys().copied().collect::<Vec<_>>() {
-                apply(&mut state, &Command::RevokeNode { node: id, now_s: 1 });
-                prop_assert!(!state.plan.nodes.contains_key(&id));
-                let replanned = plan(&state, &inventory).plan;
-                prop_assert!(replanned.is_none_or(|next| !next.nodes.contains_key(&id)));
-            }
+    fn why_nowhere(&self, model: &ModelRecord, policy: &ModelPolicy) -> String {
+        if policy.replicas == Replicas::Count(0) {
+            return "its policy asks for no replica".into();
         }
+        let verdicts = self.sites.values().filter_map(|site| {
+            let taken = site.may_take(model, policy).and_then(|()| site.fits(model, 0));
+            Some((explain::rank(&taken.err()?), site))
+        });
+        let nearest = verdicts.max_by_key(|(rank, site)| (*rank, std::cmp::Reverse(site.id)));
+        let Some((_, site)) = nearest else {
+            return "no connected node stores it".into();
+        };
+        match site.may_take(model, policy).and_then(|()| site.fits(model, 0)) {
+            Err(Rejected::NotStored) => "no connected node stores it".into(),
+            Err(rejected) => format!("{}: {rejected}", site.record.name),
+            Ok(()) => "the next plan places it".into(),
+        }
+    }
+
+    /// Whether there was a move left for it.
+    fn load(&mut self, node: NodeId, model: &'a ModelRecord, reason: String) -> bool {
+        let done = self.change(node, &model.name, true, reason);
+        if let Some(site) = self.sites.get_mut(&node).filter(|_| done) {
+            site.take(model);
+        }
+        done
+    }
+
+    /// As [`Planning::load`].
+    fn unload(&mut self, node: NodeId, model: &ModelName, reason: String) -> bool {
+        let done = self.change(node, model, false, reason);
+        let record = self.state.catalogue.get(model);
+        if let (Some(site), Some(record)) = (self.sites.get_mut(&node).filter(|_| done), record) {
+            site.give_up(record);
+        }
+        done
+    }
+
+    fn change(&mut self, node: NodeId, model: &ModelName, load: bool, reason: String) -> bool {
+        if self.moves.len() >= MOVES {
+            return false;
+        }
+        self.moves.push(Move {
+            model: model.clone(),
+            node,
+            load,
+            reason,
+        });
+        true
+    }
+
+    /// The moves made; every connected node gets a target.
+    fn step(self) -> Option<PlanStep> {
+        let present = &self.state.plan;
+        let ids = self.sites.keys().copied();
+        let welcome: Vec<NodeId> = ids.filter(|id| !present.nodes.contains_key(id)).collect();
+        (!self.moves.is_empty() || !welcome.is_empty()).then_some(PlanStep {
+            parent: present.id,
+            moves: self.moves,
+            welcome,
+        })
     }
 }

@@ -17,6 +17,8 @@ pub struct Candidate {
     pub queued: u32,
     /// Sequences this router has sent there and not seen end.
     pub in_flight: u32,
+    /// Whether it is being drained: it gets new work only where nobody else can.
+    pub draining: bool,
 }
 
 /// One place to try.
@@ -28,12 +30,12 @@ pub struct Route {
     pub reason: &'static str,
 }
 
-/// Orders the candidates, the best first: fresh before stale, then the least loaded; ties by id
+/// Orders the candidates, the best first: drained nodes last, fresh before stale, then the least loaded; ties by id
 /// so that the order is one. The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate]) -> Vec<Route> {
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     let load = |c: &Candidate| c.in_flight.max(c.queued);
-    order.sort_by_key(|c| (c.report_age_ms > STALE_MS, load(c), c.node));
+    order.sort_by_key(|c| (c.draining, c.report_age_ms > STALE_MS, load(c), c.node));
     let alone = order.len() == 1;
     order
         .into_iter()
@@ -41,6 +43,7 @@ pub fn route(candidates: &[Candidate]) -> Vec<Route> {
             node: candidate.node,
             reason: match (alone, candidate.report_age_ms > STALE_MS) {
                 (true, _) => "the only replica",
+                _ if candidate.draining => "others refused, and this one is drained",
                 (false, false) => "least loaded replica",
                 (false, true) => "its last report is stale",
             },
@@ -59,16 +62,18 @@ mod tests {
             report_age_ms,
             queued,
             in_flight,
+            draining: id == 5,
         };
         let order: Vec<u128> = route(&[
             node(1, 100, 5, 0),
             node(2, 9000, 0, 0),
             node(3, 100, 0, 2),
             node(4, 100, 1, 0),
+            node(5, 0, 0, 0),
         ])
         .into_iter()
         .map(|route| route.node.bits())
         .collect();
-        assert_eq!(order, [4, 3, 1, 2]);
+        assert_eq!(order, [4, 3, 1, 2, 5]);
     }
 }

@@ -10,6 +10,7 @@ use pomona_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::coordinators::CoordinatorRecord;
+use crate::placement::Placement;
 use crate::proposal::Recent;
 
 /// The replicated state. Changed by [`crate::apply()`] alone.
@@ -33,6 +34,8 @@ pub struct ClusterState {
     pub last_coordinator: u64,
     /// The latest commands.
     pub recent: Recent,
+    /// What is wanted of placement, and what is remembered for it. Stays last, see there.
+    pub placement: Placement,
 }
 
 /// A node as the cluster knows it.

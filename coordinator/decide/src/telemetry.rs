@@ -71,6 +71,24 @@ impl Telemetry {
         })
     }
 
+    /// Joules that a token took on a node over the last ten minutes; `None` when it made none, or its
+    /// power is not known.
+    pub fn joules_per_token(&self, node: NodeId, now_s: u64) -> Option<f32> {
+        let history = &self.nodes.get(&node)?.history;
+        let (mut joules, mut tokens) = (0.0, 0.0);
+        for sample in history.seconds(now_s, 600) {
+            let (power, rate) = (
+                sample.of_series(Series::Power),
+                sample.of_series(Series::TokenRate),
+            );
+            if power.is_finite() && rate > 0.0 {
+                joules += power;
+                tokens += rate;
+            }
+        }
+        (tokens > 0.0).then(|| joules / tokens)
+    }
+
     /// Nodes with a history.
     pub fn nodes(&self) -> impl Iterator<Item = NodeId> {
         self.nodes.keys().copied()
@@ -106,6 +124,30 @@ mod tests {
             reached_generation: 0,
             blocked: None,
         }
+    }
+
+    #[test]
+    fn energy_is_known_where_tokens_and_power_are() {
+        let mut telemetry = Telemetry::new(4);
+        let node = NodeId::from_bits(1);
+        let busy = |tokens| {
+            let class = pomona_common::report::ClassReport {
+                tokens,
+                ..Default::default()
+            };
+            NodeReport {
+                engine: Some(pomona_common::report::EngineReport {
+                    classes: [(pomona_common::Class::Batch, class)].into(),
+                    ..Default::default()
+                }),
+                ..report(30.0)
+            }
+        };
+        assert_eq!(telemetry.joules_per_token(node, 0), None);
+        for second in 0..10 {
+            telemetry.ingest(second, node, &mut busy(second * 60));
+        }
+        assert_eq!(telemetry.joules_per_token(node, 9), Some(0.5));
     }
 
     #[test]

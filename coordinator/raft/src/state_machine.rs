@@ -15,7 +15,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::TypeConfig;
-use crate::tables::{DbResult, Values, decode, encode, get, put, write};
+use crate::tables::{DbResult, Values, decode_grown, encode, get, get_grown, put, write};
+
+/// What a state of version 3 lacks at its end: the four empty collections of `Placement`.
+const SINCE_3: &[u8] = &[0; 4];
 
 const STATE: Values = TableDefinition::new("state_machine");
 
@@ -43,7 +46,7 @@ impl StateMachine {
             transaction.open_table(STATE)?;
             Ok(())
         })?;
-        let applied: Applied = get(&db, STATE, "applied")?.unwrap_or_default();
+        let applied: Applied = get_grown(&db, STATE, "applied", SINCE_3)?.unwrap_or_default();
         let (published, reader) = watch::channel(Arc::new(applied.state.clone()));
         let machine = Self {
             db,
@@ -66,7 +69,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, Fault> {
         // Reads the database, not this clone: the snapshot is exactly what was synced last.
         let build = || -> DbResult<(SnapshotMeta<u64, EmptyNode>, Vec<u8>)> {
-            let applied: Applied = get(&self.db, STATE, "applied")?.unwrap_or_default();
+            let applied: Applied = get_grown(&self.db, STATE, "applied", SINCE_3)?.unwrap_or_default();
             let index = applied.log_id.map_or(0, |id| id.index);
             let meta = SnapshotMeta {
                 last_log_id: applied.log_id,
@@ -135,7 +138,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), Fault> {
         let data = snapshot.into_inner();
         let fault = |error: redb::Error| IoError::write_snapshot(Some(meta.signature()), &error);
-        let state = decode(&data).map_err(|error| fault(error.into()))?;
+        let state = decode_grown(&data, SINCE_3).map_err(|error| fault(error.into()))?;
         self.applied = Applied {
             log_id: meta.last_log_id,
             membership: meta.last_membership.clone(),
@@ -155,5 +158,47 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             meta,
             snapshot: Box::new(Cursor::new(data)),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::{ClusterId, NodeId};
+
+    use super::*;
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digits: Vec<u32> = hex.trim().chars().filter_map(|c| c.to_digit(16)).collect();
+        digits
+            .chunks(2)
+            .map(|pair| (pair[0] * 16 + pair[1]) as u8)
+            .collect()
+    }
+
+    /// Released bytes: they must decode for ever.
+    #[test]
+    fn states_of_version_3_still_decode() -> std::io::Result<()> {
+        assert_eq!(
+            encode(&pomona_decide::Placement::default())?[1..],
+            *SINCE_3,
+            "what a state of version 3 lacks"
+        );
+        let state: ClusterState = decode_grown(&bytes(include_str!("../golden/snapshot-3.hex")), SINCE_3)?;
+        let applied: Applied = decode_grown(&bytes(include_str!("../golden/applied-3.hex")), SINCE_3)?;
+        assert_eq!(applied.state, state);
+        assert_eq!(state.cluster, Some(ClusterId::from_bits(5)));
+        let node = NodeId::from_bits(7);
+        assert_eq!(state.nodes[&node].name, "mini-7");
+        assert_eq!(state.nodes[&node].kills_s, [200, 200]);
+        assert!(
+            state.plan.nodes[&node]
+                .models
+                .values()
+                .all(|why| why == "stored here and fits")
+        );
+        assert_eq!(state.placement, pomona_decide::Placement::default());
+        let again: ClusterState = decode_grown(&encode(&state)?, SINCE_3)?;
+        assert_eq!(again, state);
+        Ok(())
     }
 }

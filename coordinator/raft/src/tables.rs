@@ -15,7 +15,11 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> std::io::Result<Vec<u8>> {
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T> {
-    stored::decode(bytes).map_err(std::io::Error::other)
+    decode_grown(bytes, &[])
+}
+
+pub(crate) fn decode_grown<T: DeserializeOwned>(bytes: &[u8], since_3: &[u8]) -> std::io::Result<T> {
+    stored::decode_grown(bytes, since_3).map_err(std::io::Error::other)
 }
 
 /// Runs one transaction and syncs it.
@@ -38,7 +42,20 @@ pub(crate) fn put<T: Serialize>(
 }
 
 pub(crate) fn get<T: DeserializeOwned>(db: &Database, table: Values, key: &str) -> DbResult<Option<T>> {
+    get_grown(db, table, key, &[])
+}
+
+/// As [`get`], of a value that has grown at its end.
+pub(crate) fn get_grown<T: DeserializeOwned>(
+    db: &Database,
+    table: Values,
+    key: &str,
+    since_3: &[u8],
+) -> DbResult<Option<T>> {
     let table = db.begin_read()?.open_table(table)?;
-    let value = table.get(key)?.map(|guard| decode(guard.value())).transpose()?;
+    let value = table
+        .get(key)?
+        .map(|guard| decode_grown(guard.value(), since_3))
+        .transpose()?;
     Ok(value)
 }

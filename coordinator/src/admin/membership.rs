@@ -171,14 +171,14 @@ async fn rename_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>,
     }
 }
 
-async fn find(admin: &Admin, text: &str) -> Result<NodeId, Answer> {
+pub(super) async fn find(admin: &Admin, text: &str) -> Result<NodeId, Answer> {
     let state = current(admin).await?;
     named(&state, text).map_err(|why| reply(StatusCode::NOT_FOUND, &json!({ "error": why })))
 }
 
 /// A node by its id, its name, or the beginning of its id that a table shows. Nodes choose their
 /// names, so a text that may mean two nodes means none.
-fn named(state: &ClusterState, text: &str) -> Result<NodeId, String> {
+pub(super) fn named(state: &ClusterState, text: &str) -> Result<NodeId, String> {
     if let Some((id, _)) = state.nodes.iter().find(|(id, _)| id.to_string() == text) {
         return Ok(*id);
     }

@@ -84,6 +84,12 @@ impl History {
         found.into_iter().filter(|point| point.mean.is_finite()).collect()
     }
 
+    /// The samples of the last `span_s` seconds, at most a quarter of an hour.
+    pub(crate) fn seconds(&self, now_s: u64, span_s: u64) -> impl Iterator<Item = Sample> {
+        let from_s = now_s.saturating_sub(span_s);
+        self.seconds.since(from_s).map(|(_, sample)| sample)
+    }
+
     /// Bytes that it occupies.
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.seconds.heap() + self.tens.ring.heap() + self.minutes.ring.heap()

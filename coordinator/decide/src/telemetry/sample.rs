@@ -88,6 +88,11 @@ impl FromStr for Series {
 pub struct Sample(pub [f32; SERIES]);
 
 impl Sample {
+    /// One value; NaN when it is missing.
+    pub fn of_series(&self, series: Series) -> f32 {
+        self.0[series as usize]
+    }
+
     /// What a report says; `token_rate` is known from the report before.
     pub fn of(report: &NodeReport, token_rate: Option<f32>) -> Self {
         let machine = &report.machine;

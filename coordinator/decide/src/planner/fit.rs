@@ -1,0 +1,246 @@
+//! Whether a model may and can be on a node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
+
+use crate::placement::{Availability, ModelPolicy};
+use crate::planner::inventory::NodeInventory;
+use crate::router::STALE_MS;
+use crate::state::{ClusterState, NodeRecord};
+
+/// Memory that is never planned for: the system, the agent, and the person's own programs.
+pub const RESERVE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
+/// Of the reserve, what a load must leave of the memory that is to be had at the moment: the rest of it
+/// is in use by those programs already.
+pub const RESERVE_NOW_BYTES: u64 = RESERVE_BYTES / 4;
+/// Nothing more is loaded on a node whose memory pressure is higher, in percent.
+pub const PRESSURE_MAX: f32 = 80.0;
+
+/// Why a node does not take a model.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Rejected {
+    /// It was not heard of.
+    Away,
+    /// An operator has to approve it.
+    Unapproved,
+    /// Its last report is late.
+    Suspected,
+    /// It takes nothing new.
+    Cordoned,
+    /// It gives up what it has.
+    Draining,
+    /// The policy is for other kinds of machine.
+    OtherPool(MachineRole),
+    /// The weights are not there.
+    NotStored,
+    /// Other weights are there under the name.
+    OtherContents,
+    /// Not within physical memory.
+    TooLarge {
+        /// Bytes that the weights take there.
+        need: u64,
+        /// Bytes that nothing is planned for.
+        room: u64,
+    },
+    /// Within physical memory, and not at the moment.
+    NoMemoryNow {
+        /// Bytes that the weights take there.
+        need: u64,
+        /// Bytes to be had.
+        available: u64,
+    },
+    /// The system is short of memory.
+    Pressure(f32),
+}
+
+impl fmt::Display for Rejected {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Rejected::Away => f.write_str("not connected"),
+            Rejected::Unapproved => f.write_str("awaits approval: `pomona node approve`"),
+            Rejected::Suspected => f.write_str("its last report is late"),
+            Rejected::Cordoned => f.write_str("cordoned: `pomona node uncordon` opens it"),
+            Rejected::Draining => f.write_str("draining: `pomona node uncordon` ends that"),
+            Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
+            Rejected::NotStored => f.write_str("not in its store: `pomona model pull` there"),
+            Rejected::OtherContents => f.write_str("other contents under this name"),
+            Rejected::TooLarge { need, room } => {
+                write!(f, "needs {}, room for {}", Gib(*need), Gib(*room))
+            }
+            Rejected::NoMemoryNow { need, available } => {
+                write!(f, "needs {}, {} available now", Gib(*need), Gib(*available))
+            }
+            Rejected::Pressure(percent) => write!(f, "memory pressure {percent:.0} %"),
+        }
+    }
+}
+
+/// Bytes for people.
+pub(crate) struct Gib(pub(crate) u64);
+
+impl fmt::Display for Gib {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.1} GiB", self.0 as f64 / (1u64 << 30) as f64)
+    }
+}
+
+/// A connected node while a plan is made: what it holds, and what is left of it.
+pub(crate) struct Site<'a> {
+    pub(crate) id: NodeId,
+    pub(crate) node: &'a NodeInventory,
+    pub(crate) record: &'a NodeRecord,
+    pub(crate) availability: Availability,
+    /// What is stored there, sorted by name.
+    stored: Vec<&'a ModelRecord>,
+    /// What it is to hold by the plan so far.
+    pub(crate) holds: BTreeSet<&'a ModelName>,
+    /// Bytes of weights of that.
+    planned: u64,
+    /// Of those, bytes that are not loaded yet.
+    coming: u64,
+}
+
+impl<'a> Site<'a> {
+    pub(crate) fn new(
+        state: &'a ClusterState,
+        id: NodeId,
+        record: &'a NodeRecord,
+        node: &'a NodeInventory,
+    ) -> Self {
+        let mut stored: Vec<&ModelRecord> = node.stored.iter().collect();
+        stored.sort_by(|a, b| a.name.cmp(&b.name));
+        Self {
+            id,
+            node,
+            record,
+            availability: state.placement.availability(id),
+            stored,
+            holds: BTreeSet::new(),
+            planned: 0,
+            coming: 0,
+        }
+    }
+
+    /// Bytes that the weights take here.
+    pub(crate) fn need(&self, model: &ModelRecord) -> u64 {
+        if self.node.dequantizes {
+            model.dequantized_bytes
+        } else {
+            model.weight_bytes
+        }
+    }
+
+    pub(crate) fn take(&mut self, model: &'a ModelRecord) {
+        if self.holds.insert(&model.name) {
+            self.planned += self.need(model);
+            if !self.node.loaded.contains(&model.name) {
+                self.coming += self.need(model);
+            }
+        }
+    }
+
+    pub(crate) fn give_up(&mut self, model: &ModelRecord) {
+        if self.holds.remove(&model.name) {
+            self.planned = self.planned.saturating_sub(self.need(model));
+            if !self.node.loaded.contains(&model.name) {
+                self.coming = self.coming.saturating_sub(self.need(model));
+            }
+        }
+    }
+
+    /// Bytes of weights that nothing is planned for; `None` when the node cannot tell its memory.
+    pub(crate) fn room(&self) -> Option<u64> {
+        let total = self.node.memory_total?;
+        Some(total.saturating_sub(RESERVE_BYTES + self.node.kv_budget + self.planned))
+    }
+
+    /// Whether more is planned for it than it has memory for.
+    pub(crate) fn is_overfull(&self) -> bool {
+        let need = RESERVE_BYTES + self.node.kv_budget + self.planned;
+        self.planned > 0 && self.node.memory_total.is_some_and(|total| total < need)
+    }
+
+    /// Whether it may hold what it holds, or must give it up at once.
+    pub(crate) fn may_hold(&self, model: &ModelRecord) -> Result<(), Rejected> {
+        if !self.record.approved {
+            return Err(Rejected::Unapproved);
+        }
+        match self
+            .stored
+            .binary_search_by(|stored| stored.name.cmp(&model.name))
+        {
+            Ok(at) if self.stored[at].digests == model.digests => Ok(()),
+            Ok(_) => Err(Rejected::OtherContents),
+            Err(_) => Err(Rejected::NotStored),
+        }
+    }
+
+    /// Whether it may be given a model that it does not hold, memory aside.
+    pub(crate) fn may_take(&self, model: &ModelRecord, policy: &ModelPolicy) -> Result<(), Rejected> {
+        self.may_hold(model)?;
+        match self.availability {
+            Availability::Open => {}
+            Availability::Cordoned => return Err(Rejected::Cordoned),
+            Availability::Draining { .. } => return Err(Rejected::Draining),
+        }
+        if !is_in_pool(policy, self.record.role) && !policy.pins.contains(&self.id) {
+            return Err(Rejected::OtherPool(self.record.role));
+        }
+        if self.node.age_ms > STALE_MS {
+            return Err(Rejected::Suspected);
+        }
+        Ok(())
+    }
+
+    /// Whether a model that it does not hold fits, once `freed` bytes of others are gone.
+    pub(crate) fn fits(&self, model: &ModelRecord, freed: u64) -> Result<(), Rejected> {
+        let need = self.need(model);
+        if let Some(room) = self.room().map(|room| room + freed)
+            && need > room
+        {
+            return Err(Rejected::TooLarge { need, room });
+        }
+        // One that is loaded takes nothing more.
+        if self.node.loaded.contains(&model.name) {
+            return Ok(());
+        }
+        if let Some(pressure) = self.node.pressure.filter(|pressure| *pressure > PRESSURE_MAX) {
+            return Err(Rejected::Pressure(pressure));
+        }
+        let available = self.node.memory_available.map(|available| {
+            let spoken_for = self.coming + RESERVE_NOW_BYTES;
+            available.saturating_sub(spoken_for) + freed
+        });
+        match available {
+            Some(available) if need > available => Err(Rejected::NoMemoryNow { need, available }),
+            _ => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn is_in_pool(policy: &ModelPolicy, role: MachineRole) -> bool {
+    policy.pools.is_empty() || policy.pools.contains(&role)
+}
+
+/// The connected nodes that the cluster knows, each with what it holds by the plan in force, as far
+/// as the catalogue knows that.
+pub(crate) fn sites<'a>(
+    state: &'a ClusterState,
+    inventory: &'a BTreeMap<NodeId, NodeInventory>,
+) -> BTreeMap<NodeId, Site<'a>> {
+    inventory
+        .iter()
+        .filter_map(|(id, node)| {
+            let mut site = Site::new(state, *id, state.nodes.get(id)?, node);
+            let targets = state.plan.nodes.get(id).into_iter();
+            for name in targets.flat_map(|target| target.models.keys()) {
+                if let Some(model) = state.catalogue.get(name) {
+                    site.take(model);
+                }
+            }
+            Some((*id, site))
+        })
+        .collect()
+}

@@ -1,0 +1,82 @@
+//! What the leader sees of the connected nodes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use pomona_common::conditions::Supply;
+use pomona_common::report::{NodeReport, Thermal};
+use pomona_common::{ModelName, ModelRecord, NodeId};
+
+/// By node.
+pub type Inventory = BTreeMap<NodeId, NodeInventory>;
+
+/// What one connected node says about itself. `None` is what it cannot tell.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeInventory {
+    /// Models in its store.
+    pub stored: Vec<ModelRecord>,
+    /// Physical memory, bytes.
+    pub memory_total: Option<u64>,
+    /// Memory to be had without swapping, bytes.
+    pub memory_available: Option<u64>,
+    /// Memory pressure, percent.
+    pub pressure: Option<f32>,
+    /// KV budget of its engine, bytes.
+    pub kv_budget: u64,
+    /// Whether its back end turns all weights into 32-bit floats.
+    pub dequantizes: bool,
+    /// Models that answer there.
+    pub loaded: BTreeSet<ModelName>,
+    /// Of those, the ones that work on something.
+    pub busy: BTreeSet<ModelName>,
+    /// Joules that a token took there lately.
+    pub joules_per_token: Option<f32>,
+    /// Thermal state.
+    pub thermal: Option<Thermal>,
+    /// What feeds it.
+    pub supply: Option<Supply>,
+    /// Whether it saves power.
+    pub low_power: Option<bool>,
+    /// Whether a person's own work keeps it busy: a build, video, a call.
+    pub occupied: bool,
+    /// Age of its last report, milliseconds.
+    pub age_ms: u64,
+}
+
+impl NodeInventory {
+    /// What a report of this age says, with what is in the node's store.
+    pub fn of(
+        report: &NodeReport,
+        age_ms: u64,
+        stored: Vec<ModelRecord>,
+        joules_per_token: Option<f32>,
+    ) -> Self {
+        let machine = &report.machine;
+        let conditions = &machine.conditions;
+        let activity = &conditions.activity;
+        let models = report.engine.as_ref().map(|engine| &engine.models);
+        let names = |wanted: fn(&pomona_common::report::LoadedModel) -> bool| -> BTreeSet<ModelName> {
+            let models = models.into_iter().flatten();
+            models
+                .filter(|(_, loaded)| wanted(loaded))
+                .map(|(name, _)| name.clone())
+                .collect()
+        };
+        let works = [activity.indexing, activity.video, activity.capture];
+        Self {
+            stored,
+            memory_total: machine.memory_total.value().map(|bytes| bytes.get()),
+            memory_available: machine.memory_available.value().map(|bytes| bytes.get()),
+            pressure: machine.pressure.value().map(|percent| percent.get()),
+            kv_budget: report.kv_budget_bytes,
+            dequantizes: report.dequantizes,
+            loaded: names(|_| true),
+            busy: names(|loaded| loaded.running + loaded.waiting > 0),
+            joules_per_token,
+            thermal: machine.thermal.value(),
+            supply: conditions.supply.value(),
+            low_power: conditions.low_power.value(),
+            occupied: works.iter().any(|reading| reading.value() == Some(true)),
+            age_ms,
+        }
+    }
+}
