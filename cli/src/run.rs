@@ -15,6 +15,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::progress::Progress;
 use crate::tables;
 
+/// Threads that serve requests: a gateway is bound by its network long before.
+const WORKERS_MAX: usize = 4;
+
 /// What to run in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {
@@ -27,7 +30,7 @@ pub(crate) enum Parts {
 pub(crate) fn run(config: &Config, parts: Parts, progress: &Progress) -> anyhow::Result<()> {
     // Two threads: the agent's work is small, and the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
+        .worker_threads(WORKERS_MAX.min(std::thread::available_parallelism().map_or(1, Into::into)))
         .max_blocking_threads(8)
         .enable_all()
         .build()?;

@@ -1,6 +1,8 @@
 //! `cargo xtask bench`: ratios against a named peer in one run. Raw samples are kept beside the
 //! table in `docs/benchmarks/`; the last line is one JSON object with every figure.
 
+mod gateway;
+
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -9,7 +11,7 @@ use anyhow::{Context, bail};
 use clap::ValueEnum;
 use serde_json::{Value, json};
 
-use crate::commands::run;
+use crate::commands::{cargo, output, run};
 use crate::load::{self, Server, closed_loop, mixed};
 use crate::{figures, mlx, model, python, up};
 
@@ -18,8 +20,13 @@ use crate::{figures, mlx, model, python, up};
 pub(crate) enum Kind {
     /// Throughput and TTFT of the engine against mlx_lm.server on the same weights.
     Engine,
-    /// What the way through coordinator and QUIC adds, with the echo engine.
-    Hop,
+    /// What the way through coordinator and QUIC adds, with the echo engine, and how many requests a
+    /// second one core of a coordinator carries.
+    Gateway,
+    /// Memory of full histories of 256 nodes, and the share of a core that 5,000 reports a second take.
+    Telemetry,
+    /// Milliseconds of a plan for 64 nodes × 50 models and 1,000 × 200.
+    Planner,
     /// Memory and processor time of an idle cluster without engine.
     Idle,
 }
@@ -33,25 +40,45 @@ const LOOP_TOKENS: u32 = 64;
 
 /// Runs a benchmark.
 pub(crate) fn bench(kind: Kind, rounds: usize) -> anyhow::Result<()> {
-    mlx::ensure()?;
-    let programs = up::build()?;
+    let programs = crate::target().join("release");
+    match kind {
+        Kind::Engine => {
+            mlx::ensure()?;
+            up::build()?;
+        }
+        // Without MLX.
+        Kind::Gateway | Kind::Idle => run("build", cargo().args(["build", "--release", "--locked"]))?,
+        Kind::Telemetry | Kind::Planner => {}
+    }
     let (name, result, raw) = match kind {
         Kind::Engine => {
             let (figures, raw) = engine(&programs, rounds.max(1))?;
             ("engine", figures, raw)
         }
-        Kind::Hop => {
-            let (figures, raw) = hop(&programs)?;
-            ("hop", figures, raw)
+        Kind::Gateway => {
+            let (figures, raw) = gateway::gateway(&programs)?;
+            ("gateway", figures, raw)
         }
+        Kind::Telemetry => pure("telemetry")?,
+        Kind::Planner => pure("planner")?,
         Kind::Idle => {
             let figures = idle(&programs)?;
             ("idle", figures.clone(), figures)
         }
     };
     figures::keep(name, &result, &raw)?;
-    println!("{result}");
+    println!("{}", json!({ "figures": result, "ran": [name], "skipped": [] }));
     Ok(())
+}
+
+/// A benchmark of the pure core; its last line is a JSON object.
+fn pure(name: &'static str) -> anyhow::Result<(&'static str, Value, Value)> {
+    let mut bench = cargo();
+    bench.args(["bench", "--locked", "-p", "pomona-decide", "--bench", name]);
+    let text = output(name, &mut bench)?;
+    let last = text.lines().last().context("the benchmark said nothing")?;
+    let result: Value = serde_json::from_str(last)?;
+    Ok((name, result["figures"].clone(), result["raw"].clone()))
 }
 
 /// A process that is ended with the benchmark.
@@ -259,49 +286,6 @@ fn quantile(samples: &[f64], q: f64) -> f64 {
         .unwrap_or(f64::NAN)
 }
 
-fn hop(programs: &Path) -> anyhow::Result<(Value, Value)> {
-    const PAIRS: usize = 2000;
-    let work = work_folder("hop")?;
-    let state = work.join("state");
-    let name = model::ensure(&state, &programs.join("pomona"))?;
-    let _cluster = Running::start(
-        &mut cluster(programs, &state, "echo", [17720, 17721, 17722]),
-        &work.join("pomona.log"),
-    )?;
-    wait_for("http://127.0.0.1:17721/v1/ready")?;
-    let server = |port: u16| Server {
-        base: format!("http://127.0.0.1:{port}/v1"),
-        model: name.to_owned(),
-        interactive: json!({}),
-        batch: json!({}),
-        interactive_model: None,
-    };
-    let (node, coordinator, agent) = (server(17720), server(17721), load::agent());
-    for _ in 0..100 {
-        load::one_token(&agent, &node)?;
-        load::one_token(&agent, &coordinator)?;
-    }
-    let mut pairs = Vec::with_capacity(PAIRS);
-    for i in 0..PAIRS {
-        // The order alternates, so that neither side always follows the other.
-        let (direct, through) = if i % 2 == 0 {
-            let direct = load::one_token(&agent, &node)?;
-            (direct, load::one_token(&agent, &coordinator)?)
-        } else {
-            let through = load::one_token(&agent, &coordinator)?;
-            (load::one_token(&agent, &node)?, through)
-        };
-        pairs.push((direct * 1e3, through * 1e3));
-    }
-    let added: Vec<f64> = pairs.iter().map(|(direct, through)| through - direct).collect();
-    let direct: Vec<f64> = pairs.iter().map(|pair| pair.0).collect();
-    let figures = json!({
-        "pairs": PAIRS, "direct_p50_ms": quantile(&direct, 0.5), "added_p50_ms": quantile(&added, 0.5),
-        "added_p95_ms": quantile(&added, 0.95),
-    });
-    Ok((figures.clone(), json!({ "figures": figures, "pairs_ms": pairs })))
-}
-
 fn idle(programs: &Path) -> anyhow::Result<Value> {
     const SECONDS: u64 = 30;
     let work = work_folder("idle")?;
@@ -314,20 +298,22 @@ fn idle(programs: &Path) -> anyhow::Result<Value> {
     let before = processor_seconds(running.0.id())?;
     std::thread::sleep(Duration::from_secs(SECONDS));
     let used = processor_seconds(running.0.id())? - before;
-    let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id()))?;
-    let rss_kib: f64 = status
-        .lines()
-        .find_map(|line| {
-            line.strip_prefix("VmRSS:")?
-                .split_whitespace()
-                .next()?
-                .parse()
-                .ok()
-        })
-        .context("no VmRSS")?;
-    Ok(
-        json!({ "rss_mb": rss_kib / 1024.0, "core_percent": used * 100.0 / SECONDS as f64, "seconds": SECONDS }),
-    )
+    let rss_mb = resident_mb(running.0.id())?;
+    Ok(json!({ "rss_mb": rss_mb, "core_percent": used * 100.0 / SECONDS as f64, "seconds": SECONDS }))
+}
+
+/// Resident memory of a process.
+fn resident_mb(pid: u32) -> anyhow::Result<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let value = |line: &str| {
+        line.strip_prefix("VmRSS:")?
+            .split_whitespace()
+            .next()?
+            .parse()
+            .ok()
+    };
+    let kib: f64 = status.lines().find_map(value).context("no VmRSS")?;
+    Ok(kib / 1024.0)
 }
 
 /// User and system time of a process; it has no children here.

@@ -180,20 +180,6 @@ pub(crate) fn mixed(server: &Server, streams: usize, seconds: u64) -> anyhow::Re
     Ok(mixed)
 }
 
-/// Seconds of one-token completions, one after the other.
-pub(crate) fn one_token(agent: &ureq::Agent, server: &Server) -> anyhow::Result<f64> {
-    let body = json!({ "model": server.model, "prompt": "a", "max_tokens": 1, "temperature": 0 });
-    let began = Instant::now();
-    let mut response = agent
-        .post(format!("{}/completions", server.base))
-        .send_json(&body)?;
-    let text = response.body_mut().read_to_string()?;
-    if !response.status().is_success() {
-        bail!("status {}: {text}", response.status());
-    }
-    Ok(began.elapsed().as_secs_f64())
-}
-
 /// An agent that waits long enough for a loaded server.
 pub(crate) fn agent() -> ureq::Agent {
     ureq::Agent::config_builder()

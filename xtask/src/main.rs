@@ -50,7 +50,7 @@ enum Command {
     CheckDarwin,
     /// Format the sources.
     Fix,
-    /// Measure against a named peer: engine, hop or idle.
+    /// Measure: engine (against mlx_lm.server), gateway, telemetry, planner or idle.
     Bench {
         /// Which.
         kind: bench::Kind,

@@ -6,6 +6,9 @@ use pomona_common::generation::GenerationEvent;
 use pomona_link::{FrameSender, LinkError};
 use pomona_wire::Message;
 
+/// Events that wait are sent together, up to about this many bytes.
+const FRAMES_BYTES: usize = 16 * 1024;
+
 /// Passes an answer's events on until the end, or until the peer gives the stream up: then
 /// dropping the events cancels the answer. The peer is told who makes it.
 ///
@@ -19,23 +22,35 @@ pub async fn serve(
         Ok(stream) => stream,
         Err(failure) => return send_last(send, &GenerationEvent::Failed(failure)).await,
     };
-    send.send(&GenerationEvent::GrantedBy(stream.node)).await?;
+    let mut frames = pomona_wire::encode(&GenerationEvent::GrantedBy(stream.node))?;
+    // A short answer may be there already: then it goes out in one packet.
+    tokio::task::yield_now().await;
+    let mut next = stream.events.try_recv().ok();
     loop {
-        let event = tokio::select! {
-            event = stream.events.recv() => event,
-            () = send.given_up() => return Ok(()),
-        };
-        let Some(event) = event else {
-            return send_last(send, &GenerationEvent::Failed(Failure::EngineLost)).await;
-        };
-        let last = matches!(
-            event,
-            GenerationEvent::Finished { .. } | GenerationEvent::Failed(_)
-        );
-        send.send(&event).await?;
+        let mut last = false;
+        while let Some(event) = next.take() {
+            last = matches!(
+                event,
+                GenerationEvent::Finished { .. } | GenerationEvent::Failed(_)
+            );
+            frames.extend(pomona_wire::encode(&event)?);
+            if last || frames.len() >= FRAMES_BYTES {
+                break;
+            }
+            next = stream.events.try_recv().ok();
+        }
+        send.send_bytes(&frames).await?;
+        frames.clear();
         if last {
             send.finish();
             return Ok(());
+        }
+        next = tokio::select! {
+            event = stream.events.recv() => event,
+            () = send.given_up() => return Ok(()),
+        };
+        if next.is_none() {
+            return send_last(send, &GenerationEvent::Failed(Failure::EngineLost)).await;
         }
     }
 }
