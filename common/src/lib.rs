@@ -20,6 +20,7 @@ pub mod plausible;
 pub mod report;
 pub mod sampling;
 pub mod unit;
+pub mod weights;
 
 pub use catalogue::{ModelDigests, ModelRecord};
 pub use class::{Class, ClassReason};

@@ -39,6 +39,12 @@ pub const MODEL_NAME_CHARS: usize = 128;
 pub const MODELS: usize = 256;
 /// Nodes in a cluster.
 pub const NODES: usize = 256;
+/// Files of a model.
+pub const MODEL_FILES: usize = 512;
+/// Bytes of a model.
+pub const MODEL_BYTES: u64 = 2 << 40;
+/// A manifest of the largest model.
+pub const MANIFEST_FRAME_BYTES: usize = 24 * 1024 * 1024;
 /// Power rails in a report.
 pub const RAILS: usize = 16;
 

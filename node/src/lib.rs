@@ -13,6 +13,7 @@ mod reporter;
 mod session;
 pub mod store;
 mod supervisor;
+pub mod weights;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -1,12 +1,14 @@
 //! The models on this machine: folders below one directory, each with a record that is computed
 //! once and kept beside it.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pomona_common::control::TextBundle;
+use pomona_common::weights::Manifest;
 use pomona_common::{ModelName, ModelRecord};
 use pomona_store::{ModelFolder, StoreError};
 use tokio::sync::watch;
@@ -17,6 +19,8 @@ use tokio_util::sync::CancellationToken;
 const RESCAN: Duration = Duration::from_secs(2);
 /// The record, kept in the model's folder.
 const RECORD: &str = "pomona.json";
+/// The manifest, kept there as well.
+const MANIFEST: &str = "pomona.manifest";
 /// A folder that is being written; its name tells scans to leave it alone.
 const PARTIAL: &str = ".partial";
 
@@ -25,10 +29,15 @@ const PARTIAL: &str = ".partial";
 pub struct Store {
     folder: Arc<PathBuf>,
     models: watch::Receiver<Arc<Vec<ModelRecord>>>,
+    /// Manifests by model, each with the time of its file.
+    manifests: Arc<Mutex<Manifests>>,
 }
 
+type Manifests = BTreeMap<ModelName, (SystemTime, Arc<Manifest>)>;
+
 impl Store {
-    pub(crate) fn open(folder: PathBuf, tasks: &mut JoinSet<()>, stopped: CancellationToken) -> Self {
+    /// Follows a folder until the stop.
+    pub fn open(folder: PathBuf, tasks: &mut JoinSet<()>, stopped: CancellationToken) -> Self {
         let (sender, models) = watch::channel(Arc::new(Vec::new()));
         let folder = Arc::new(folder);
         let scanned = folder.clone();
@@ -50,7 +59,11 @@ impl Store {
                 }
             }
         });
-        Self { folder, models }
+        Self {
+            folder,
+            models,
+            manifests: Arc::default(),
+        }
     }
 
     /// Models in the store, and news of them.
@@ -61,6 +74,43 @@ impl Store {
     /// The folder of a model.
     pub fn path(&self, model: &ModelName) -> PathBuf {
         self.folder.join(model.as_folder())
+    }
+
+    /// The manifest of a model: made when it came into the store, else now, and kept in memory.
+    ///
+    /// # Errors
+    /// There is no such model, or it cannot be read.
+    pub fn manifest(&self, model: &ModelName) -> Result<Arc<Manifest>, StoreError> {
+        let folder = self.path(model);
+        let known = self.models.borrow().iter().any(|record| record.name == *model);
+        if !known {
+            return Err(StoreError::invalid(&folder, "no such model"));
+        }
+        let mut manifests = self.manifests.lock().unwrap_or_else(PoisonError::into_inner);
+        let path = folder.join(MANIFEST);
+        let made = fs::metadata(&path).and_then(|meta| meta.modified()).ok();
+        if let Some((at, manifest)) = manifests.get(model)
+            && made == Some(*at)
+        {
+            return Ok(manifest.clone());
+        }
+        let kept = fs::read(&path).ok();
+        let kept = kept.and_then(|bytes| {
+            pomona_wire::read_from::<Manifest>(&mut bytes.as_slice())
+                .ok()
+                .flatten()
+        });
+        let manifest = match kept {
+            Some(manifest) => manifest,
+            None => write_manifest(&folder)?,
+        };
+        let manifest = Arc::new(manifest);
+        let made = fs::metadata(&path)
+            .and_then(|meta| meta.modified())
+            .map_err(StoreError::io(&path))?;
+        manifests.retain(|name, _| self.models.borrow().iter().any(|record| record.name == *name));
+        manifests.insert(model.clone(), (made, manifest.clone()));
+        Ok(manifest)
     }
 
     /// Tokenizer and template of a model.
@@ -104,7 +154,7 @@ fn record(folder: &Path, name: ModelName) -> Result<ModelRecord, StoreError> {
         .into_iter()
         .flatten()
         .filter_map(Result::ok)
-        .filter(|entry| entry.file_name() != RECORD)
+        .filter(|entry| entry.file_name() != RECORD && entry.file_name() != MANIFEST)
         .filter_map(|entry| changed(&entry.path()))
         .max();
     if changed(&kept)
@@ -132,11 +182,26 @@ pub fn write_record(
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let record = ModelFolder::open(folder)?.record(name, created_s, progress)?;
+    write_manifest(folder)?;
     let path = folder.join(RECORD);
     let json =
         serde_json::to_vec_pretty(&record).map_err(|error| StoreError::invalid(&path, error.to_string()))?;
     fs::write(&path, json).map_err(StoreError::io(&path))?;
     Ok(record)
+}
+
+/// Where a model is put together that comes from other nodes.
+pub(crate) fn fetch_folder(models: &Path, name: &ModelName) -> PathBuf {
+    models.join(format!("{}.fetch{PARTIAL}", name.as_folder()))
+}
+
+fn write_manifest(folder: &Path) -> Result<Manifest, StoreError> {
+    let manifest = pomona_store::manifest::manifest_of(folder)?;
+    let path = folder.join(MANIFEST);
+    let frame =
+        pomona_wire::encode(&manifest).map_err(|error| StoreError::invalid(&path, error.to_string()))?;
+    fs::write(&path, frame).map_err(StoreError::io(&path))?;
+    Ok(manifest)
 }
 
 /// Where a model is put together before it is moved to its name.

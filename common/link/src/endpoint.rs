@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use pomona_common::limits;
+use pomona_common::{NodeId, limits};
 use quinn::VarInt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -22,16 +22,27 @@ pub enum Purpose {
     Raft,
     /// A machine without certificate that holds a token.
     Join,
+    /// Weights from one node to another.
+    Weights,
 }
 
 impl Purpose {
-    const ALL: [Purpose; 3] = [Purpose::Control, Purpose::Raft, Purpose::Join];
+    const ALL: [Purpose; 4] = [Purpose::Control, Purpose::Raft, Purpose::Join, Purpose::Weights];
+
+    /// What a process with this role is dialled for.
+    fn of_server(role: Role) -> &'static [Purpose] {
+        match role {
+            Role::Coordinator(_) => &[Purpose::Control, Purpose::Raft, Purpose::Join],
+            Role::Node(_) => &[Purpose::Weights],
+        }
+    }
 
     pub(crate) const fn alpn(self) -> &'static [u8] {
         match self {
             Purpose::Control => b"pomona-control/1",
             Purpose::Raft => b"pomona-raft/1",
             Purpose::Join => b"pomona-join/1",
+            Purpose::Weights => b"pomona-weights/1",
         }
     }
 
@@ -43,7 +54,7 @@ impl Purpose {
     fn admits(self, role: Role) -> bool {
         matches!(
             (self, role),
-            (Purpose::Control, Role::Node(_)) | (Purpose::Raft, Role::Coordinator(_))
+            (Purpose::Control | Purpose::Weights, Role::Node(_)) | (Purpose::Raft, Role::Coordinator(_))
         )
     }
 }
@@ -52,6 +63,7 @@ impl Purpose {
 pub struct Endpoint {
     inner: quinn::Endpoint,
     identity: Mutex<Identity>,
+    serves: bool,
     /// One permit a handshake under way.
     handshakes: Arc<Semaphore>,
 }
@@ -68,6 +80,7 @@ impl Endpoint {
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
+            serves: true,
             handshakes: Arc::new(Semaphore::new(limits::QUIC_HANDSHAKES)),
         })
     }
@@ -81,6 +94,7 @@ impl Endpoint {
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
+            serves: false,
             handshakes: Arc::new(Semaphore::new(limits::QUIC_HANDSHAKES)),
         })
     }
@@ -90,7 +104,7 @@ impl Endpoint {
     /// # Errors
     /// The identity is unusable.
     pub fn renew(&self, identity: Identity) -> Result<(), LinkError> {
-        if matches!(identity.role(), Role::Coordinator(_)) {
+        if self.serves {
             self.inner.set_server_config(Some(server_config(&identity)?));
         }
         *self.lock() = identity;
@@ -107,20 +121,28 @@ impl Endpoint {
             .map_err(|error| LinkError::Closed(error.to_string()))
     }
 
-    /// Opens a session with the coordinator at `address`.
+    /// Opens a session with the coordinator at `address`, or for weights with the node there.
     ///
     /// # Errors
-    /// Nobody answers in time, or not with a coordinator's certificate of this cluster.
+    /// Nobody answers in time, or not with the right kind of certificate of this cluster.
     pub async fn dial(&self, address: SocketAddr, purpose: Purpose) -> Result<Session, LinkError> {
         let identity = self.lock().clone();
         let failed = |reason: String| LinkError::Connect { address, reason };
         let config = tls::client_config(&identity, purpose.alpn())?;
-        let name = Role::Coordinator(0).server_name(identity.cluster());
+        let of_a_node = purpose == Purpose::Weights;
+        // Certificates name the kind of process, not which one.
+        let kind = if of_a_node {
+            Role::Node(NodeId::from_bits(0))
+        } else {
+            Role::Coordinator(0)
+        };
+        let name = kind.server_name(identity.cluster());
         let connection = connect(&self.inner, config, address, &name).await?;
         let peer = tls::peer(&connection, identity.cluster())?;
-        match peer.role {
-            Role::Coordinator(_) => Ok(Session::new(connection, peer, purpose)),
-            Role::Node(_) => Err(failed("a node answered where a coordinator belongs".to_owned())),
+        if peer.role.node().is_some() == of_a_node {
+            Ok(Session::new(connection, peer, purpose))
+        } else {
+            Err(failed(format!("{} answered, which is the wrong kind", peer.role)))
         }
     }
 
@@ -243,5 +265,7 @@ impl Incoming {
 }
 
 fn server_config(identity: &Identity) -> Result<quinn::ServerConfig, LinkError> {
-    tls::server_config(identity, &Purpose::ALL.map(Purpose::alpn))
+    let purposes = Purpose::of_server(identity.role()).iter();
+    let protocols: Vec<&[u8]> = purposes.map(|purpose| purpose.alpn()).collect();
+    tls::server_config(identity, &protocols)
 }

@@ -22,6 +22,14 @@ impl Role {
         }
     }
 
+    /// The id, of a node.
+    pub fn node(self) -> Option<NodeId> {
+        match self {
+            Role::Coordinator(_) => None,
+            Role::Node(id) => Some(id),
+        }
+    }
+
     /// The SPIFFE id of the role.
     pub(crate) fn uri(self, cluster: ClusterId) -> String {
         format!("spiffe://{cluster}/{self}")

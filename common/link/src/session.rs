@@ -131,6 +131,17 @@ impl FrameSender {
             .map_err(closed)
     }
 
+    /// Sends bytes that are no frames, without copying them.
+    ///
+    /// # Errors
+    /// As [`FrameSender::send`].
+    pub async fn send_owned(&mut self, bytes: Vec<u8>) -> Result<(), LinkError> {
+        tokio::time::timeout(SEND_TIMEOUT, self.inner.write_chunk(bytes.into()))
+            .await
+            .map_err(|_| LinkError::Deadline(SEND_TIMEOUT))?
+            .map_err(closed)
+    }
+
     /// Ends the stream after what was sent.
     pub fn finish(mut self) {
         // Fails only when the stream has ended already.
@@ -207,6 +218,14 @@ impl FrameReceiver {
             .await
             .map_err(|_| LinkError::Deadline(within))??
             .ok_or(LinkError::Frame(WireError::Truncated))
+    }
+
+    /// Fills a buffer with the next bytes of the stream, which are no frames.
+    ///
+    /// # Errors
+    /// The stream ended before, the peer gave up, or the session ended.
+    pub async fn fill(&mut self, buffer: &mut [u8]) -> Result<(), LinkError> {
+        self.inner.read_exact(buffer).await.map_err(closed)
     }
 
     /// All bytes up to the end of the stream, at most `limit`.

@@ -15,6 +15,7 @@ use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::join::{JoinAnswer, JoinRequest};
 use pomona_common::limits;
+use pomona_common::weights::{Manifest, WeightsRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -133,6 +134,8 @@ message!(EngineCommand, kind 6, versions 1 to 1, limit limits::ENGINE_FRAME_BYTE
 message!(EngineEvent, kind 7, versions 1 to 1, limit limits::ENGINE_FRAME_BYTES);
 message!(JoinRequest, kind 8, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
 message!(JoinAnswer, kind 9, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
+message!(WeightsRequest, kind 10, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
+message!(Manifest, kind 11, versions 1 to 1, limit limits::MANIFEST_FRAME_BYTES);
 
 /// A message as one frame.
 ///
@@ -414,7 +417,7 @@ mod tests {
                 state ^= state << 17;
                 *byte = state as u8;
             }
-            for kind in 1..=9 {
+            for kind in 1..=11 {
                 body[0] = kind;
                 body[1] = if kind == NodeMessage::KIND {
                     NodeMessage::VERSION
@@ -427,6 +430,8 @@ mod tests {
                 let _ = decode_body::<EngineEvent>(&body);
                 let _ = decode_body::<JoinRequest>(&body);
                 let _ = decode_body::<JoinAnswer>(&body);
+                let _ = decode_body::<WeightsRequest>(&body);
+                let _ = decode_body::<Manifest>(&body);
             }
         }
     }

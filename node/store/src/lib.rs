@@ -9,6 +9,7 @@ pub mod folder;
 pub mod gguf;
 pub mod header;
 pub mod import;
+pub mod manifest;
 pub mod text;
 mod tokenizer_gguf;
 
