@@ -131,7 +131,11 @@ fn wait_until_empty(config: &Config, node: &str, at_most: Duration) -> anyhow::R
     loop {
         let status = ask(config, &Method::GET, tables::STATUS)?;
         let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-        let left = nodes.iter().find(|one| one["id"] == id).map_or(0, |one| {
+        let found = nodes.iter().find(|one| one["id"] == id);
+        if found.is_some_and(|one| one["connected"] == false) {
+            bail!("{node} is away; it is drained when it is back");
+        }
+        let left = found.map_or(0, |one| {
             let count = |models: &Value| models.as_object().map_or(0, serde_json::Map::len);
             count(&one["target"]["models"]) + count(&one["report"]["engine"]["models"])
         });

@@ -3,6 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::id::ModelName;
+use crate::limits;
+
+/// SHA-256 in hex.
+const DIGEST_CHARS: usize = 64;
 
 /// SHA-256 digests, in hex, of what gives token ids their meaning and an answer its content.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -13,6 +17,20 @@ pub struct ModelDigests {
     pub tokenizer: String,
     /// Of the chat template.
     pub template: String,
+}
+
+impl ModelRecord {
+    /// Whether it can be a model at all: whoever stores one says what it is.
+    pub fn is_plausible(&self) -> bool {
+        let digests = [
+            &self.digests.weights,
+            &self.digests.tokenizer,
+            &self.digests.template,
+        ];
+        let sizes = [self.weight_bytes, self.dequantized_bytes];
+        digests.iter().all(|digest| digest.len() <= DIGEST_CHARS)
+            && sizes.iter().all(|size| *size <= 8 * limits::MODEL_BYTES)
+    }
 }
 
 /// A model of the catalogue.

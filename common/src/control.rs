@@ -57,7 +57,12 @@ pub enum CoordinatorMessage {
     /// All coordinators and where they are, after the welcome and whenever it changes.
     Coordinators(Vec<(u64, SocketAddr)>),
     /// What the cluster serves, after the welcome and whenever it changes.
-    Catalogue(Vec<ModelRecord>),
+    Catalogue {
+        /// Index of the log up to which the sender knows: of several the newest is right.
+        applied: u64,
+        /// The models.
+        models: Vec<ModelRecord>,
+    },
 }
 
 /// First message on a stream beside the control stream. A coordinator asks a node for what is

@@ -2,6 +2,11 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Buckets of a histogram of others.
+const BUCKETS_MAX: usize = 64;
+/// Values in one of its buckets: sums stay far from overflowing.
+const COUNT_MAX: u64 = 1 << 48;
+
 /// A histogram with upper bounds that double: bucket `i` holds values up to `first * 2^i`, the
 /// last one everything above.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -42,6 +47,15 @@ impl Histogram {
         }
         self.counts[index] += 1;
         self.sum += value;
+    }
+
+    /// Whether another process can have made it by recording: bounded, and with finite numbers.
+    pub fn is_sound(&self) -> bool {
+        (1..=BUCKETS_MAX).contains(&self.counts.len())
+            && self.first.is_finite()
+            && self.first > 0.0
+            && self.sum.is_finite()
+            && self.counts.iter().all(|count| *count <= COUNT_MAX)
     }
 
     /// Number of values.

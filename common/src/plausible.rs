@@ -2,13 +2,17 @@
 //! those numbers, and the reader nothing.
 
 use crate::limits;
-use crate::report::NodeReport;
+use crate::report::{ClassReport, EngineReport, NodeReport};
 use crate::unit::{Bytes, Percent, Reading, Watts};
 
 /// No machine that Pomona runs on draws more, in watts.
 const POWER: f32 = 5_000.0;
 /// Nor has more memory, swap or footprint, in bytes: 16 TiB.
 const MEMORY: u64 = 16 << 40;
+/// A counter that is higher is somebody's joke.
+const COUNTER: u64 = 1 << 53;
+/// As are so many sequences.
+const SEQUENCES: u32 = 1 << 20;
 /// Texts of a report are cut here, in characters.
 const TEXT: usize = 256;
 
@@ -54,7 +58,13 @@ pub fn keep_plausible(report: &mut NodeReport) -> usize {
     if let Some(blocked) = &mut report.blocked {
         text(blocked, &mut dropped);
     }
+    let before = report.first_byte_ms.len();
+    report.first_byte_ms.retain(|_, waits| waits.is_sound());
+    dropped += before - report.first_byte_ms.len();
+    report.kv_budget_bytes = report.kv_budget_bytes.min(MEMORY);
+    report.failed.truncate(limits::MODELS);
     if let Some(engine) = &mut report.engine {
+        counters(engine, &mut dropped);
         let before = engine.models.len();
         while engine.models.len() > limits::MODELS {
             engine.models.pop_last();
@@ -72,6 +82,38 @@ pub fn keep_plausible(report: &mut NodeReport) -> usize {
         }
     }
     dropped
+}
+
+/// Histograms that nobody can have recorded are emptied, and counts are kept from overflowing sums.
+fn counters(engine: &mut EngineReport, dropped: &mut usize) {
+    engine.kv_used = engine.kv_used.min(MEMORY);
+    if engine.step_ms.as_ref().is_some_and(|steps| !steps.is_sound()) {
+        engine.step_ms = None;
+        *dropped += 1;
+    }
+    for class in engine.classes.values_mut() {
+        let fresh = ClassReport::default();
+        let histograms = [
+            (&mut class.window_ms, fresh.window_ms),
+            (&mut class.batch_size, fresh.batch_size),
+            (&mut class.ttft_ms, fresh.ttft_ms),
+            (&mut class.slot_tok_s, fresh.slot_tok_s),
+        ];
+        for (histogram, fresh) in histograms {
+            if !histogram.is_sound() {
+                *histogram = fresh;
+                *dropped += 1;
+            }
+        }
+        class.tokens = class.tokens.min(COUNTER);
+        class.running = class.running.min(SEQUENCES);
+        class.waiting = class.waiting.min(SEQUENCES);
+    }
+    for loaded in engine.models.values_mut() {
+        loaded.running = loaded.running.min(SEQUENCES);
+        loaded.waiting = loaded.waiting.min(SEQUENCES);
+        loaded.tokens = loaded.tokens.min(COUNTER);
+    }
 }
 
 fn is_power(watts: Watts) -> bool {
@@ -123,6 +165,7 @@ mod tests {
             engine_kills: 0,
             reached_generation: 0,
             blocked: None,
+            failed: Vec::new(),
         }
     }
 

@@ -39,6 +39,8 @@ pub struct NodeReport {
     pub reached_generation: u64,
     /// Why it has not reached a newer one, if so.
     pub blocked: Option<String>,
+    /// Models of the target that could not be loaded.
+    pub failed: Vec<ModelName>,
 }
 
 /// Readings of the machine.

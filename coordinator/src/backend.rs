@@ -2,20 +2,15 @@
 //! reports, with or without a leader.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pomona_api::{Backend, FirstBytes, GenerationStream, Reported, TextCache};
-use pomona_common::control::{StreamRequest, TextBundle};
+use pomona_common::control::TextBundle;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord};
-use pomona_link::LinkError;
 use pomona_raft::Replica;
 use pomona_text::ModelText;
 
 use crate::dispatch::Dispatcher;
-use crate::sessions::{Connected, Sessions};
-
-/// Tokenizers are megabytes.
-const FETCH: Duration = Duration::from_secs(30);
+use crate::sessions::Sessions;
 
 pub(crate) struct CoordinatorBackend {
     pub(crate) replica: Replica,
@@ -47,21 +42,13 @@ impl CoordinatorBackend {
             if !has_it {
                 continue;
             }
-            match fetch_from(&connected, &model.name).await {
+            match pomona_dispatch::fetch_text(&connected.session, &model.name).await {
                 Ok(bundle) => return Ok(bundle),
                 Err(error) => tracing::warn!(node = connected.name, %error, "tokenizer not fetched"),
             }
         }
         Err(self.dispatcher.not_loaded(&model.name))
     }
-}
-
-async fn fetch_from(connected: &Connected, model: &ModelName) -> Result<TextBundle, LinkError> {
-    let (mut send, mut receive) = connected.session.open().await?;
-    send.send(&StreamRequest::FetchText(model.clone())).await?;
-    let bundle = receive.expect(FETCH).await?;
-    send.finish();
-    Ok(bundle)
 }
 
 impl Backend for CoordinatorBackend {

@@ -50,18 +50,20 @@ impl Dispatcher {
 
     /// Starts an answer; it moves to another replica by itself when its node is lost.
     pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        let deadline = Instant::now() + EXPECT;
+        let (deadline, mut pause) = (Instant::now() + EXPECT, LOOK);
         loop {
-            self.expect_replica(&generation.model).await;
-            match pomona_dispatch::generate(self.clone(), generation.clone()).await {
-                // A node may hear of the request before it hears of its new target.
-                Err(Failure::ModelNotLoaded { .. })
-                    if !self.planned(&generation.model).is_empty() && Instant::now() < deadline =>
-                {
-                    tokio::time::sleep(LOOK).await;
-                }
-                outcome => return outcome,
+            let outcome = pomona_dispatch::generate(self.clone(), generation.clone()).await;
+            if !matches!(outcome, Err(Failure::ModelNotLoaded { .. })) || Instant::now() >= deadline {
+                return outcome;
             }
+            // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
+            // new target after this request.
+            self.expect_replica(&generation.model).await;
+            if self.planned(&generation.model).is_empty() {
+                return outcome;
+            }
+            tokio::time::sleep(pause).await;
+            pause *= 2;
         }
     }
 
@@ -71,11 +73,8 @@ impl Dispatcher {
         if !self.planned(model).is_empty() {
             return;
         }
-        let patience = if self.is_planned(model) {
-            EXPECT
-        } else {
-            self.demand(model).await
-        };
+        let asked = self.demand(model).await;
+        let patience = if self.is_planned(model) { EXPECT } else { asked };
         let wait = async {
             while self.planned(model).is_empty() {
                 tokio::time::sleep(LOOK).await;
@@ -178,7 +177,7 @@ impl Dispatcher {
                 report_age_ms: 0,
                 queued: 0,
                 in_flight: 0,
-                draining: state.placement.availability(*id) != Availability::Open,
+                draining: matches!(state.placement.availability(*id), Availability::Draining { .. }),
             })
             .collect()
     }
@@ -189,6 +188,9 @@ impl Places for Dispatcher {
 
     async fn place(&self, generation: &Generation, avoid: &[NodeId]) -> Result<(NodeId, Promise), Failure> {
         let mut candidates = self.candidates(&generation.model);
+        if candidates.is_empty() {
+            self.expect_replica(&generation.model).await;
+        }
         if candidates.iter().all(|candidate| avoid.contains(&candidate.node)) {
             candidates.extend(self.planned(&generation.model));
         }
@@ -203,7 +205,11 @@ impl Places for Dispatcher {
             };
             tracing::debug!(node = %route.node, reason = route.reason, request = %generation.request, "routed");
             match pomona_dispatch::ask(&connected.session, route.node, generation.clone(), GRANT).await {
-                Ok(promise) => return Ok((route.node, promise.holding(InFlight::new(connected)))),
+                Ok(promise) => {
+                    // A node answers for itself, whoever it names.
+                    let promise = promise.made_by(route.node).holding(InFlight::new(connected));
+                    return Ok((route.node, promise));
+                }
                 Err(failure) => {
                     let last_word = is_last_word(&failure);
                     refusal = Some(failure);
@@ -214,5 +220,9 @@ impl Places for Dispatcher {
             }
         }
         Err(refusal.unwrap_or_else(|| self.not_loaded(&generation.model)))
+    }
+
+    fn tries_others(_node: NodeId) -> bool {
+        false
     }
 }

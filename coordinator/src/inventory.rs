@@ -3,13 +3,9 @@
 use std::collections::BTreeMap;
 
 use pomona_common::{ModelName, NodeId};
-use pomona_decide::{ClusterState, Inventory, Keep, NodeInventory};
+use pomona_decide::{ClusterState, Inventory, NodeInventory};
 
 use crate::sessions::Sessions;
-
-/// That a model is in use is written down this often at most, in seconds; more often where a short
-/// time to live needs it.
-const USE_STEP_S: u64 = 60;
 
 /// Nodes that have reported: before that, nothing is known about their memory.
 pub(crate) fn inventory(sessions: &Sessions) -> Inventory {
@@ -32,17 +28,30 @@ pub(crate) fn inventory(sessions: &Sessions) -> Inventory {
 #[derive(Debug, Default)]
 pub(crate) struct Usage {
     tokens: BTreeMap<(NodeId, ModelName), u64>,
+    /// When a model was last seen in use, in seconds since 1970.
+    used_s: BTreeMap<ModelName, u64>,
 }
 
 impl Usage {
-    /// Models that are in use and not written down as such lately.
+    /// Models whose use is to be written down, and the time for all of them.
     pub(crate) fn to_record(
         &mut self,
         sessions: &Sessions,
         state: &ClusterState,
         now_s: u64,
-    ) -> Vec<ModelName> {
-        let (mut tokens, mut used) = (BTreeMap::new(), Vec::new());
+    ) -> Option<(Vec<ModelName>, u64)> {
+        self.look(sessions, now_s);
+        self.used_s
+            .retain(|name, used_s| state.placement.used_s(name) < *used_s);
+        let due = |(name, _): &(&ModelName, &u64)| is_stale(state, name, now_s);
+        let due: Vec<(&ModelName, &u64)> = self.used_s.iter().filter(due).collect();
+        // Of several times the earliest: a step later the others are due again.
+        let at_s = due.iter().map(|(_, used_s)| **used_s).min()?;
+        Some((due.into_iter().map(|(name, _)| name.clone()).collect(), at_s))
+    }
+
+    fn look(&mut self, sessions: &Sessions, now_s: u64) {
+        let mut tokens = BTreeMap::new();
         for (id, connected) in sessions.all() {
             let Some((_, report)) = connected.report() else {
                 continue;
@@ -51,25 +60,18 @@ impl Usage {
                 let key = (id, name.clone());
                 // The first look at a node says nothing about when its tokens were made.
                 let before = self.tokens.get(&key).copied().unwrap_or(loaded.tokens);
-                if loaded.running + loaded.waiting > 0 || loaded.tokens > before {
-                    used.push(name.clone());
+                if loaded.running > 0 || loaded.waiting > 0 || loaded.tokens > before {
+                    self.used_s.insert(name.clone(), now_s);
                 }
                 tokens.insert(key, loaded.tokens);
             }
         }
         self.tokens = tokens;
-        used.sort();
-        used.dedup();
-        used.retain(|name| is_stale(state, name, now_s));
-        used
     }
 }
 
 /// Whether it is time to write down again that a model is in use.
 pub(crate) fn is_stale(state: &ClusterState, model: &ModelName, now_s: u64) -> bool {
-    let step_s = match state.placement.policies.get(model).map(|policy| policy.keep) {
-        Some(Keep::Ttl(ttl_s)) => (ttl_s / 4).clamp(1, USE_STEP_S),
-        _ => USE_STEP_S,
-    };
-    state.catalogue.contains_key(model) && state.placement.used_s(model) + step_s <= now_s
+    let placement = &state.placement;
+    state.catalogue.contains_key(model) && placement.used_s(model) + placement.use_step_s(model) <= now_s
 }

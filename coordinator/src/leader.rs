@@ -2,7 +2,7 @@
 //! are in use, plan.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pomona_decide::{Command, Reply, plan};
 use pomona_raft::{RaftError, Replica};
@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::inventory::{Usage, inventory};
 use crate::now_s;
+use crate::patience::Patience;
 use crate::sessions::Sessions;
 
 /// Looked at without news this often; news are looked at at once.
@@ -18,11 +19,14 @@ const PERIOD: Duration = Duration::from_millis(500);
 /// Runs until the stop. On a coordinator that does not lead it only waits.
 pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
     let mut usage = Usage::default();
+    let mut patience = Patience::default();
     loop {
-        if replica.is_leader()
-            && let Err(error) = lead(&replica, &sessions, &mut usage).await
-        {
-            tracing::warn!(%error, "leader's round failed");
+        if replica.is_leader() {
+            if let Err(error) = lead(&replica, &sessions, &mut usage, &mut patience).await {
+                tracing::warn!(%error, "leader's round failed");
+            }
+        } else {
+            patience = Patience::default();
         }
         tokio::select! {
             () = sessions.changed.notified() => {}
@@ -32,7 +36,12 @@ pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: Cancell
     }
 }
 
-async fn lead(replica: &Replica, sessions: &Sessions, usage: &mut Usage) -> Result<(), RaftError> {
+async fn lead(
+    replica: &Replica,
+    sessions: &Sessions,
+    usage: &mut Usage,
+    patience: &mut Patience,
+) -> Result<(), RaftError> {
     let now_s = now_s();
     let nodes = sessions.all();
     let state = replica.state();
@@ -61,11 +70,18 @@ async fn lead(replica: &Replica, sessions: &Sessions, usage: &mut Usage) -> Resu
             commit(replica, command).await?;
         }
     }
-    let models = usage.to_record(sessions, &state.borrow(), now_s);
-    if !models.is_empty() {
+    // Handles of the state, not borrows: whoever applies commands does not wait for a plan.
+    let seen = state.borrow().clone();
+    if let Some((models, used_s)) = usage.to_record(sessions, &seen, now_s) {
+        let now_s = used_s;
         commit(replica, Command::UseModels { models, now_s }).await?;
     }
-    let outcome = plan(&state.borrow(), &inventory(sessions), now_s);
+    let seen = state.borrow().clone();
+    let inventory = inventory(sessions);
+    if patience.waits(&seen, &inventory, Instant::now()) {
+        return Ok(());
+    }
+    let outcome = plan(&seen, &inventory, now_s);
     if let Some(step) = outcome.step {
         for one in &step.moves {
             let what = if one.load { "load" } else { "unload" };

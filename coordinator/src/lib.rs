@@ -10,6 +10,7 @@ mod inventory;
 mod joining;
 mod leader;
 mod members;
+mod patience;
 mod peers;
 mod raft_link;
 mod requests;
@@ -322,7 +323,8 @@ impl Reception {
                 sessions.serve(session, &self.backend, &self.authority).await;
             }
             Purpose::Raft => self.peers.serve(session, &self.replica).await,
-            Purpose::Join => {}
+            // Nodes have these with each other, and joining has no session.
+            Purpose::Join | Purpose::Weights => {}
         }
     }
 }

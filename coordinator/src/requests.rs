@@ -1,45 +1,104 @@
 //! What a node asks of the cluster for its own endpoint: answers that are made elsewhere, and
-//! the text side of models that it does not have.
+//! the text side of models that it does not have. A node is believed no more than a client.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_api::Backend;
 use pomona_common::control::StreamRequest;
+use pomona_common::failure::InvalidCode;
+use pomona_common::{Failure, Generation, ModelRecord, limits};
 use pomona_link::{FrameReceiver, FrameSender, LinkError};
+use tokio::sync::Semaphore;
 
 use crate::backend::CoordinatorBackend;
 
 /// A node sends its request within this time after it has opened the stream.
 const REQUEST: Duration = Duration::from_secs(5);
+/// Answers of one node's endpoint at once: what its own queue would take.
+const ANSWERS: usize = limits::QUEUE.capacity;
+/// Tokenizers that one node fetches at once: they are megabytes, and kept there.
+const TEXTS: usize = 2;
 
-/// Serves one stream that a node opened.
-pub(crate) async fn serve(backend: Arc<CoordinatorBackend>, send: FrameSender, receive: FrameReceiver) {
-    if let Err(error) = answer(&backend, send, receive).await {
-        tracing::debug!(%error, "stream of a node ended");
-    }
+/// The streams of one node.
+pub(crate) struct Requests {
+    backend: Arc<CoordinatorBackend>,
+    answers: Semaphore,
+    texts: Semaphore,
 }
 
-async fn answer(
-    backend: &CoordinatorBackend,
-    send: FrameSender,
-    mut receive: FrameReceiver,
-) -> Result<(), LinkError> {
-    match receive.expect::<StreamRequest>(REQUEST).await? {
-        StreamRequest::Generate(generation) => {
-            let answer = backend.generate(*generation).await;
-            pomona_dispatch::serve(answer, send).await
+impl Requests {
+    pub(crate) fn new(backend: Arc<CoordinatorBackend>) -> Self {
+        Self {
+            backend,
+            answers: Semaphore::new(ANSWERS),
+            texts: Semaphore::new(TEXTS),
         }
-        StreamRequest::FetchText(model) => {
-            let record = backend.models().into_iter().find(|record| record.name == model);
-            let Some(record) = record else {
-                return Err(LinkError::Closed(format!("no model `{model}` in the catalogue")));
-            };
-            match backend.fetch_text(&record).await {
-                Ok(bundle) => pomona_dispatch::send_last(send, &bundle).await,
-                // The reset of the stream tells the node.
-                Err(failure) => Err(LinkError::Closed(failure.to_string())),
+    }
+
+    /// Serves one stream that the node opened, for no longer than a request may take.
+    pub(crate) async fn serve(self: Arc<Self>, send: FrameSender, receive: FrameReceiver) {
+        let answer = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, self.answer(send, receive));
+        match answer.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "stream of a node ended"),
+            Err(_) => tracing::info!("an answer for a node took too long"),
+        }
+    }
+
+    async fn answer(&self, send: FrameSender, mut receive: FrameReceiver) -> Result<(), LinkError> {
+        match receive.expect::<StreamRequest>(REQUEST).await? {
+            StreamRequest::Generate(generation) => {
+                let answer = match (self.check(&generation), self.answers.try_acquire()) {
+                    (Err(failure), _) => Err(failure),
+                    (Ok(()), Err(_)) => Err(Failure::Overloaded {
+                        detail: format!("this node's endpoint has {ANSWERS} requests elsewhere"),
+                        retry_after_s: 5,
+                    }),
+                    (Ok(()), Ok(_permit)) => {
+                        let answer = self.backend.generate(*generation).await;
+                        return pomona_dispatch::serve(answer, send).await;
+                    }
+                };
+                pomona_dispatch::serve(answer, send).await
+            }
+            StreamRequest::FetchText(model) => {
+                let Some(record) = self.record(|record| record.name == model) else {
+                    return Err(LinkError::Closed(format!("no model `{model}` in the catalogue")));
+                };
+                let _permit = self.texts.acquire().await;
+                match self.backend.fetch_text(&record).await {
+                    Ok(bundle) => pomona_dispatch::send_last(send, &bundle).await,
+                    // The reset of the stream tells the node.
+                    Err(failure) => Err(LinkError::Closed(failure.to_string())),
+                }
             }
         }
+    }
+
+    fn record(&self, wanted: impl Fn(&ModelRecord) -> bool) -> Option<ModelRecord> {
+        self.backend.models().into_iter().find(wanted)
+    }
+
+    /// What the API checks of a client's request, as far as it has not become token ids.
+    fn check(&self, generation: &Generation) -> Result<(), Failure> {
+        let wanted =
+            |record: &ModelRecord| record.name == generation.model && record.digests == generation.digests;
+        let Some(record) = self.record(wanted) else {
+            return Err(Failure::UnknownModel {
+                model: generation.model.to_string(),
+            });
+        };
+        let invalid = |code, why: String| Err(Failure::invalid("", code, why));
+        if let Err(error) = generation.sampling.validate() {
+            return invalid(InvalidCode::InvalidValue, error.to_string());
+        }
+        let resumed = generation.resume.len() as u64;
+        let length = generation.prompt.len() as u64 + u64::from(generation.max_tokens);
+        if length > u64::from(record.context) || resumed > u64::from(generation.max_tokens) {
+            let why = format!("{length} tokens exceed the context of {}", record.context);
+            return invalid(InvalidCode::ContextLengthExceeded, why);
+        }
+        Ok(())
     }
 }

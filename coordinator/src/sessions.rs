@@ -14,7 +14,7 @@ use pomona_link::{Authority, LinkError, Role, Session, join};
 use tokio::task::JoinSet;
 
 use crate::backend::CoordinatorBackend;
-use crate::requests;
+use crate::requests::Requests;
 use crate::telemetry::Collector;
 
 /// A node introduces itself within this time.
@@ -75,22 +75,32 @@ impl Connected {
 struct Told {
     generation: Option<u64>,
     coordinators: Vec<(u64, SocketAddr)>,
-    catalogue: Vec<ModelRecord>,
+    catalogue: Option<Vec<ModelRecord>>,
 }
 
 impl Told {
     /// What it does not know yet.
-    fn news(&mut self, state: &ClusterState, node: NodeId, own_number: u64) -> Vec<CoordinatorMessage> {
+    fn news(
+        &mut self,
+        state: &ClusterState,
+        node: NodeId,
+        own_number: u64,
+        applied: u64,
+    ) -> Vec<CoordinatorMessage> {
         let mut news = Vec::new();
-        let coordinators = state.coordinator_addresses();
         // One that was removed knows no better than the others.
-        if !state.has_removed_coordinator(own_number) && coordinators != self.coordinators {
-            self.coordinators.clone_from(&coordinators);
-            news.push(CoordinatorMessage::Coordinators(coordinators));
-        }
-        if !self.catalogue.iter().eq(state.catalogue.values()) {
-            self.catalogue = state.catalogue.values().cloned().collect();
-            news.push(CoordinatorMessage::Catalogue(self.catalogue.clone()));
+        if !state.has_removed_coordinator(own_number) {
+            let coordinators = state.coordinator_addresses();
+            if coordinators != self.coordinators {
+                self.coordinators.clone_from(&coordinators);
+                news.push(CoordinatorMessage::Coordinators(coordinators));
+            }
+            let known = self.catalogue.as_ref();
+            if known.is_none_or(|known| !known.iter().eq(state.catalogue.values())) {
+                let models: Vec<ModelRecord> = state.catalogue.values().cloned().collect();
+                self.catalogue = Some(models.clone());
+                news.push(CoordinatorMessage::Catalogue { applied, models });
+            }
         }
         if let Some(target) = state.plan.nodes.get(&node)
             && self.generation != Some(target.generation)
@@ -199,17 +209,19 @@ impl Sessions {
         send.send(&welcome).await?;
         tracing::info!(node = %id, name = connected.name, "node connected");
         let mut told = Told::default();
+        let asked = Arc::new(Requests::new(backend.clone()));
         let mut requests = JoinSet::new();
         loop {
+            let applied = replica.summary().applied;
             // A copy of what is new: the state is not held while it is sent.
-            let news = told.news(&state.borrow_and_update(), id, replica.number());
+            let news = told.news(&state.borrow_and_update(), id, replica.number(), applied);
             for message in news {
                 send.send(&message).await?;
             }
             tokio::select! {
                 stream = session.accept() => {
                     let (send, receive) = stream?;
-                    requests.spawn(requests::serve(backend.clone(), send, receive));
+                    requests.spawn(asked.clone().serve(send, receive));
                 }
                 _ = requests.join_next(), if !requests.is_empty() => {}
                 message = receive.next::<NodeMessage>() => match message? {
@@ -329,5 +341,6 @@ impl Drop for InFlight {
 
 fn bounded(mut models: Vec<ModelRecord>) -> Vec<ModelRecord> {
     models.truncate(limits::MODELS);
+    models.retain(ModelRecord::is_plausible);
     models
 }

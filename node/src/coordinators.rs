@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pomona_common::ModelRecord;
 use pomona_decide::Reachable;
 use pomona_discovery::Sighting;
-use pomona_link::{Contacts, Session, Source};
+use pomona_link::{Contacts, Role, Session, Source};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -28,8 +28,8 @@ struct Inner {
     contacts: Mutex<Contacts>,
     /// Those that took this node in, by number.
     sessions: Mutex<BTreeMap<u64, Session>>,
-    /// What the cluster serves, as a coordinator last said.
-    catalogue: Mutex<Arc<Vec<ModelRecord>>>,
+    /// What the cluster serves, by the coordinator that said so, with the index of its log.
+    catalogues: Mutex<BTreeMap<u64, (u64, Arc<Vec<ModelRecord>>)>>,
     news: Notify,
 }
 
@@ -52,7 +52,7 @@ impl Coordinators {
             began: Instant::now(),
             contacts: Mutex::new(contacts),
             sessions: Mutex::default(),
-            catalogue: Mutex::default(),
+            catalogues: Mutex::default(),
             news: Notify::new(),
         }))
     }
@@ -114,13 +114,17 @@ impl Coordinators {
     }
 
     /// A coordinator says what the cluster serves.
-    pub(crate) fn learn_catalogue(&self, catalogue: Vec<ModelRecord>) {
-        *lock(&self.0.catalogue) = Arc::new(catalogue);
+    pub(crate) fn learn_catalogue(&self, peer: Role, applied: u64, models: Vec<ModelRecord>) {
+        if let Some(number) = peer.coordinator() {
+            lock(&self.0.catalogues).insert(number, (applied, Arc::new(models)));
+        }
     }
 
-    /// What the cluster serves; empty before a coordinator has said so.
+    /// What the cluster serves, by the coordinator in reach that knows most; empty without any.
     pub(crate) fn catalogue(&self) -> Arc<Vec<ModelRecord>> {
-        lock(&self.0.catalogue).clone()
+        let catalogues = lock(&self.0.catalogues);
+        let newest = catalogues.values().max_by_key(|(applied, _)| *applied);
+        newest.map(|(_, models)| models.clone()).unwrap_or_default()
     }
 
     /// Those that can be asked now.
@@ -189,6 +193,7 @@ impl Drop for Live {
     fn drop(&mut self) {
         if let Some(session) = self.entered.take() {
             lock(&self.coordinators.0.sessions).remove(&self.peer);
+            lock(&self.coordinators.0.catalogues).remove(&self.peer);
             // Answers that come through it hold handles of it.
             session.close("the node ends this session");
         }

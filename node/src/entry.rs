@@ -4,11 +4,10 @@
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
-use pomona_common::control::{StreamRequest, TextBundle};
+use pomona_common::control::TextBundle;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_decide::{EntryPlace, Here, entry};
 use pomona_dispatch::{Places, Promise, is_last_word};
-use pomona_link::{LinkError, Session};
 
 use crate::coordinators::Coordinators;
 use crate::store::Store;
@@ -16,8 +15,6 @@ use crate::supervisor::Supervisor;
 
 /// A coordinator asks up to three nodes before it answers. One that is lost is noticed sooner.
 const GRANT: Duration = Duration::from_secs(16);
-/// Tokenizers are megabytes, and come from a node.
-const FETCH: Duration = Duration::from_secs(30);
 
 /// See the module's documentation. Clones share it.
 #[derive(Clone)]
@@ -81,7 +78,7 @@ impl Entry {
             let Some(session) = self.coordinators.session(number) else {
                 continue;
             };
-            match fetch_from(&session, model).await {
+            match pomona_dispatch::fetch_text(&session, model).await {
                 Ok(bundle) => return Ok(bundle),
                 Err(error) => tracing::warn!(coordinator = number, %error, "tokenizer not fetched"),
             }
@@ -151,14 +148,10 @@ impl Places for Entry {
         }
         Err(refusal)
     }
-}
 
-async fn fetch_from(session: &Session, model: &ModelName) -> Result<TextBundle, LinkError> {
-    let (mut send, mut receive) = session.open().await?;
-    send.send(&StreamRequest::FetchText(model.clone())).await?;
-    let bundle = receive.expect(FETCH).await?;
-    send.finish();
-    Ok(bundle)
+    fn tries_others(place: EntryPlace) -> bool {
+        matches!(place, EntryPlace::Coordinator(_))
+    }
 }
 
 fn not_loaded(model: &ModelName, detail: &str) -> Failure {

@@ -80,5 +80,6 @@ fn report(
         engine_kills: view.kills,
         reached_generation: view.generation,
         blocked: view.blocked(),
+        failed: view.failed.keys().cloned().collect(),
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::{Failure, NodeId};
-use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, any_port_toward};
+use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, Role, any_port_toward};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -58,6 +58,8 @@ impl SessionContext {
         address: SocketAddr,
         coordinators: &Coordinators,
     ) -> Result<(), LinkError> {
+        // A store that is not read yet looks empty, and whoever plans would act on it.
+        self.store.scanned().await;
         let identity = self.credentials.identity(self.id)?;
         let endpoint = Endpoint::client(any_port_toward(address), identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
@@ -92,7 +94,7 @@ impl SessionContext {
                     send.send(&NodeMessage::Renew { public_key }).await?;
                 },
                 message = receive.next::<CoordinatorMessage>() => match message? {
-                    Some(message) => self.on_message(message, coordinators).await,
+                    Some(message) => self.on_message(session.peer().role, message, coordinators).await,
                     None => return Err(LinkError::Closed("coordinator left".into())),
                 },
                 stream = session.accept() => {
@@ -118,7 +120,7 @@ impl SessionContext {
         }
     }
 
-    async fn on_message(&self, message: CoordinatorMessage, coordinators: &Coordinators) {
+    async fn on_message(&self, peer: Role, message: CoordinatorMessage, coordinators: &Coordinators) {
         match message {
             CoordinatorMessage::Welcome { .. } => {}
             CoordinatorMessage::Renewed { certificate } => {
@@ -132,7 +134,9 @@ impl SessionContext {
                 }
                 coordinators.learn_cluster(&list);
             }
-            CoordinatorMessage::Catalogue(catalogue) => coordinators.learn_catalogue(catalogue),
+            CoordinatorMessage::Catalogue { applied, models } => {
+                coordinators.learn_catalogue(peer, applied, models)
+            }
             CoordinatorMessage::Target(target) => {
                 let models = target
                     .models

@@ -29,6 +29,8 @@ const PARTIAL: &str = ".partial";
 pub struct Store {
     folder: Arc<PathBuf>,
     models: watch::Receiver<Arc<Vec<ModelRecord>>>,
+    /// Whether the folder was read once.
+    scanned: watch::Receiver<bool>,
     /// Manifests by model, each with the time of its file.
     manifests: Arc<Mutex<Manifests>>,
 }
@@ -39,11 +41,12 @@ impl Store {
     /// Follows a folder until the stop.
     pub fn open(folder: PathBuf, tasks: &mut JoinSet<()>, stopped: CancellationToken) -> Self {
         let (sender, models) = watch::channel(Arc::new(Vec::new()));
+        let (read_once, scanned) = watch::channel(false);
         let folder = Arc::new(folder);
-        let scanned = folder.clone();
+        let place = folder.clone();
         tasks.spawn(async move {
             loop {
-                let folder = scanned.clone();
+                let folder = place.clone();
                 if let Ok(found) = tokio::task::spawn_blocking(move || scan(&folder)).await {
                     sender.send_if_modified(|known| {
                         let changed = **known != found;
@@ -52,6 +55,7 @@ impl Store {
                         }
                         changed
                     });
+                    read_once.send_replace(true);
                 }
                 tokio::select! {
                     () = tokio::time::sleep(RESCAN) => {}
@@ -62,6 +66,7 @@ impl Store {
         Self {
             folder,
             models,
+            scanned,
             manifests: Arc::default(),
         }
     }
@@ -69,6 +74,12 @@ impl Store {
     /// Models in the store, and news of them.
     pub fn models(&self) -> watch::Receiver<Arc<Vec<ModelRecord>>> {
         self.models.clone()
+    }
+
+    /// Waits until the folder was read for the first time.
+    pub(crate) async fn scanned(&self) {
+        // Fails when the node stops: then nobody asks any more.
+        let _ = self.scanned.clone().wait_for(|scanned| *scanned).await;
     }
 
     /// The folder of a model.

@@ -117,9 +117,16 @@ fn conditions(out: &mut Text, node: &str, conditions: &Conditions) {
 
 fn engine(out: &mut Text, node: &str, engine: &EngineReport) {
     let build = &engine.build;
+    let [backend, precision, mlx, hash, scheduler] = [
+        &build.backend,
+        &build.precision,
+        &build.mlx_version,
+        &build.build,
+        &build.scheduler,
+    ]
+    .map(|text| escape(text));
     let labels = format!(
-        "{node},backend=\"{}\",precision=\"{}\",mlx=\"{}\",build=\"{}\",scheduler=\"{}\"",
-        build.backend, build.precision, build.mlx_version, build.build, build.scheduler
+        "{node},backend=\"{backend}\",precision=\"{precision}\",mlx=\"{mlx}\",build=\"{hash}\",scheduler=\"{scheduler}\""
     );
     out.value("pomona_engine_info", "gauge", &labels, 1.0);
     out.value("pomona_engine_kv_bytes", "gauge", node, engine.kv_used as f64);

@@ -29,6 +29,9 @@ pub trait Places: Send + Sync + 'static {
         generation: &Generation,
         avoid: &[Self::Place],
     ) -> impl Future<Output = Result<(Self::Place, Promise), Failure>> + Send;
+
+    /// Whether a place has tried others by itself before it gives an answer up.
+    fn tries_others(place: Self::Place) -> bool;
 }
 
 /// Starts an answer; it moves to another place by itself when its own is lost.
@@ -47,7 +50,7 @@ pub async fn generate<P: Places>(places: P, generation: Generation) -> Result<Ge
 
 /// Whether every place would say the same.
 pub fn is_last_word(failure: &Failure) -> bool {
-    matches!(failure, Failure::Invalid { .. } | Failure::TooLarge { .. })
+    matches!(failure, Failure::Invalid { .. })
 }
 
 /// Passes an answer's events on until its end. When the client goes away, dropping the promise
@@ -61,6 +64,10 @@ async fn carry<P: Places>(
     loop {
         let next = tokio::select! {
             event = promise.next() => match event {
+                // One that kills engines must not do so everywhere, once more for every place.
+                Some(event @ GenerationEvent::Failed(Failure::EngineLost)) if P::tries_others(relay.place()) => {
+                    Next::Last(event)
+                }
                 Some(event) => relay.on_event(event),
                 None => relay.on_lost(),
             },

@@ -8,5 +8,5 @@ mod promise;
 mod serve;
 
 pub use carry::{Places, generate, is_last_word};
-pub use promise::{Promise, ask};
+pub use promise::{Promise, ask, fetch_text};
 pub use serve::{send_last, serve};

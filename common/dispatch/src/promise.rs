@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
-use pomona_common::control::StreamRequest;
+use pomona_common::control::{StreamRequest, TextBundle};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Failure, Generation, NodeId};
+use pomona_common::{Failure, Generation, ModelName, NodeId};
 use pomona_link::{FrameReceiver, FrameSender, LinkError, Session};
 use tokio::sync::mpsc;
 
@@ -39,6 +39,13 @@ impl Promise {
     #[must_use]
     pub fn holding(mut self, value: impl Send + 'static) -> Self {
         self._held = Some(Box::new(value));
+        self
+    }
+
+    /// Names who makes it.
+    #[must_use]
+    pub fn made_by(mut self, node: NodeId) -> Self {
+        self.node = node;
         self
     }
 
@@ -87,4 +94,19 @@ pub async fn ask(
         events: Events::There { send, receive },
         _held: None,
     })
+}
+
+/// Tokenizers are megabytes, and a coordinator fetches them from a node.
+const FETCH: Duration = Duration::from_secs(30);
+
+/// Fetches what tokenising for a model needs from a peer.
+///
+/// # Errors
+/// The peer does not have it, or is gone.
+pub async fn fetch_text(session: &Session, model: &ModelName) -> Result<TextBundle, LinkError> {
+    let (mut send, mut receive) = session.open().await?;
+    send.send(&StreamRequest::FetchText(model.clone())).await?;
+    let bundle = receive.expect(FETCH).await?;
+    send.finish();
+    Ok(bundle)
 }

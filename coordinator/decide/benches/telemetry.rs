@@ -89,6 +89,7 @@ fn report() -> NodeReport {
         engine_kills: 0,
         reached_generation: 3,
         blocked: None,
+        failed: Vec::new(),
     }
 }
 

@@ -58,6 +58,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
                 "`{}` is in the catalogue with other contents",
                 record.name
             )),
+            None if !record.is_plausible() => Reply::Refused(format!("`{}` cannot be a model", record.name)),
             None if state.catalogue.len() >= limits::MODELS => {
                 Reply::Refused(format!("the catalogue has {} models, the limit", limits::MODELS))
             }

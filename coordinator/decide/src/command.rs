@@ -70,6 +70,7 @@ pub enum Command {
     /// Takes a model out of it.
     RemoveModel(ModelName),
     /// Replaces the target; its parent must be the present one.
+    /// Not written any more, see `Replan`; logs have it.
     SetPlan(Plan),
     /// Engines were killed on a node. Counted by what its process reports in all, so that no kill
     /// is forgotten or counted twice when the leader changes.

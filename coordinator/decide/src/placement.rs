@@ -15,6 +15,10 @@ const REMEMBERED_PLANS: usize = 16;
 /// Longest time to live, in seconds: a year.
 const TTL_MAX_S: u64 = 365 * 24 * 3600;
 
+/// That a model is in use is written down this often at most, in seconds; more often where a short
+/// time to live needs it.
+pub const USE_STEP_S: u64 = 60;
+
 /// See the module's documentation. The last field of the state: a state of before ends where this
 /// begins, see `pomona_raft`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -130,6 +134,14 @@ impl Placement {
     /// What is wanted of a model.
     pub fn policy(&self, model: &ModelName) -> ModelPolicy {
         self.policies.get(model).cloned().unwrap_or_default()
+    }
+
+    /// How old what is written down of a model's use may be, in seconds.
+    pub fn use_step_s(&self, model: &ModelName) -> u64 {
+        match self.policies.get(model).map(|policy| policy.keep) {
+            Some(Keep::Ttl(ttl_s)) => (ttl_s / 4).clamp(1, USE_STEP_S),
+            _ => USE_STEP_S,
+        }
     }
 
     /// Whether a node takes replicas.

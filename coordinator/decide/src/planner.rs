@@ -145,10 +145,7 @@ impl<'a> Planning<'a> {
         if self.holders(&model.name).is_empty() {
             self.push_out_others(model, &policy);
         }
-        let absent = self.state.plan.nodes.iter();
-        let mut absent = absent.filter(|(id, _)| !self.sites.contains_key(id));
-        let is_somewhere = !self.holders(&model.name).is_empty()
-            || absent.any(|(_, target)| target.models.contains_key(&model.name));
+        let is_somewhere = !self.holders(&model.name).is_empty();
         (!is_somewhere).then(|| self.why_nowhere(model, &policy))
     }
 
@@ -160,7 +157,8 @@ impl<'a> Planning<'a> {
         let unused_s = self
             .now_s
             .saturating_sub(self.state.placement.used_s(&model.name));
-        unused_s > ttl_s
+        // What is written down of its use may be a step old.
+        unused_s > ttl_s + self.state.placement.use_step_s(&model.name)
             && !self
                 .sites
                 .values()
@@ -202,7 +200,7 @@ impl<'a> Planning<'a> {
         let mut left = candidates.clone();
         while missing > 0 {
             // With spread each replica changes what the next one is worth.
-            let pools = self.pools(model, policy);
+            let pools = self.pools(model, policy, None);
             let best = left
                 .iter()
                 .filter_map(|id| Some((score(self.sites.get(id)?, model, pools.as_deref()).points, *id)))
@@ -219,8 +217,8 @@ impl<'a> Planning<'a> {
         }
     }
 
-    /// Replicas that leave because their node is drained or of a kind that the policy is not for
-    /// go as soon as enough others answer, those of a drained node at its deadline at the latest.
+    /// Replicas that leave because their node is drained, of a kind that the policy is not for, or
+    /// cannot load them, go as soon as enough others answer, those of a drained node at its deadline at the latest.
     fn let_go(&mut self, model: &'a ModelRecord, policy: &ModelPolicy) {
         let staying = self.staying(model, policy);
         let answering = self.answering(&staying, &model.name);
@@ -239,6 +237,9 @@ impl<'a> Planning<'a> {
                     "the node is drained".to_owned()
                 }
                 Availability::Draining { .. } => continue,
+                _ if enough && site.node.failed.contains(&model.name) => {
+                    "it could not be loaded here".to_owned()
+                }
                 _ if enough => Rejected::OtherPool(site.record.role).to_string(),
                 _ => continue,
             };
@@ -254,10 +255,12 @@ impl<'a> Planning<'a> {
         let count = (count as usize).max(policy.pins.len());
         let mut staying = self.staying(model, policy);
         while staying.len() > count {
-            let pools = self.pools(model, policy);
             let removable = staying.iter().filter(|id| !policy.pins.contains(id));
             let worst = removable
-                .filter_map(|id| Some((score(self.sites.get(id)?, model, pools.as_deref()).points, *id)))
+                .filter_map(|id| {
+                    let pools = self.pools(model, policy, Some(*id));
+                    Some((score(self.sites.get(id)?, model, pools.as_deref()).points, *id))
+                })
                 .min_by_key(|(points, id)| (*points, std::cmp::Reverse(*id)));
             let Some((points, id)) = worst else {
                 return;
@@ -288,7 +291,9 @@ impl<'a> Planning<'a> {
             self.sites.get(id).is_some_and(|site| {
                 let draining = matches!(site.availability, Availability::Draining { .. });
                 let welcome = is_in_pool(policy, site.record.role) || policy.pins.contains(id);
-                welcome && !draining
+                // Where it cannot be loaded it does not count, unless it is to be everywhere.
+                let failed = site.node.failed.contains(&model.name);
+                welcome && !draining && !(failed && policy.replicas != Replicas::Everywhere)
             })
         };
         self.holders(&model.name).into_iter().filter(stays).collect()
@@ -300,21 +305,22 @@ impl<'a> Planning<'a> {
         sites.filter(|site| site.node.loaded.contains(model)).count()
     }
 
-    /// The kinds of machine that have a replica, if the policy asks for spread.
-    fn pools(&self, model: &ModelRecord, policy: &ModelPolicy) -> Option<Vec<MachineRole>> {
-        policy.spread.then(|| {
-            let held = self.holders(&model.name);
-            held.iter()
-                .filter_map(|id| Some(self.sites.get(id)?.record.role))
-                .collect()
-        })
+    /// The kinds of machine that have a replica, one node left out, if the policy asks for spread.
+    fn pools(
+        &self,
+        model: &ModelRecord,
+        policy: &ModelPolicy,
+        without: Option<NodeId>,
+    ) -> Option<Vec<MachineRole>> {
+        let others = self.sites.values().filter(|site| Some(site.id) != without);
+        policy.spread.then(|| pools_of(others, &model.name))
     }
 
     fn can_load(&self, id: NodeId, model: &ModelRecord, policy: &ModelPolicy) -> bool {
         self.sites.get(&id).is_some_and(|site| {
             !site.holds.contains(&model.name)
                 && site.may_take(model, policy).is_ok()
-                && site.fits(model, 0).is_ok()
+                && site.fits(model, &[]).is_ok()
         })
     }
 
@@ -322,15 +328,24 @@ impl<'a> Planning<'a> {
         if policy.replicas == Replicas::Count(0) {
             return "its policy asks for no replica".into();
         }
+        let absent = self
+            .state
+            .plan
+            .nodes
+            .iter()
+            .find(|(id, target)| !self.sites.contains_key(id) && target.models.contains_key(&model.name));
+        if let Some(node) = absent.and_then(|(id, _)| self.state.nodes.get(id)) {
+            return format!("it is on {}, which is away", node.name);
+        }
         let verdicts = self.sites.values().filter_map(|site| {
-            let taken = site.may_take(model, policy).and_then(|()| site.fits(model, 0));
+            let taken = site.may_take(model, policy).and_then(|()| site.fits(model, &[]));
             Some((explain::rank(&taken.err()?), site))
         });
         let nearest = verdicts.max_by_key(|(rank, site)| (*rank, std::cmp::Reverse(site.id)));
         let Some((_, site)) = nearest else {
             return "no connected node stores it".into();
         };
-        match site.may_take(model, policy).and_then(|()| site.fits(model, 0)) {
+        match site.may_take(model, policy).and_then(|()| site.fits(model, &[])) {
             Err(Rejected::NotStored) => "no connected node stores it".into(),
             Err(rejected) => format!("{}: {rejected}", site.record.name),
             Ok(()) => "the next plan places it".into(),
@@ -380,4 +395,10 @@ impl<'a> Planning<'a> {
             welcome,
         })
     }
+}
+
+/// The kinds of machine among these that hold a model.
+fn pools_of<'a>(sites: impl Iterator<Item = &'a Site<'a>>, model: &ModelName) -> Vec<MachineRole> {
+    let holders = sites.filter(|site| site.holds.contains(model));
+    holders.map(|site| site.record.role).collect()
 }

@@ -10,7 +10,7 @@
 //! undisturbed run as far as design and rounding promise (README, "Randomness").
 
 use pomona_common::generation::{Chunk, GenerationEvent};
-use pomona_common::{Accounting, Failure, FinishReason, Generation, NodeId};
+use pomona_common::{Accounting, Failure, FinishReason, Generation, NodeId, limits};
 
 /// How often an answer may move: more says that something is wrong with the answer itself.
 pub const MOVES: u32 = 3;
@@ -62,6 +62,11 @@ impl<P: Copy + Eq> Relay<P> {
         &self.generation
     }
 
+    /// The place that answers now.
+    pub fn place(&self) -> P {
+        self.place
+    }
+
     /// Places that failed this answer, in that order.
     pub fn failed(&self) -> &[P] {
         &self.failed
@@ -108,6 +113,15 @@ impl<P: Copy + Eq> Relay<P> {
             return Next::Wait;
         }
         chunk.position = have;
+        let wanted = self.generation.max_tokens.saturating_sub(have) as usize;
+        if chunk.tokens.len() > wanted {
+            // A place that goes on beyond what was asked for never ends.
+            return self.leave(Failure::NodeLost);
+        }
+        chunk.logprobs.truncate(chunk.tokens.len());
+        for logprob in &mut chunk.logprobs {
+            logprob.top.truncate(limits::TOP_LOGPROBS as usize);
+        }
         self.generation.resume.extend(&chunk.tokens);
         Next::Pass(GenerationEvent::Chunk(chunk))
     }
@@ -242,6 +256,15 @@ mod tests {
             let undisturbed: Vec<u32> = (0..got.len() as u32).map(token).collect();
             prop_assert_eq!(got, undisturbed);
         }
+    }
+
+    #[test]
+    fn an_answer_that_goes_on_too_long_is_left() -> Result<(), pomona_common::id::IdError> {
+        let mut relay = Relay::new(generation(3)?, 0, NodeId::from_bits(0));
+        assert!(matches!(relay.on_event(chunk(0, 2)), Next::Pass(_)));
+        assert_eq!(relay.on_event(chunk(2, 2)), Next::Move);
+        assert_eq!(relay.rest().resume.len(), 2);
+        Ok(())
     }
 
     #[test]

@@ -26,6 +26,8 @@ struct Followed {
     history: History,
     /// Last report: when, and its tokens, for the rate.
     last: Option<(u64, u64)>,
+    /// Tokens per second between the last two.
+    rate: Option<f32>,
 }
 
 impl Telemetry {
@@ -51,14 +53,16 @@ impl Telemetry {
         }
         let followed = self.nodes.entry(node).or_default();
         let tokens = sample::tokens(report);
-        let rate = followed.last.and_then(|(then_s, before)| {
-            // An engine that started anew counts from zero.
-            let new = tokens.checked_sub(before)?;
-            (now_s > then_s).then(|| new as f32 / (now_s - then_s) as f32)
-        });
+        // Of several reports in one second the first one has told the rate.
         if followed.last.is_none_or(|(then_s, _)| now_s > then_s) {
+            followed.rate = followed.last.and_then(|(then_s, before)| {
+                // An engine that started anew counts from zero.
+                let new = tokens.checked_sub(before)?;
+                Some(new as f32 / (now_s - then_s) as f32)
+            });
             followed.last = Some((now_s, tokens));
         }
+        let rate = followed.rate;
         followed.history.record(now_s, &Sample::of(report, rate));
         dropped
     }
@@ -123,6 +127,7 @@ mod tests {
             engine_kills: 0,
             reached_generation: 0,
             blocked: None,
+            failed: Vec::new(),
         }
     }
 

@@ -251,7 +251,7 @@ proptest! {
         }
         for i in 0..sizes.len() {
             let policy = world.state.placement.policy(&name(i));
-            let idle = matches!(policy.keep, Keep::Ttl(ttl_s) if NOW_S - world.state.placement.used_s(&name(i)) > ttl_s);
+            let idle = matches!(policy.keep, Keep::Ttl(ttl_s) if NOW_S - world.state.placement.used_s(&name(i)) > ttl_s + world.state.placement.use_step_s(&name(i)));
             let holders = world.holders(i).len();
             let explained = explain(&world.state, &world.inventory, &name(i)).unwrap();
             let could = explained.nodes.iter().any(|(_, verdict)| matches!(verdict, Verdict::Could(_)));
@@ -391,7 +391,7 @@ fn a_model_with_a_time_to_live_comes_with_a_request_and_goes_after_it() {
     world.used(0, 0);
     world.settle();
     assert_eq!(world.holders(0), [1]);
-    world.now_s += 301;
+    world.now_s += 361;
     world.inventory.get_mut(&node(1)).unwrap().busy = [name(0)].into();
     world.settle();
     assert_eq!(world.holders(0), [1], "it works");

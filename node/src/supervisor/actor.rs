@@ -133,10 +133,33 @@ impl Actor {
                     self.view.generation = generation;
                     self.target = models;
                     self.view.failed.clear();
+                    self.give_up_parked();
                     self.reconcile();
                     self.publish();
                 }
             }
+        }
+    }
+
+    /// Requests that wait for a model which is not wanted here any more go elsewhere.
+    fn give_up_parked(&mut self) {
+        let unwanted: Vec<u64> = self
+            .active
+            .iter()
+            .filter(|(_, active)| {
+                active.parked.is_some() && !self.target.contains_key(&active.generation.model)
+            })
+            .map(|(sequence, _)| *sequence)
+            .collect();
+        for active in unwanted
+            .into_iter()
+            .filter_map(|sequence| self.active.remove(&sequence))
+        {
+            let failure = Failure::ModelNotLoaded {
+                model: active.generation.model.to_string(),
+                detail: "it is not among this node's models any more".into(),
+            };
+            let _ = active.events.try_send(GenerationEvent::Failed(failure));
         }
     }
 

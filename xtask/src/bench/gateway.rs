@@ -78,6 +78,11 @@ pub(super) fn gateway(programs: &Path) -> anyhow::Result<(Value, Value)> {
     let before = processor_seconds(coordinator.0.id())?;
     let through = flood(COORDINATOR, name)?;
     let used = processor_seconds(coordinator.0.id())? - before;
+    let own = std::process::id().to_string();
+    output(
+        "taskset",
+        Command::new("taskset").args(["-a", "-p", "-c", &all, &own]),
+    )?;
     let requests = through * SECONDS as f64;
     let figures = json!({
         "cores": cores,

@@ -2,15 +2,15 @@
 
 use pomona_common::{ModelName, ModelRecord};
 
-use crate::placement::{Keep, ModelPolicy, Replicas};
+use crate::placement::{Keep, ModelPolicy, Replicas, USE_STEP_S};
 use crate::planner::fit::Site;
 use crate::planner::{MOVES, Planning};
 
 /// A model that was asked for so lately, in seconds, may push out others.
 const DEMAND_S: u64 = 120;
 /// One that was in use so lately, in seconds, is not pushed out: two that do not fit together must
-/// not chase each other.
-const SETTLED_S: u64 = 60;
+/// not chase each other. What is written down of use may be a step old.
+const SETTLED_S: u64 = 2 * USE_STEP_S;
 
 impl<'a> Planning<'a> {
     /// A model that was just asked for and is nowhere takes the place of ones that were not asked
@@ -62,16 +62,11 @@ impl<'a> Planning<'a> {
             .map(|name| (placement.used_s(name), *name))
             .collect();
         held.sort_unstable();
-        let (mut freed, mut victims) = (0, Vec::new());
+        let mut victims: Vec<&ModelRecord> = Vec::new();
         for (_, name) in held {
-            freed += self
-                .state
-                .catalogue
-                .get(name)
-                .map_or(0, |victim| site.need(victim));
-            victims.push(name.clone());
-            if site.fits(model, freed).is_ok() {
-                return Some(victims);
+            victims.extend(self.state.catalogue.get(name));
+            if site.fits(model, &victims).is_ok() {
+                return Some(victims.into_iter().map(|victim| victim.name.clone()).collect());
             }
         }
         None

@@ -5,8 +5,9 @@ use std::fmt;
 use pomona_common::{ModelName, NodeId};
 
 use crate::placement::ModelPolicy;
-use crate::planner::fit::{Rejected, sites};
+use crate::planner::fit::{Rejected, Site, sites};
 use crate::planner::inventory::Inventory;
+use crate::planner::pools_of;
 use crate::planner::score::{Score, score};
 use crate::state::ClusterState;
 
@@ -70,6 +71,11 @@ pub fn explain(state: &ClusterState, inventory: &Inventory, model: &ModelName) -
         let target = state.plan.nodes.get(id)?;
         target.models.get(model).cloned()
     };
+    let points = |site: &Site<'_>| {
+        let others = sites.values().filter(|other| other.id != site.id);
+        let pools = policy.spread.then(|| pools_of(others, model));
+        score(site, record, pools.as_deref())
+    };
     let nodes = state
         .nodes
         .iter()
@@ -78,14 +84,16 @@ pub fn explain(state: &ClusterState, inventory: &Inventory, model: &ModelName) -
                 (Some(reason), site) => Verdict::Holds {
                     reason,
                     loaded: site.map(|site| site.node.loaded.contains(model)),
-                    score: site.map(|site| score(site, record, None)),
+                    score: site.map(|site| points(site)),
                 },
                 (None, None) if !node.approved => Verdict::Cannot(Rejected::Unapproved),
                 (None, None) => Verdict::Cannot(Rejected::Away),
                 (None, Some(site)) => {
-                    let taken = site.may_take(record, &policy).and_then(|()| site.fits(record, 0));
+                    let taken = site
+                        .may_take(record, &policy)
+                        .and_then(|()| site.fits(record, &[]));
                     match taken {
-                        Ok(()) => Verdict::Could(score(site, record, None)),
+                        Ok(()) => Verdict::Could(points(site)),
                         Err(rejected) => Verdict::Cannot(rejected),
                     }
                 }

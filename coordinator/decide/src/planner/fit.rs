@@ -123,8 +123,13 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Bytes that the weights take here.
+    /// Bytes that the weights take here, by what the node itself has: otherwise the node that brought
+    /// a model into the catalogue would decide for all.
     pub(crate) fn need(&self, model: &ModelRecord) -> u64 {
+        let own = self
+            .stored
+            .binary_search_by(|stored| stored.name.cmp(&model.name));
+        let model = own.map_or(model, |at| self.stored[at]);
         if self.node.dequantizes {
             model.dequantized_bytes
         } else {
@@ -134,9 +139,9 @@ impl<'a> Site<'a> {
 
     pub(crate) fn take(&mut self, model: &'a ModelRecord) {
         if self.holds.insert(&model.name) {
-            self.planned += self.need(model);
+            self.planned = self.planned.saturating_add(self.need(model));
             if !self.node.loaded.contains(&model.name) {
-                self.coming += self.need(model);
+                self.coming = self.coming.saturating_add(self.need(model));
             }
         }
     }
@@ -153,13 +158,19 @@ impl<'a> Site<'a> {
     /// Bytes of weights that nothing is planned for; `None` when the node cannot tell its memory.
     pub(crate) fn room(&self) -> Option<u64> {
         let total = self.node.memory_total?;
-        Some(total.saturating_sub(RESERVE_BYTES + self.node.kv_budget + self.planned))
+        Some(total.saturating_sub(self.spoken_for()))
+    }
+
+    /// Bytes of physical memory that something is planned for.
+    fn spoken_for(&self) -> u64 {
+        let fixed = RESERVE_BYTES.saturating_add(self.node.kv_budget);
+        fixed.saturating_add(self.planned)
     }
 
     /// Whether more is planned for it than it has memory for.
     pub(crate) fn is_overfull(&self) -> bool {
-        let need = RESERVE_BYTES + self.node.kv_budget + self.planned;
-        self.planned > 0 && self.node.memory_total.is_some_and(|total| total < need)
+        let total = self.node.memory_total;
+        self.planned > 0 && total.is_some_and(|total| total < self.spoken_for())
     }
 
     /// Whether it may hold what it holds, or must give it up at once.
@@ -194,12 +205,16 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// Whether a model that it does not hold fits, once `freed` bytes of others are gone.
-    pub(crate) fn fits(&self, model: &ModelRecord, freed: u64) -> Result<(), Rejected> {
+    /// Whether a model that it does not hold fits, once these are gone.
+    pub(crate) fn fits(&self, model: &ModelRecord, victims: &[&ModelRecord]) -> Result<(), Rejected> {
         let need = self.need(model);
-        if let Some(room) = self.room().map(|room| room + freed)
-            && need > room
-        {
+        // What is not loaded yet frees what is `coming` for it.
+        let freed = victims
+            .iter()
+            .fold(0u64, |freed, victim| freed.saturating_add(self.need(victim)));
+        let room = self.node.memory_total;
+        let room = room.map(|total| total.saturating_add(freed).saturating_sub(self.spoken_for()));
+        if let Some(room) = room.filter(|room| need > *room) {
             return Err(Rejected::TooLarge { need, room });
         }
         // One that is loaded takes nothing more.
@@ -209,10 +224,9 @@ impl<'a> Site<'a> {
         if let Some(pressure) = self.node.pressure.filter(|pressure| *pressure > PRESSURE_MAX) {
             return Err(Rejected::Pressure(pressure));
         }
-        let available = self.node.memory_available.map(|available| {
-            let spoken_for = self.coming + RESERVE_NOW_BYTES;
-            available.saturating_sub(spoken_for) + freed
-        });
+        let coming = self.coming.saturating_add(RESERVE_NOW_BYTES);
+        let available = self.node.memory_available;
+        let available = available.map(|now| now.saturating_add(freed).saturating_sub(coming));
         match available {
             Some(available) if need > available => Err(Rejected::NoMemoryNow { need, available }),
             _ => Ok(()),

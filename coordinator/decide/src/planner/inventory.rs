@@ -28,6 +28,8 @@ pub struct NodeInventory {
     pub loaded: BTreeSet<ModelName>,
     /// Of those, the ones that work on something.
     pub busy: BTreeSet<ModelName>,
+    /// Models that it was to load and could not.
+    pub failed: BTreeSet<ModelName>,
     /// Joules that a token took there lately.
     pub joules_per_token: Option<f32>,
     /// Thermal state.
@@ -70,7 +72,8 @@ impl NodeInventory {
             kv_budget: report.kv_budget_bytes,
             dequantizes: report.dequantizes,
             loaded: names(|_| true),
-            busy: names(|loaded| loaded.running + loaded.waiting > 0),
+            busy: names(|loaded| loaded.running > 0 || loaded.waiting > 0),
+            failed: report.failed.iter().cloned().collect(),
             joules_per_token,
             thermal: machine.thermal.value(),
             supply: conditions.supply.value(),
