@@ -28,6 +28,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
     ("POMONA_NODE_HTTP", "node's HTTP address (127.0.0.1:7710)"),
     ("POMONA_QUIC", "coordinator's QUIC address (127.0.0.1:7712)"),
     (
+        "POMONA_NODE_QUIC",
+        "where the node gives weights to others (127.0.0.1, any port)",
+    ),
+    (
         "POMONA_MDNS",
         "true or false: find coordinators on the LAN, and be found (true)",
     ),
@@ -75,6 +79,7 @@ pub(crate) fn apply(mut config: Config, environment: &dyn Environment, problems:
     reader.parse("POMONA_COORDINATOR_HTTP", address, &mut config.coordinator_http);
     reader.parse("POMONA_NODE_HTTP", address, &mut config.node_http);
     reader.parse("POMONA_QUIC", address, &mut config.quic);
+    reader.parse("POMONA_NODE_QUIC", address, &mut config.node_quic);
     reader.parse("POMONA_MDNS", "true or false", &mut config.mdns);
     reader.parse("POMONA_NODE_NAME", "a name", &mut config.node_name);
     if let Some(kind) = reader.text("POMONA_ENGINE") {

@@ -18,6 +18,7 @@ fn default() -> Config {
         state: PathBuf::new(),
         coordinator_http: loopback(7711),
         quic: loopback(7712),
+        node_quic: loopback(0),
         node_http: loopback(7710),
         coordinators: Vec::new(),
         mdns: true,
@@ -57,6 +58,7 @@ pub(crate) fn parse(text: &str, problems: &mut Vec<String>) -> Config {
             "quic" => reader.nested(name, value, |reader, name, value| {
                 match name {
                     "quic.listen" => reader.address(name, value, &mut config.quic),
+                    "quic.node" => reader.address(name, value, &mut config.node_quic),
                     _ => return false,
                 }
                 true

@@ -27,6 +27,8 @@ pub struct Config {
     pub quic: SocketAddr,
     /// Node's HTTP.
     pub node_http: SocketAddr,
+    /// Where a node gives weights to other nodes.
+    pub node_quic: SocketAddr,
     /// Coordinators that a node dials, in order.
     pub coordinators: Vec<SocketAddr>,
     /// Whether coordinators are looked for, and announced, over mDNS.

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelRecord;
 use crate::generation::Generation;
-use crate::id::ModelName;
+use crate::id::{ModelName, NodeId};
 use crate::plan::NodeTarget;
 use crate::report::NodeReport;
 
@@ -37,6 +37,11 @@ pub enum NodeMessage {
         /// That key: a point of P-256, uncompressed.
         public_key: Vec<u8>,
     },
+    /// The node gives weights to other nodes on this UDP port, at the address of this session.
+    Serves {
+        /// The port.
+        port: u16,
+    },
 }
 
 /// Sent by the coordinator.
@@ -62,6 +67,16 @@ pub enum CoordinatorMessage {
         applied: u64,
         /// The models.
         models: Vec<ModelRecord>,
+    },
+    /// The nodes of the cluster: nobody else gets weights.
+    Members(Vec<NodeId>),
+    /// A model of the node's target that it does not store, and where it is; nowhere when it is not
+    /// wanted any more.
+    Fetch {
+        /// The model.
+        record: ModelRecord,
+        /// Nodes that give it.
+        sources: Vec<SocketAddr>,
     },
 }
 

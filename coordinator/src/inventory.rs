@@ -18,7 +18,7 @@ pub(crate) fn inventory(sessions: &Sessions) -> Inventory {
             let age_ms = age.as_millis() as u64;
             Some((
                 *id,
-                NodeInventory::of(&report, age_ms, connected.stored(), joules),
+                NodeInventory::of(&report, age_ms, (connected.stored(), connected.serves()), joules),
             ))
         })
         .collect()

@@ -16,6 +16,7 @@ mod raft_link;
 mod requests;
 mod sessions;
 mod telemetry;
+mod told;
 
 use std::fs;
 use std::io;

@@ -9,13 +9,13 @@ use std::time::{Duration, Instant};
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
 use pomona_common::{ModelRecord, NodeId, limits};
-use pomona_decide::ClusterState;
 use pomona_link::{Authority, LinkError, Role, Session, join};
 use tokio::task::JoinSet;
 
 use crate::backend::CoordinatorBackend;
 use crate::requests::Requests;
 use crate::telemetry::Collector;
+use crate::told::Told;
 
 /// A node introduces itself within this time.
 const HELLO: Duration = Duration::from_secs(5);
@@ -44,6 +44,8 @@ pub(crate) struct Connected {
 struct Soft {
     stored: Vec<ModelRecord>,
     report: Option<(Instant, Arc<NodeReport>)>,
+    /// Port on which it gives weights.
+    serves: Option<u16>,
 }
 
 impl Connected {
@@ -59,6 +61,20 @@ impl Connected {
             .map(|(at, report)| (at.elapsed(), report.clone()))
     }
 
+    /// Where it gives weights to a node that is seen at `asker`.
+    pub(crate) fn gives_at(&self, asker: SocketAddr) -> Option<SocketAddr> {
+        let ip = self.session.remote_address().ip();
+        // One that dialled over loopback is reached by nobody else there.
+        let reachable = !ip.is_loopback() || asker.ip().is_loopback();
+        let port = self.soft().serves.filter(|_| reachable)?;
+        Some(SocketAddr::new(ip, port))
+    }
+
+    /// Whether it gives weights to others.
+    pub(crate) fn serves(&self) -> bool {
+        self.soft().serves.is_some()
+    }
+
     /// Whether it was heard of so lately that it is certainly there.
     fn is_alive(&self) -> bool {
         let heard = self.report().map_or(self.since.elapsed(), |(age, _)| age);
@@ -67,48 +83,6 @@ impl Connected {
 
     fn soft(&self) -> MutexGuard<'_, Soft> {
         self.soft.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What a node has been told of the replicated state.
-#[derive(Default)]
-struct Told {
-    generation: Option<u64>,
-    coordinators: Vec<(u64, SocketAddr)>,
-    catalogue: Option<Vec<ModelRecord>>,
-}
-
-impl Told {
-    /// What it does not know yet.
-    fn news(
-        &mut self,
-        state: &ClusterState,
-        node: NodeId,
-        own_number: u64,
-        applied: u64,
-    ) -> Vec<CoordinatorMessage> {
-        let mut news = Vec::new();
-        // One that was removed knows no better than the others.
-        if !state.has_removed_coordinator(own_number) {
-            let coordinators = state.coordinator_addresses();
-            if coordinators != self.coordinators {
-                self.coordinators.clone_from(&coordinators);
-                news.push(CoordinatorMessage::Coordinators(coordinators));
-            }
-            let known = self.catalogue.as_ref();
-            if known.is_none_or(|known| !known.iter().eq(state.catalogue.values())) {
-                let models: Vec<ModelRecord> = state.catalogue.values().cloned().collect();
-                self.catalogue = Some(models.clone());
-                news.push(CoordinatorMessage::Catalogue { applied, models });
-            }
-        }
-        if let Some(target) = state.plan.nodes.get(&node)
-            && self.generation != Some(target.generation)
-        {
-            self.generation = Some(target.generation);
-            news.push(CoordinatorMessage::Target(target.clone()));
-        }
-        news
     }
 }
 
@@ -200,6 +174,7 @@ impl Sessions {
             soft: Mutex::new(Soft {
                 stored: bounded(models),
                 report: None,
+                serves: None,
             }),
         });
         let _guard = self.register(id, connected.clone())?;
@@ -215,7 +190,8 @@ impl Sessions {
             let applied = replica.summary().applied;
             // A copy of what is new: the state is not held while it is sent.
             let news = told.news(&state.borrow_and_update(), id, replica.number(), applied);
-            for message in news {
+            let wishes = told.wishes(&state.borrow(), id, &connected, self);
+            for message in news.into_iter().chain(wishes) {
                 send.send(&message).await?;
             }
             tokio::select! {
@@ -257,6 +233,10 @@ impl Sessions {
             }
             // Answered where the sender is.
             NodeMessage::Renew { .. } => {}
+            NodeMessage::Serves { port } => {
+                connected.soft().serves = (port > 0).then_some(port);
+                self.changed.notify_one();
+            }
             NodeMessage::Report(mut report) => {
                 self.collector.ingest(id, &mut report);
                 let first = connected

@@ -7,10 +7,12 @@ mod coordinators;
 mod credentials;
 pub mod echo;
 mod entry;
+mod fetcher;
 pub mod hub;
 mod pipes;
 mod reporter;
 mod session;
+mod sharing;
 pub mod store;
 mod supervisor;
 pub mod weights;
@@ -40,6 +42,7 @@ use credentials::Credentials;
 use entry::Entry;
 use reporter::Reporter;
 use session::Drain;
+use sharing::Sharing;
 use store::Store;
 use supervisor::{EngineProgram, EngineView, Supervisor};
 
@@ -159,7 +162,7 @@ impl Node {
         let stop = CancellationToken::new();
         let stopped = stop.clone();
         let mut tasks = JoinSet::new();
-        let store = Store::open(models, &mut tasks, stopped.clone());
+        let store = Store::open(models.clone(), &mut tasks, stopped.clone());
         let supervisor = Supervisor::start(
             id,
             program,
@@ -168,10 +171,20 @@ impl Node {
             &mut tasks,
             stopped.clone(),
         );
+        let credentials = credentials.map(Arc::new);
+        let share = |credentials: &Arc<Credentials>, tasks: &mut JoinSet<()>| {
+            let place = (&store, models.clone());
+            Sharing::start(config, id, credentials, place, &supervisor, tasks, &stop)
+        };
+        let sharing = credentials
+            .as_ref()
+            .map(|credentials| share(credentials, &mut tasks))
+            .transpose()?;
         let first_bytes = Arc::new(FirstBytes::default());
         let reporter = Reporter::start(
             config,
             &supervisor,
+            sharing.as_ref().map(|sharing| sharing.fetcher.failed()),
             first_bytes.clone(),
             &mut tasks,
             stopped.clone(),
@@ -200,8 +213,8 @@ impl Node {
         let view = supervisor.view();
         let drain = Drain::default();
         let mut discovery = None;
-        match credentials {
-            Some(credentials) => {
+        match credentials.zip(sharing) {
+            Some((credentials, sharing)) => {
                 let cluster = credentials.cluster();
                 let context = session::SessionContext {
                     id,
@@ -211,6 +224,9 @@ impl Node {
                     entry,
                     store,
                     supervisor,
+                    fetcher: sharing.fetcher,
+                    members: sharing.members,
+                    serves: sharing.port,
                     reporter,
                     drain: drain.clone(),
                 };

@@ -1,10 +1,12 @@
 //! The node's report, once a second.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pomona_api::FirstBytes;
 use pomona_cluster_config::Config;
+use pomona_common::ModelName;
 use pomona_common::report::{MachineReport, NodeReport, REPORT_VERSION};
 use pomona_probe::Probe;
 use tokio::sync::watch;
@@ -23,6 +25,7 @@ impl Reporter {
     pub(crate) fn start(
         config: &Config,
         supervisor: &Supervisor,
+        not_brought: Option<watch::Receiver<BTreeSet<ModelName>>>,
         first_bytes: Arc<FirstBytes>,
         tasks: &mut JoinSet<()>,
         stopped: CancellationToken,
@@ -42,7 +45,11 @@ impl Reporter {
                 sequence += 1;
                 let pid = engine.borrow().pid;
                 let machine = probe.sample(pid);
-                publish.send_replace(Arc::new(report(sequence, machine, &engine, &first_bytes)));
+                let mut report = report(sequence, machine, &engine, &first_bytes);
+                if let Some(not_brought) = &not_brought {
+                    report.failed.extend(not_brought.borrow().iter().cloned());
+                }
+                publish.send_replace(Arc::new(report));
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
                     () = stopped.cancelled() => return,

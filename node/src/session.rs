@@ -1,11 +1,14 @@
 //! The node's session with one coordinator, from the dial to the end.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::{Failure, NodeId};
 use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, Role, any_port_toward};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -13,6 +16,7 @@ use tokio_util::task::TaskTracker;
 use crate::coordinators::Coordinators;
 use crate::credentials::Credentials;
 use crate::entry::Entry;
+use crate::fetcher::{Fetcher, Wish};
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
@@ -27,10 +31,15 @@ pub(crate) struct SessionContext {
     pub(crate) id: NodeId,
     pub(crate) name: String,
     pub(crate) instance: u64,
-    pub(crate) credentials: Credentials,
+    pub(crate) credentials: Arc<Credentials>,
     pub(crate) entry: Entry,
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
+    pub(crate) fetcher: Fetcher,
+    /// Nodes of the cluster, as coordinators say.
+    pub(crate) members: watch::Sender<Arc<BTreeSet<NodeId>>>,
+    /// Port on which this node gives weights.
+    pub(crate) serves: u16,
     pub(crate) reporter: Reporter,
     pub(crate) drain: Drain,
 }
@@ -83,6 +92,7 @@ impl SessionContext {
         };
         coordinators.answered(address, &session);
         live.taken_in(&session);
+        send.send(&NodeMessage::Serves { port: self.serves }).await?;
         tracing::info!(%address, coordinator = %session.peer().role, version, "session with coordinator");
         let mut streams = JoinSet::new();
         let mut reports = self.reporter.latest();
@@ -137,14 +147,16 @@ impl SessionContext {
             CoordinatorMessage::Catalogue { applied, models } => {
                 coordinators.learn_catalogue(peer, applied, models)
             }
+            CoordinatorMessage::Members(members) => {
+                self.members.send_replace(Arc::new(members.into_iter().collect()));
+            }
+            CoordinatorMessage::Fetch { record, sources } => {
+                self.fetcher.wish(Wish { record, sources });
+            }
             CoordinatorMessage::Target(target) => {
-                let models = target
-                    .models
-                    .into_keys()
-                    .map(|name| {
-                        let path = self.store.path(&name);
-                        (name, path)
-                    })
+                let models = target.models.into_keys();
+                let models = models
+                    .map(|name| (name.clone(), self.store.path(&name)))
                     .collect();
                 self.supervisor.set_target(target.generation, models).await;
             }

@@ -18,6 +18,7 @@ mod join;
 mod placement;
 mod resume;
 mod telemetry;
+mod weights;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 

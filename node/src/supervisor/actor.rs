@@ -267,7 +267,11 @@ impl Actor {
         let Some(engine) = &self.engine else {
             return;
         };
-        for (model, folder) in &self.target {
+        let stored = self.store.models();
+        let stored = stored.borrow();
+        // What is not here yet comes from other nodes; the next tick looks again.
+        let is_here = |model: &ModelName| stored.iter().any(|record| record.name == *model);
+        for (model, folder) in self.target.iter().filter(|(model, _)| is_here(model)) {
             let settled = self.view.loaded.contains(model)
                 || self.view.loading.contains_key(model)
                 || self.view.failed.contains_key(model);
@@ -444,6 +448,8 @@ impl Actor {
         self.view
             .failed
             .retain(|model, _| known.iter().any(|record| record.name == *model));
+        drop(known);
+        self.reconcile();
     }
 
     fn fail(&mut self, sequence: u64, failure: Failure) {

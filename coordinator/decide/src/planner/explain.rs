@@ -84,7 +84,7 @@ pub fn explain(state: &ClusterState, inventory: &Inventory, model: &ModelName) -
                 (Some(reason), site) => Verdict::Holds {
                     reason,
                     loaded: site.map(|site| site.node.loaded.contains(model)),
-                    score: site.map(|site| points(site)),
+                    score: site.map(&points),
                 },
                 (None, None) if !node.approved => Verdict::Cannot(Rejected::Unapproved),
                 (None, None) => Verdict::Cannot(Rejected::Away),

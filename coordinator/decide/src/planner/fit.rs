@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::rc::Rc;
 
 use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
 
-use crate::placement::{Availability, ModelPolicy};
+use crate::placement::{Availability, ModelPolicy, Replicas};
 use crate::planner::inventory::NodeInventory;
 use crate::router::STALE_MS;
 use crate::state::{ClusterState, NodeRecord};
@@ -64,7 +65,9 @@ impl fmt::Display for Rejected {
             Rejected::Cordoned => f.write_str("cordoned: `pomona node uncordon` opens it"),
             Rejected::Draining => f.write_str("draining: `pomona node uncordon` ends that"),
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
-            Rejected::NotStored => f.write_str("not in its store: `pomona model pull` there"),
+            Rejected::NotStored => {
+                f.write_str("not in its store, and no other node gives it: `pomona model pull` there")
+            }
             Rejected::OtherContents => f.write_str("other contents under this name"),
             Rejected::TooLarge { need, room } => {
                 write!(f, "needs {}, room for {}", Gib(*need), Gib(*room))
@@ -94,6 +97,8 @@ pub(crate) struct Site<'a> {
     pub(crate) availability: Availability,
     /// What is stored there, sorted by name.
     stored: Vec<&'a ModelRecord>,
+    /// Digests of the weights that some node gives to others.
+    offered: Rc<BTreeSet<&'a str>>,
     /// What it is to hold by the plan so far.
     pub(crate) holds: BTreeSet<&'a ModelName>,
     /// Bytes of weights of that.
@@ -108,6 +113,7 @@ impl<'a> Site<'a> {
         id: NodeId,
         record: &'a NodeRecord,
         node: &'a NodeInventory,
+        offered: Rc<BTreeSet<&'a str>>,
     ) -> Self {
         let mut stored: Vec<&ModelRecord> = node.stored.iter().collect();
         stored.sort_by(|a, b| a.name.cmp(&b.name));
@@ -117,6 +123,7 @@ impl<'a> Site<'a> {
             record,
             availability: state.placement.availability(id),
             stored,
+            offered,
             holds: BTreeSet::new(),
             planned: 0,
             coming: 0,
@@ -184,19 +191,34 @@ impl<'a> Site<'a> {
         {
             Ok(at) if self.stored[at].digests == model.digests => Ok(()),
             Ok(_) => Err(Rejected::OtherContents),
+            // It brings them from there.
+            Err(_) if self.offered.contains(model.digests.weights.as_str()) => Ok(()),
             Err(_) => Err(Rejected::NotStored),
         }
+    }
+
+    /// Whether the weights are there.
+    pub(crate) fn stores(&self, model: &ModelRecord) -> bool {
+        let found = self
+            .stored
+            .binary_search_by(|stored| stored.name.cmp(&model.name));
+        found.is_ok()
     }
 
     /// Whether it may be given a model that it does not hold, memory aside.
     pub(crate) fn may_take(&self, model: &ModelRecord, policy: &ModelPolicy) -> Result<(), Rejected> {
         self.may_hold(model)?;
+        let pinned = policy.pins.contains(&self.id);
+        if policy.replicas == Replicas::Everywhere && !pinned && !self.stores(model) {
+            // Everywhere it is stored: nothing is copied to every machine by default.
+            return Err(Rejected::NotStored);
+        }
         match self.availability {
             Availability::Open => {}
             Availability::Cordoned => return Err(Rejected::Cordoned),
             Availability::Draining { .. } => return Err(Rejected::Draining),
         }
-        if !is_in_pool(policy, self.record.role) && !policy.pins.contains(&self.id) {
+        if !is_in_pool(policy, self.record.role) && !pinned {
             return Err(Rejected::OtherPool(self.record.role));
         }
         if self.node.age_ms > STALE_MS {
@@ -244,10 +266,13 @@ pub(crate) fn sites<'a>(
     state: &'a ClusterState,
     inventory: &'a BTreeMap<NodeId, NodeInventory>,
 ) -> BTreeMap<NodeId, Site<'a>> {
+    let serving = inventory.values().filter(|node| node.serves);
+    let offered = serving.flat_map(|node| &node.stored);
+    let offered: Rc<BTreeSet<&str>> = Rc::new(offered.map(|model| model.digests.weights.as_str()).collect());
     inventory
         .iter()
         .filter_map(|(id, node)| {
-            let mut site = Site::new(state, *id, state.nodes.get(id)?, node);
+            let mut site = Site::new(state, *id, state.nodes.get(id)?, node, offered.clone());
             let targets = state.plan.nodes.get(id).into_iter();
             for name in targets.flat_map(|target| target.models.keys()) {
                 if let Some(model) = state.catalogue.get(name) {

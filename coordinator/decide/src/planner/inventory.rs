@@ -24,6 +24,8 @@ pub struct NodeInventory {
     pub kv_budget: u64,
     /// Whether its back end turns all weights into 32-bit floats.
     pub dequantizes: bool,
+    /// Whether it gives weights to other nodes.
+    pub serves: bool,
     /// Models that answer there.
     pub loaded: BTreeSet<ModelName>,
     /// Of those, the ones that work on something.
@@ -49,7 +51,7 @@ impl NodeInventory {
     pub fn of(
         report: &NodeReport,
         age_ms: u64,
-        stored: Vec<ModelRecord>,
+        (stored, serves): (Vec<ModelRecord>, bool),
         joules_per_token: Option<f32>,
     ) -> Self {
         let machine = &report.machine;
@@ -66,6 +68,7 @@ impl NodeInventory {
         let works = [activity.indexing, activity.video, activity.capture];
         Self {
             stored,
+            serves,
             memory_total: machine.memory_total.value().map(|bytes| bytes.get()),
             memory_available: machine.memory_available.value().map(|bytes| bytes.get()),
             pressure: machine.pressure.value().map(|percent| percent.get()),

@@ -11,6 +11,8 @@ use crate::planner::fit::Site;
 
 /// It answers there already: moving costs a load.
 const LOADED: i64 = 400;
+/// The weights are there already.
+const STORED: i64 = 500;
 /// A machine that nobody sits at.
 const RACK: i64 = 200;
 /// Rent that is paid whether the machine works or not.
@@ -71,6 +73,7 @@ pub(crate) fn score(site: &Site<'_>, model: &ModelRecord, pools: Option<&[Machin
     let node = site.node;
     let mut score = Score::default();
     score.add("loaded", LOADED * i64::from(node.loaded.contains(&model.name)));
+    score.add("stored", STORED * i64::from(site.stores(model)));
     let role = site.record.role;
     score.add("rack", RACK * i64::from(role == MachineRole::Rack));
     score.add(

@@ -1,0 +1,105 @@
+//! What a node has been told, so that it is told only what is new.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use pomona_common::control::CoordinatorMessage;
+use pomona_common::{ModelName, ModelRecord, NodeId};
+use pomona_decide::ClusterState;
+
+use crate::sessions::{Connected, Sessions};
+
+/// See the module's documentation.
+#[derive(Default)]
+pub(crate) struct Told {
+    generation: Option<u64>,
+    coordinators: Vec<(u64, SocketAddr)>,
+    catalogue: Option<Vec<ModelRecord>>,
+    members: Vec<NodeId>,
+    /// By model who was named as having it.
+    sources: BTreeMap<ModelName, Vec<SocketAddr>>,
+}
+
+impl Told {
+    /// What it does not know yet.
+    pub(crate) fn news(
+        &mut self,
+        state: &ClusterState,
+        node: NodeId,
+        own_number: u64,
+        applied: u64,
+    ) -> Vec<CoordinatorMessage> {
+        let mut news = Vec::new();
+        // One that was removed knows no better than the others.
+        if !state.has_removed_coordinator(own_number) {
+            let coordinators = state.coordinator_addresses();
+            if coordinators != self.coordinators {
+                self.coordinators.clone_from(&coordinators);
+                news.push(CoordinatorMessage::Coordinators(coordinators));
+            }
+            let known = self.catalogue.as_ref();
+            if known.is_none_or(|known| !known.iter().eq(state.catalogue.values())) {
+                let models: Vec<ModelRecord> = state.catalogue.values().cloned().collect();
+                self.catalogue = Some(models.clone());
+                news.push(CoordinatorMessage::Catalogue { applied, models });
+            }
+        }
+        if !self.members.iter().eq(state.nodes.keys()) {
+            self.members = state.nodes.keys().copied().collect();
+            news.push(CoordinatorMessage::Members(self.members.clone()));
+        }
+        if let Some(target) = state.plan.nodes.get(&node)
+            && self.generation != Some(target.generation)
+        {
+            self.generation = Some(target.generation);
+            news.push(CoordinatorMessage::Target(target.clone()));
+        }
+        news
+    }
+
+    /// Models of its target that it does not store, with those who have them, where that is new.
+    pub(crate) fn wishes(
+        &mut self,
+        state: &ClusterState,
+        node: NodeId,
+        connected: &Connected,
+        sessions: &Sessions,
+    ) -> Vec<CoordinatorMessage> {
+        let stored = connected.stored();
+        let target = state.plan.nodes.get(&node).into_iter();
+        let missing: Vec<&ModelRecord> = target
+            .flat_map(|target| target.models.keys())
+            .filter(|name| stored.iter().all(|own| own.name != **name))
+            .filter_map(|name| state.catalogue.get(name))
+            .collect();
+        let mut wishes = Vec::new();
+        self.sources.retain(|name, _| {
+            let is_missing = missing.iter().any(|record| record.name == *name);
+            let record = state.catalogue.get(name).filter(|_| !is_missing);
+            // It is there, or not wanted any more.
+            wishes.extend(record.map(|record| CoordinatorMessage::Fetch {
+                record: record.clone(),
+                sources: Vec::new(),
+            }));
+            is_missing
+        });
+        let asker = connected.session.remote_address();
+        for record in missing {
+            let sources: Vec<SocketAddr> = sessions
+                .all()
+                .iter()
+                .filter(|(id, other)| {
+                    let has_it = || other.stored().iter().any(|own| own.digests == record.digests);
+                    **id != node && other.serves() && has_it()
+                })
+                .filter_map(|(_, other)| other.gives_at(asker))
+                .collect();
+            if !sources.is_empty() && self.sources.get(&record.name) != Some(&sources) {
+                self.sources.insert(record.name.clone(), sources.clone());
+                let record = record.clone();
+                wishes.push(CoordinatorMessage::Fetch { record, sources });
+            }
+        }
+        wishes
+    }
+}

@@ -1,0 +1,162 @@
+//! Brings the models that this node is to hold and does not store, from the nodes that a
+//! coordinator names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pomona_common::{ModelName, ModelRecord, NodeId};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::credentials::Credentials;
+use crate::weights::{FetchError, Pace, fetch};
+
+/// Wishes that wait; each coordinator repeats what changes.
+const WISHES: usize = 64;
+/// First and longest wait before a model is tried again.
+const AGAIN_FIRST: Duration = Duration::from_secs(2);
+const AGAIN_LONGEST: Duration = Duration::from_secs(120);
+/// Between two lines of the log about how far a model has come.
+const SAY: Duration = Duration::from_secs(10);
+
+/// A model that is to be brought, and who has it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Wish {
+    pub(crate) record: ModelRecord,
+    pub(crate) sources: Vec<SocketAddr>,
+}
+
+/// A handle on the fetcher; clones share it.
+#[derive(Clone)]
+pub(crate) struct Fetcher {
+    wishes: mpsc::Sender<Wish>,
+    /// Models that could not be brought lately.
+    failed: watch::Receiver<BTreeSet<ModelName>>,
+}
+
+impl Fetcher {
+    pub(crate) fn start(
+        id: NodeId,
+        models: PathBuf,
+        credentials: Arc<Credentials>,
+        pace: Pace,
+        tasks: &mut JoinSet<()>,
+        stop: CancellationToken,
+    ) -> Self {
+        let (wishes, receiver) = mpsc::channel(WISHES);
+        let (sender, failed) = watch::channel(BTreeSet::new());
+        let work = Work {
+            id,
+            models,
+            credentials,
+            pace,
+            failed: sender,
+        };
+        tasks.spawn(async move {
+            tokio::select! {
+                () = work.run(receiver) => {}
+                () = stop.cancelled() => {}
+            }
+        });
+        Self { wishes, failed }
+    }
+
+    /// A coordinator names who has a model. A wish that finds no place is repeated by the next
+    /// change.
+    pub(crate) fn wish(&self, wish: Wish) {
+        let _ = self.wishes.try_send(wish);
+    }
+
+    /// Models that could not be brought, and are tried again.
+    pub(crate) fn failed(&self) -> watch::Receiver<BTreeSet<ModelName>> {
+        self.failed.clone()
+    }
+}
+
+struct Work {
+    id: NodeId,
+    models: PathBuf,
+    credentials: Arc<Credentials>,
+    pace: Pace,
+    failed: watch::Sender<BTreeSet<ModelName>>,
+}
+
+impl Work {
+    /// One model after the other: together they would only share the link.
+    async fn run(self, mut wishes: mpsc::Receiver<Wish>) {
+        let mut open: BTreeMap<ModelName, Wish> = BTreeMap::new();
+        let mut pause = AGAIN_FIRST;
+        loop {
+            while let Ok(wish) = wishes.try_recv() {
+                self.note(&mut open, wish);
+            }
+            let Some(wish) = open.values().next().cloned() else {
+                match wishes.recv().await {
+                    Some(wish) => self.note(&mut open, wish),
+                    None => return,
+                }
+                continue;
+            };
+            let name = wish.record.name.clone();
+            match self.bring(&wish).await {
+                Ok(()) => {
+                    tracing::info!(model = %name, "model brought from other nodes");
+                    self.failed.send_if_modified(|failed| failed.remove(&name));
+                    open.remove(&name);
+                    pause = AGAIN_FIRST;
+                }
+                Err(error) => {
+                    tracing::warn!(model = %name, error = &error as &dyn std::error::Error, "model not brought");
+                    self.failed.send_if_modified(|failed| failed.insert(name.clone()));
+                    // Others get their turn, and sources may change meanwhile.
+                    open.remove(&name);
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(AGAIN_LONGEST);
+                    open.entry(name).or_insert(wish);
+                }
+            }
+        }
+    }
+
+    fn note(&self, open: &mut BTreeMap<ModelName, Wish>, wish: Wish) {
+        let name = wish.record.name.clone();
+        if wish.sources.is_empty() {
+            open.remove(&name);
+            self.failed.send_if_modified(|failed| failed.remove(&name));
+        } else {
+            open.insert(name, wish);
+        }
+    }
+
+    async fn bring(&self, wish: &Wish) -> Result<(), FetchError> {
+        let name = wish.record.name.to_string();
+        if self.models.join(wish.record.name.as_folder()).exists() {
+            return Ok(());
+        }
+        let identity = self
+            .credentials
+            .identity(self.id)
+            .map_err(|error| FetchError::NoSource(name.clone(), error.to_string()))?;
+        let said = std::sync::Mutex::new(std::time::Instant::now());
+        let progress = move |done: u64, total: u64| {
+            let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            if said.elapsed() > SAY {
+                *said = std::time::Instant::now();
+                tracing::info!(model = name, done, total, "bytes of a model brought");
+            }
+        };
+        fetch(
+            &self.models,
+            &wish.record,
+            &wish.sources,
+            &identity,
+            &self.pace,
+            progress,
+        )
+        .await
+    }
+}

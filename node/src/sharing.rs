@@ -1,0 +1,83 @@
+//! What a member of a cluster runs so that weights come and go.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pomona_cluster_config::Config;
+use pomona_common::NodeId;
+use pomona_link::{Endpoint, LinkError};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::credentials::Credentials;
+use crate::fetcher::Fetcher;
+use crate::store::Store;
+use crate::supervisor::Supervisor;
+use crate::weights::{Pace, WeightsServer};
+
+/// The server takes the certificate that the sessions have renewed, or a new one, this often.
+const RENEW_EVERY: Duration = Duration::from_secs(3600);
+
+/// See the module's documentation.
+pub(crate) struct Sharing {
+    pub(crate) fetcher: Fetcher,
+    /// Nodes that are given weights.
+    pub(crate) members: watch::Sender<Arc<BTreeSet<NodeId>>>,
+    /// Port on which they are.
+    pub(crate) port: u16,
+}
+
+impl Sharing {
+    /// Opens the port, and starts to serve and to fetch.
+    ///
+    /// # Errors
+    /// The port is taken, or the certificate is unusable.
+    pub(crate) fn start(
+        config: &Config,
+        id: NodeId,
+        credentials: &Arc<Credentials>,
+        (store, models): (&Store, PathBuf),
+        supervisor: &Supervisor,
+        tasks: &mut JoinSet<()>,
+        stop: &CancellationToken,
+    ) -> Result<Self, LinkError> {
+        let endpoint = Arc::new(Endpoint::server(config.node_quic, credentials.identity(id)?)?);
+        let port = endpoint.local_address()?.port();
+        let view = supervisor.view();
+        let pace = Pace::new(move || {
+            let view = view.borrow();
+            let classes = view.report.iter().flat_map(|report| report.classes.values());
+            classes
+                .into_iter()
+                .any(|class| class.running > 0 || class.waiting > 0)
+        });
+        let (members, reader) = watch::channel(Arc::default());
+        let server = WeightsServer::new(endpoint.clone(), store.clone(), pace.clone(), reader);
+        tasks.spawn(server.run(stop.clone()));
+        tasks.spawn(renew(endpoint, id, credentials.clone(), stop.clone()));
+        let fetcher = Fetcher::start(id, models, credentials.clone(), pace, tasks, stop.clone());
+        Ok(Self {
+            fetcher,
+            members,
+            port,
+        })
+    }
+}
+
+async fn renew(endpoint: Arc<Endpoint>, id: NodeId, credentials: Arc<Credentials>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = stop.cancelled() => return,
+        }
+        let renewed = credentials
+            .identity(id)
+            .and_then(|identity| endpoint.renew(identity));
+        if let Err(error) = renewed {
+            tracing::error!(%error, "certificate of the weights port not renewed");
+        }
+    }
+}
