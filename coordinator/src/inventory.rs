@@ -34,7 +34,7 @@ pub(crate) struct Usage {
 
 impl Usage {
     /// Models whose use is to be written down, and the time for all of them.
-    pub(crate) fn to_record(
+    pub(crate) fn take_due(
         &mut self,
         sessions: &Sessions,
         state: &ClusterState,

@@ -72,7 +72,7 @@ async fn lead(
     }
     // Handles of the state, not borrows: whoever applies commands does not wait for a plan.
     let seen = state.borrow().clone();
-    if let Some((models, used_s)) = usage.to_record(sessions, &seen, now_s) {
+    if let Some((models, used_s)) = usage.take_due(sessions, &seen, now_s) {
         let now_s = used_s;
         commit(replica, Command::UseModels { models, now_s }).await?;
     }

@@ -29,9 +29,12 @@ struct Inner {
     /// Those that took this node in, by number.
     sessions: Mutex<BTreeMap<u64, Session>>,
     /// What the cluster serves, by the coordinator that said so, with the index of its log.
-    catalogues: Mutex<BTreeMap<u64, (u64, Arc<Vec<ModelRecord>>)>>,
+    catalogues: Mutex<BTreeMap<u64, Catalogue>>,
     news: Notify,
 }
+
+/// Index of a coordinator's log, and the models that it knew of then.
+type Catalogue = (u64, Arc<Vec<ModelRecord>>);
 
 /// A session that counts until it is dropped.
 pub(crate) struct Live {

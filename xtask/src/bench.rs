@@ -27,6 +27,8 @@ pub(crate) enum Kind {
     Telemetry,
     /// Milliseconds of a plan for 64 nodes × 50 models and 1,000 × 200.
     Planner,
+    /// A gigabyte from node to node on loopback, against one plain stream of the same QUIC.
+    Weights,
     /// Memory and processor time of an idle cluster without engine.
     Idle,
 }
@@ -48,7 +50,7 @@ pub(crate) fn bench(kind: Kind, rounds: usize) -> anyhow::Result<()> {
         }
         // Without MLX.
         Kind::Gateway | Kind::Idle => run("build", cargo().args(["build", "--release", "--locked"]))?,
-        Kind::Telemetry | Kind::Planner => {}
+        Kind::Telemetry | Kind::Planner | Kind::Weights => {}
     }
     let (name, result, raw) = match kind {
         Kind::Engine => {
@@ -59,8 +61,9 @@ pub(crate) fn bench(kind: Kind, rounds: usize) -> anyhow::Result<()> {
             let (figures, raw) = gateway::gateway(&programs)?;
             ("gateway", figures, raw)
         }
-        Kind::Telemetry => pure("telemetry")?,
-        Kind::Planner => pure("planner")?,
+        Kind::Telemetry => of_crate("pomona-decide", "telemetry")?,
+        Kind::Planner => of_crate("pomona-decide", "planner")?,
+        Kind::Weights => of_crate("pomona-node", "weights")?,
         Kind::Idle => {
             let figures = idle(&programs)?;
             ("idle", figures.clone(), figures)
@@ -71,10 +74,10 @@ pub(crate) fn bench(kind: Kind, rounds: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A benchmark of the pure core; its last line is a JSON object.
-fn pure(name: &'static str) -> anyhow::Result<(&'static str, Value, Value)> {
+/// A benchmark of one crate; its last line is a JSON object.
+fn of_crate(package: &str, name: &'static str) -> anyhow::Result<(&'static str, Value, Value)> {
     let mut bench = cargo();
-    bench.args(["bench", "--locked", "-p", "pomona-decide", "--bench", name]);
+    bench.args(["bench", "--locked", "-p", package, "--bench", name]);
     let text = output(name, &mut bench)?;
     let last = text.lines().last().context("the benchmark said nothing")?;
     let result: Value = serde_json::from_str(last)?;

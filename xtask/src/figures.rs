@@ -49,7 +49,7 @@ fn page() -> anyhow::Result<String> {
         "# Benchmarks\n\nWritten by `cargo xtask bench`. Every figure comes from the command of its section, against \
          a named peer in\nthe same run; medians over the rounds. Raw samples are in `docs/benchmarks/`.\n",
     );
-    for name in ["engine", "gateway", "telemetry", "planner", "idle"] {
+    for name in ["engine", "gateway", "telemetry", "planner", "weights", "idle"] {
         let path = crate::root().join(format!("docs/benchmarks/{name}.json"));
         let Ok(text) = fs::read(&path) else {
             continue;

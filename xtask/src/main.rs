@@ -50,7 +50,8 @@ enum Command {
     CheckDarwin,
     /// Format the sources.
     Fix,
-    /// Measure: engine (against mlx_lm.server), gateway, telemetry, planner or idle.
+    /// Measure: engine (against mlx_lm.server), gateway, telemetry, planner,
+    /// weights or idle.
     Bench {
         /// Which.
         kind: bench::Kind,

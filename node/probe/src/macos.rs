@@ -150,7 +150,7 @@ fn sample_power(latest: &Weak<Mutex<Option<Power>>>) {
 
 /// Asks the system's own tools; ends when the probe is dropped.
 fn ask_tools(latest: &Weak<Mutex<Conditions>>) {
-    let mut system = System::new();
+    let mut system = System::new().ok();
     while let Some(latest) = latest.upgrade() {
         let (supply, battery) = pmset::battery(&output("/usr/bin/pmset", &["-g", "batt"]));
         let low_power = pmset::low_power(&output("/usr/bin/pmset", &["-g"]));
@@ -158,10 +158,13 @@ fn ask_tools(latest: &Weak<Mutex<Conditions>>) {
         let input = output("/usr/sbin/ioreg", &["-c", "IOHIDSystem", "-d", "4"]);
         let root = output("/usr/sbin/ioreg", &["-n", "Root", "-d", "1"]);
         let kinds = ProcessRefreshKind::nothing().with_cpu().without_tasks();
-        system.refresh_processes_specifics(ProcessesToUpdate::All, true, kinds);
+        if let Some(system) = &mut system {
+            system.refresh_processes_specifics(ProcessesToUpdate::All, true, kinds);
+        }
+        let busy = |names: &[&str]| Reading::measured(system.as_ref().map(|system| is_busy(system, names)));
         let activity = Activity {
-            indexing: Reading::Measured(is_busy(&system, &BUILDERS)),
-            video: Reading::Measured(is_busy(&system, &CODECS)),
+            indexing: busy(&BUILDERS),
+            video: busy(&CODECS),
             capture: Reading::measured(pmset::capture(&assertions)),
             locked: Reading::measured(pmset::locked(&root)),
             idle_s: Reading::measured(pmset::idle_s(&input)),

@@ -36,11 +36,7 @@ async fn get(cluster: &Cluster, to: &Site, record: &ModelRecord, from: &[&Site])
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_model_comes_from_several_nodes_and_is_the_same() {
     let cluster = Cluster::new();
-    let (a, b, to) = (
-        cluster.site(1).await,
-        cluster.site(2).await,
-        cluster.site(3).await,
-    );
+    let (a, b, to) = (cluster.site(1), cluster.site(2), cluster.site(3));
     let record = big_model(&a, 40 * MIB);
     assert_eq!(big_model(&b, 40 * MIB).digests, record.digests);
     a.has_scanned().await;
@@ -54,11 +50,7 @@ async fn a_model_comes_from_several_nodes_and_is_the_same() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_damaged_source_is_left_and_the_other_one_completes() {
     let cluster = Cluster::new();
-    let (damaged, sound, to) = (
-        cluster.site(1).await,
-        cluster.site(2).await,
-        cluster.site(3).await,
-    );
+    let (damaged, sound, to) = (cluster.site(1), cluster.site(2), cluster.site(3));
     let record = big_model(&damaged, 40 * MIB);
     big_model(&sound, 40 * MIB);
     damaged.has_scanned().await;
@@ -77,7 +69,7 @@ async fn a_damaged_source_is_left_and_the_other_one_completes() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_interrupted_fetch_goes_on_where_it_stopped() {
     let cluster = Cluster::new();
-    let (from, to) = (cluster.site(1).await, cluster.site(2).await);
+    let (from, to) = (cluster.site(1), cluster.site(2));
     let record = big_model(&from, 80 * MIB);
     from.has_scanned().await;
     let (done, first) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
@@ -126,7 +118,7 @@ async fn an_interrupted_fetch_goes_on_where_it_stopped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn strangers_get_nothing_and_other_contents_are_not_kept() {
     let cluster = Cluster::new();
-    let (from, to) = (cluster.site(1).await, cluster.site(2).await);
+    let (from, to) = (cluster.site(1), cluster.site(2));
     let record = big_model(&from, 9 * MIB);
     from.has_scanned().await;
     let mut other = record.clone();

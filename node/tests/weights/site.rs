@@ -39,7 +39,7 @@ impl Cluster {
     }
 
     /// A node that serves every node with an id below ten.
-    pub(crate) async fn site(&self, id: u128) -> Site {
+    pub(crate) fn site(&self, id: u128) -> Site {
         let folder = tempfile::tempdir().unwrap();
         let id = NodeId::from_bits(id);
         let endpoint = Endpoint::server(([127, 0, 0, 1], 0).into(), self.identity(id)).unwrap();

@@ -263,7 +263,7 @@ mod tests {
                     all.push((now_s, value));
                 }
             }
-            let step_s = match span_s { ..=900 => 1, ..=21_600 => 10, _ => 60 };
+            let step_s = match span_s { 0..=900 => 1, 901..=21_600 => 10, _ => 60 };
             let mut expected: Vec<(u64, Vec<f32>)> = Vec::new();
             for (at_s, value) in all {
                 let step = at_s - at_s % step_s;
