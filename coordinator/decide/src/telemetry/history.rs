@@ -54,7 +54,7 @@ impl History {
     /// One series over the last `span_s` seconds, oldest first, in the finest step that reaches
     /// back so far. Where nothing was reported there is no point.
     pub fn points(&self, series: Series, now_s: u64, span_s: u64) -> Vec<Point> {
-        let (place, from_s) = (series as usize, now_s.saturating_sub(span_s));
+        let place = series as usize;
         let points = |at_s: u64, step_s: u64, mean: f32, max: f32| Point {
             age_s: now_s.saturating_sub(at_s),
             step_s,
@@ -62,7 +62,7 @@ impl History {
             max,
         };
         let found: Vec<Point> = if span_s <= self.seconds.span_s {
-            let values = self.seconds.since(from_s);
+            let values = self.seconds.last(now_s, span_s);
             values
                 .map(|(at_s, sample)| points(at_s, 1, sample.0[place], sample.0[place]))
                 .collect()
@@ -73,10 +73,8 @@ impl History {
                 &self.minutes
             };
             let open = tier.open.as_ref().map(|open| (open.at_s, open.sum.digest()));
-            let values = tier
-                .ring
-                .since(from_s)
-                .chain(open.filter(|(at_s, _)| *at_s >= from_s));
+            let open = open.filter(|(at_s, _)| is_within(*at_s, now_s, span_s));
+            let values = tier.ring.last(now_s, span_s).chain(open);
             values
                 .map(|(at_s, digest)| points(at_s, tier.ring.step_s, digest.mean[place], digest.max[place]))
                 .collect()
@@ -86,8 +84,7 @@ impl History {
 
     /// The samples of the last `span_s` seconds, at most a quarter of an hour.
     pub(crate) fn seconds(&self, now_s: u64, span_s: u64) -> impl Iterator<Item = Sample> {
-        let from_s = now_s.saturating_sub(span_s);
-        self.seconds.since(from_s).map(|(_, sample)| sample)
+        self.seconds.last(now_s, span_s).map(|(_, sample)| sample)
     }
 
     /// Bytes that it occupies.
@@ -199,7 +196,7 @@ impl<T: Copy> Ring<T> {
             || self
                 .values
                 .front()
-                .is_some_and(|(old_s, _)| old_s + self.span_s <= at_s)
+                .is_some_and(|(old_s, _)| !is_within(*old_s, at_s, self.span_s))
         {
             self.values.pop_front();
         }
@@ -220,14 +217,22 @@ impl<T: Copy> Ring<T> {
         }
     }
 
-    fn since(&self, from_s: u64) -> impl Iterator<Item = (u64, T)> {
-        let begin = self.values.partition_point(|(at_s, _)| *at_s < from_s);
+    /// Those of the last `span_s` seconds.
+    fn last(&self, now_s: u64, span_s: u64) -> impl Iterator<Item = (u64, T)> {
+        let begin = self
+            .values
+            .partition_point(|(at_s, _)| !is_within(*at_s, now_s, span_s));
         self.values.range(begin..).copied()
     }
 
     fn heap(&self) -> usize {
         self.values.capacity() * size_of::<(u64, T)>()
     }
+}
+
+/// Whether a time is in the last `span_s` seconds: of 900 samples a second apart, 900 are.
+fn is_within(at_s: u64, now_s: u64, span_s: u64) -> bool {
+    at_s.saturating_add(span_s) > now_s
 }
 
 /// A ring grows by this many values at a time.
@@ -272,7 +277,7 @@ mod tests {
                     _ => expected.push((step, vec![value])),
                 }
             }
-            let expected: Vec<(u64, f32, f32)> = expected.into_iter().filter(|(at_s, _)| *at_s >= now_s.saturating_sub(span_s)).filter_map(|(at_s, values)| {
+            let expected: Vec<(u64, f32, f32)> = expected.into_iter().filter(|(at_s, _)| at_s + span_s > now_s).filter_map(|(at_s, values)| {
                 let known: Vec<f32> = values.into_iter().filter(|value| value.is_finite()).collect();
                 let max = known.iter().copied().reduce(f32::max)?;
                 Some((now_s - at_s, known.iter().sum::<f32>() / known.len() as f32, max))
@@ -284,6 +289,16 @@ mod tests {
                 prop_assert!((point.mean - mean).abs() < 0.01);
             }
         }
+    }
+
+    #[test]
+    fn what_is_as_old_as_the_span_is_not_of_it() {
+        let mut history = History::default();
+        history.record(0, &sample(1.0));
+        assert_eq!(history.points(Series::Gpu, 899, 900).len(), 1);
+        assert_eq!(history.points(Series::Gpu, 900, 900).len(), 0);
+        history.record(900, &sample(2.0));
+        assert_eq!(history.points(Series::Gpu, 900, 900).len(), 1);
     }
 
     #[test]
