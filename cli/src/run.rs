@@ -15,7 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::progress::Progress;
 use crate::tables;
 
-/// Threads that serve requests: a gateway is bound by its network long before.
+/// Threads that serve requests, where there are so many cores: the agent's work is small, and the
+/// cores belong to the engine.
 const WORKERS_MAX: usize = 4;
 
 /// What to run in this process.
@@ -28,7 +29,6 @@ pub(crate) enum Parts {
 
 /// Runs until SIGINT or SIGTERM.
 pub(crate) fn run(config: &Config, parts: Parts, progress: &Progress) -> anyhow::Result<()> {
-    // Two threads: the agent's work is small, and the cores belong to the engine.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS_MAX.min(std::thread::available_parallelism().map_or(1, Into::into)))
         .max_blocking_threads(8)

@@ -51,9 +51,7 @@ pub(crate) fn laid_out(header: &[&str], rows: Vec<Vec<String>>) -> String {
 
 /// The open join tokens.
 pub(crate) fn tokens(tokens: &Value) {
-    let now_s = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let now_s = now_s();
     let rows: Vec<Vec<String>> = list(tokens)
         .iter()
         .map(|token| {
@@ -159,11 +157,16 @@ pub(crate) fn text(value: &Value) -> String {
     value.as_str().unwrap_or_default().to_owned()
 }
 
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
 /// How long ago a moment was, given in seconds since 1970.
 pub(crate) fn ago(at_s: &Value) -> String {
-    let now_s = std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs());
+    let now_s = now_s();
     match now_s.saturating_sub(at_s.as_u64().unwrap_or(now_s)) {
         seconds @ 0..=119 => format!("{seconds} s"),
         seconds @ 120..=7199 => format!("{} min", seconds / 60),

@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits;
+
 /// A failure in the user's terms.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, thiserror::Error)]
 pub enum Failure {
@@ -108,6 +110,13 @@ impl Failure {
             message: message.into(),
             parameter: (!parameter.is_empty()).then(|| parameter.to_owned()),
             code,
+        }
+    }
+
+    /// No model of this name, which is a client's text and may be long.
+    pub fn unknown_model(name: &str) -> Self {
+        Failure::UnknownModel {
+            model: name.chars().take(limits::MODEL_NAME_CHARS).collect(),
         }
     }
 

@@ -150,28 +150,11 @@ fn text(text: &mut String, dropped: &mut usize) {
 mod tests {
     use super::*;
     use crate::conditions::Rail;
-    use crate::report::{MachineReport, NodeReport, ProcessReport, REPORT_VERSION};
-
-    fn report(machine: MachineReport) -> NodeReport {
-        NodeReport {
-            version: REPORT_VERSION,
-            wall_ms: 0,
-            sequence: 1,
-            machine,
-            engine: None,
-            first_byte_ms: std::collections::BTreeMap::new(),
-            dequantizes: false,
-            kv_budget_bytes: 0,
-            engine_kills: 0,
-            reached_generation: 0,
-            blocked: None,
-            failed: Vec::new(),
-        }
-    }
+    use crate::report::{MachineReport, ProcessReport};
 
     #[test]
     fn absurd_numbers_are_dropped_and_others_kept() {
-        let mut absurd = report(MachineReport {
+        let machine = MachineReport {
             power: Reading::Measured(Watts(f32::NAN)),
             memory_total: Reading::Measured(Bytes(16 << 30)),
             memory_available: Reading::Measured(Bytes(17 << 30)),
@@ -183,7 +166,11 @@ mod tests {
             },
             chip: "x".repeat(10_000),
             ..MachineReport::default()
-        });
+        };
+        let mut absurd = NodeReport {
+            machine,
+            ..NodeReport::default()
+        };
         let rail = |power| Rail {
             name: "cpu".into(),
             power: Watts(power),

@@ -15,7 +15,7 @@ use crate::unit::{Bytes, Percent, Reading, Watts};
 pub const REPORT_VERSION: u16 = 2;
 
 /// The state of a node at one moment.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct NodeReport {
     /// [`REPORT_VERSION`] of the sender.
     pub version: u16,

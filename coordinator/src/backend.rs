@@ -62,6 +62,11 @@ impl Backend for CoordinatorBackend {
             .collect()
     }
 
+    fn model(&self, name: &str) -> Option<ModelRecord> {
+        let name: ModelName = name.parse().ok()?;
+        self.replica.state().borrow().catalogue.get(&name).cloned()
+    }
+
     async fn text(&self, model: &ModelRecord) -> Result<Arc<ModelText>, Failure> {
         self.texts.get(model, || self.fetch_text(model)).await
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_common::{Failure, Generation, ModelName, NodeId, limits};
-use pomona_decide::{Availability, Candidate, Command, plan, route};
+use pomona_decide::{Candidate, Command, plan, route};
 use pomona_dispatch::{Places, Promise, is_last_word};
 use pomona_raft::Replica;
 
@@ -139,13 +139,8 @@ impl Dispatcher {
         }
     }
 
-    fn is_draining(&self, node: NodeId) -> bool {
-        let state = self.replica.state();
-        let availability = state.borrow().placement.availability(node);
-        matches!(availability, Availability::Draining { .. })
-    }
-
     fn candidates(&self, model: &ModelName) -> Vec<Candidate> {
+        let state = self.replica.state().borrow().clone();
         self.sessions
             .all()
             .iter()
@@ -158,7 +153,7 @@ impl Dispatcher {
                     report_age_ms: age.as_millis() as u64,
                     queued: loaded.running + loaded.waiting,
                     in_flight: connected.in_flight.load(Ordering::Relaxed),
-                    draining: self.is_draining(*id),
+                    draining: state.placement.availability(*id).is_draining(),
                 })
             })
             .collect()
@@ -177,7 +172,7 @@ impl Dispatcher {
                 report_age_ms: 0,
                 queued: 0,
                 in_flight: 0,
-                draining: matches!(state.placement.availability(*id), Availability::Draining { .. }),
+                draining: state.placement.availability(*id).is_draining(),
             })
             .collect()
     }

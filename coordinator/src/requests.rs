@@ -7,7 +7,7 @@ use std::time::Duration;
 use pomona_api::Backend;
 use pomona_common::control::StreamRequest;
 use pomona_common::failure::InvalidCode;
-use pomona_common::{Failure, Generation, ModelRecord, limits};
+use pomona_common::{Failure, Generation, limits};
 use pomona_link::{FrameReceiver, FrameSender, LinkError};
 use tokio::sync::Semaphore;
 
@@ -49,21 +49,19 @@ impl Requests {
     async fn answer(&self, send: FrameSender, mut receive: FrameReceiver) -> Result<(), LinkError> {
         match receive.expect::<StreamRequest>(REQUEST).await? {
             StreamRequest::Generate(generation) => {
-                let answer = match (self.check(&generation), self.answers.try_acquire()) {
-                    (Err(failure), _) => Err(failure),
-                    (Ok(()), Err(_)) => Err(Failure::Overloaded {
+                let permit = self.answers.try_acquire();
+                let answer = match self.check(&generation) {
+                    Err(failure) => Err(failure),
+                    Ok(()) if permit.is_err() => Err(Failure::Overloaded {
                         detail: format!("this node's endpoint has {ANSWERS} requests elsewhere"),
                         retry_after_s: 5,
                     }),
-                    (Ok(()), Ok(_permit)) => {
-                        let answer = self.backend.generate(*generation).await;
-                        return pomona_dispatch::serve(answer, send).await;
-                    }
+                    Ok(()) => self.backend.generate(*generation).await,
                 };
                 pomona_dispatch::serve(answer, send).await
             }
             StreamRequest::FetchText(model) => {
-                let Some(record) = self.record(|record| record.name == model) else {
+                let Some(record) = self.backend.model(model.as_str()) else {
                     return Err(LinkError::Closed(format!("no model `{model}` in the catalogue")));
                 };
                 let _permit = self.texts.acquire().await;
@@ -76,18 +74,11 @@ impl Requests {
         }
     }
 
-    fn record(&self, wanted: impl Fn(&ModelRecord) -> bool) -> Option<ModelRecord> {
-        self.backend.models().into_iter().find(wanted)
-    }
-
     /// What the API checks of a client's request, as far as it has not become token ids.
     fn check(&self, generation: &Generation) -> Result<(), Failure> {
-        let wanted =
-            |record: &ModelRecord| record.name == generation.model && record.digests == generation.digests;
-        let Some(record) = self.record(wanted) else {
-            return Err(Failure::UnknownModel {
-                model: generation.model.to_string(),
-            });
+        let model = self.backend.model(generation.model.as_str());
+        let Some(record) = model.filter(|record| record.digests == generation.digests) else {
+            return Err(Failure::unknown_model(generation.model.as_str()));
         };
         let invalid = |code, why: String| Err(Failure::invalid("", code, why));
         if let Err(error) = generation.sampling.validate() {

@@ -195,11 +195,8 @@ impl Sessions {
                 send.send(&message).await?;
             }
             tokio::select! {
-                stream = session.accept() => {
-                    let (send, receive) = stream?;
-                    requests.spawn(asked.clone().serve(send, receive));
-                }
-                _ = requests.join_next(), if !requests.is_empty() => {}
+                // Streams say nothing that the node would have to be told for.
+                ended = serve_streams(&session, &asked, &mut requests) => return Err(ended),
                 message = receive.next::<NodeMessage>() => match message? {
                     Some(NodeMessage::Renew { public_key }) => {
                         if join::print_of(&public_key) != key {
@@ -280,6 +277,21 @@ impl Sessions {
             id,
             connected,
         })
+    }
+}
+
+/// Serves the streams that a node opens; comes back when its session has ended. Cancel-safe.
+async fn serve_streams(session: &Session, asked: &Arc<Requests>, requests: &mut JoinSet<()>) -> LinkError {
+    loop {
+        tokio::select! {
+            stream = session.accept() => match stream {
+                Ok((send, receive)) => {
+                    requests.spawn(asked.clone().serve(send, receive));
+                }
+                Err(error) => return error,
+            },
+            _ = requests.join_next(), if !requests.is_empty() => {}
+        }
     }
 }
 

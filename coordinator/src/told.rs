@@ -90,7 +90,7 @@ impl Told {
                 .iter()
                 .filter(|(id, other)| {
                     let has_it = || other.stored().iter().any(|own| own.digests == record.digests);
-                    **id != node && other.serves() && has_it()
+                    **id != node && has_it()
                 })
                 .filter_map(|(_, other)| other.gives_at(asker))
                 .collect();

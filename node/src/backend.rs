@@ -52,6 +52,10 @@ impl Backend for NodeBackend {
         self.entry.models()
     }
 
+    fn model(&self, name: &str) -> Option<ModelRecord> {
+        self.entry.model(name)
+    }
+
     async fn text(&self, model: &ModelRecord) -> Result<Arc<ModelText>, Failure> {
         let (store, entry, name) = (self.store.clone(), self.entry.clone(), model.name.clone());
         let here = store.models().borrow().iter().any(|own| own == model);

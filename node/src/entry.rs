@@ -64,6 +64,16 @@ impl Entry {
         models
     }
 
+    /// One of them.
+    pub(crate) fn model(&self, name: &str) -> Option<ModelRecord> {
+        let find =
+            |models: &[ModelRecord]| models.iter().find(|record| record.name.as_str() == name).cloned();
+        find(&self.store.models().borrow()).or_else(|| {
+            let elsewhere = self.coordinators.any().then(|| self.coordinators.catalogue());
+            elsewhere.and_then(|elsewhere| find(&elsewhere))
+        })
+    }
+
     /// Whether a request could be answered elsewhere.
     pub(crate) fn has_elsewhere(&self) -> bool {
         self.coordinators.any() && !self.coordinators.catalogue().is_empty()

@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use pomona_common::control::TextBundle;
 use pomona_common::weights::Manifest;
 use pomona_common::{ModelName, ModelRecord};
+use pomona_store::manifest::manifest_of;
 use pomona_store::{ModelFolder, StoreError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -113,7 +114,11 @@ impl Store {
         });
         let manifest = match kept {
             Some(manifest) => manifest,
-            None => write_manifest(&folder)?,
+            None => {
+                let manifest = manifest_of(&folder)?;
+                write_manifest(&folder, &manifest)?;
+                manifest
+            }
         };
         let manifest = Arc::new(manifest);
         let made = fs::metadata(&path)
@@ -180,7 +185,7 @@ fn record(folder: &Path, name: ModelName) -> Result<ModelRecord, StoreError> {
     write_record(folder, name, &mut |_| {})
 }
 
-/// Checks a folder, computes its record and keeps it there.
+/// Checks a folder, computes its record and its manifest and keeps both there.
 ///
 /// # Errors
 /// The folder is not a sound model.
@@ -189,11 +194,24 @@ pub fn write_record(
     name: ModelName,
     progress: &mut dyn FnMut(u64),
 ) -> Result<ModelRecord, StoreError> {
+    write_record_of(folder, name, None, progress)
+}
+
+/// As [`write_record`], of a folder whose chunks are known to be those of a manifest.
+pub(crate) fn write_record_of(
+    folder: &Path,
+    name: ModelName,
+    manifest: Option<&Manifest>,
+    progress: &mut dyn FnMut(u64),
+) -> Result<ModelRecord, StoreError> {
     let created_s = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
     let record = ModelFolder::open(folder)?.record(name, created_s, progress)?;
-    write_manifest(folder)?;
+    match manifest {
+        Some(manifest) => write_manifest(folder, manifest)?,
+        None => write_manifest(folder, &manifest_of(folder)?)?,
+    }
     let path = folder.join(RECORD);
     let json =
         serde_json::to_vec_pretty(&record).map_err(|error| StoreError::invalid(&path, error.to_string()))?;
@@ -206,13 +224,11 @@ pub(crate) fn fetch_folder(models: &Path, name: &ModelName) -> PathBuf {
     models.join(format!("{}.fetch{PARTIAL}", name.as_folder()))
 }
 
-fn write_manifest(folder: &Path) -> Result<Manifest, StoreError> {
-    let manifest = pomona_store::manifest::manifest_of(folder)?;
+fn write_manifest(folder: &Path, manifest: &Manifest) -> Result<(), StoreError> {
     let path = folder.join(MANIFEST);
     let frame =
-        pomona_wire::encode(&manifest).map_err(|error| StoreError::invalid(&path, error.to_string()))?;
-    fs::write(&path, frame).map_err(StoreError::io(&path))?;
-    Ok(manifest)
+        pomona_wire::encode(manifest).map_err(|error| StoreError::invalid(&path, error.to_string()))?;
+    fs::write(&path, frame).map_err(StoreError::io(&path))
 }
 
 /// Where a model is put together before it is moved to its name.

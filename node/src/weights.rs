@@ -7,6 +7,15 @@ mod partial;
 mod serve;
 mod work;
 
+use std::io;
+
 pub use fetch::{FetchError, fetch};
 pub use pace::Pace;
 pub use serve::WeightsServer;
+
+/// Disk work, off the threads that keep sessions alive.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
+}

@@ -35,6 +35,22 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
+/// One of the test programs of `tests/`.
+pub(crate) fn cargo_test(name: &str) -> Command {
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--release",
+        "--locked",
+        "-q",
+        "-p",
+        "pomona-tests",
+        "--test",
+        name,
+    ]);
+    command
+}
+
 /// Whether a program answers to `--version`.
 pub(crate) fn exists(program: &str) -> bool {
     Command::new(program)

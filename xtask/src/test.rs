@@ -3,7 +3,7 @@
 
 use anyhow::bail;
 
-use crate::commands::{cargo, run};
+use crate::commands::{cargo, cargo_test, run};
 use crate::report::Report;
 use crate::{darwin, mlx, model, python, up, verify};
 
@@ -48,18 +48,8 @@ fn cluster(report: &mut Report) -> anyhow::Result<()> {
     report.step("set-up", mlx::ensure)?;
     report.step("build", || up::build().map(|_| ()))?;
     let gguf = model::gguf()?;
-    let mut command = cargo();
+    let mut command = cargo_test("cluster");
     command
-        .args([
-            "test",
-            "--release",
-            "--locked",
-            "-q",
-            "-p",
-            "pomona-tests",
-            "--test",
-            "cluster",
-        ])
         .env("POMONA_TEST_GGUF", &gguf)
         .env("POMONA_TEST_CLUSTER", "full")
         .env("POMONA_TEST_PROGRAMS", crate::target().join("release"));

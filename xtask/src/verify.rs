@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use crate::commands::{cargo, exists, run};
+use crate::commands::{cargo, cargo_test, exists, run};
 use crate::report::Report;
 
 /// Format, lints, dependency rules, documentation, tidiness.
@@ -42,21 +42,7 @@ pub(crate) fn verify(report: &mut Report) -> anyhow::Result<()> {
                 .env("RUSTDOCFLAGS", "-D warnings -A rustdoc::private_intra_doc_links"),
         )
     })?;
-    report.step("tidy", || {
-        run(
-            "tidy",
-            cargo().args([
-                "test",
-                "--release",
-                "--locked",
-                "-q",
-                "-p",
-                "pomona-tests",
-                "--test",
-                "tidy",
-            ]),
-        )
-    })
+    report.step("tidy", || run("tidy", &mut cargo_test("tidy")))
 }
 
 /// Version of cargo-deny that is built where none is installed.

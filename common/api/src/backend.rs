@@ -40,6 +40,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Models that may be asked for.
     fn models(&self) -> Vec<ModelRecord>;
 
+    /// One of them.
+    fn model(&self, name: &str) -> Option<ModelRecord>;
+
     /// The text side of a model, loaded on first use.
     fn text(&self, model: &ModelRecord) -> impl Future<Output = Result<Arc<ModelText>, Failure>> + Send;
 

@@ -107,8 +107,9 @@ async fn begin<B: Backend>(
     let (class, class_reason) = classify(header, ask.service_tier.as_deref()).map_err(|unknown| {
         Failure::invalid("x-pomona-class", InvalidCode::InvalidValue, unknown.to_string())
     })?;
-    let models = backend.models();
-    let model = find_model(&models, &ask.model)?.clone();
+    let model = backend
+        .model(&ask.model)
+        .ok_or_else(|| Failure::unknown_model(&ask.model))?;
     let text = backend.text(&model).await?;
     // Megabytes of text take a second: not on the threads that keep sessions alive.
     let (ask, model, resolved) = {
@@ -172,15 +173,6 @@ async fn begin<B: Backend>(
         echo,
         streams,
     })
-}
-
-fn find_model<'a>(models: &'a [ModelRecord], name: &str) -> Result<&'a ModelRecord, Failure> {
-    models
-        .iter()
-        .find(|record| record.name.as_str() == name)
-        .ok_or_else(|| Failure::UnknownModel {
-            model: name.chars().take(limits::MODEL_NAME_CHARS).collect(),
-        })
 }
 
 /// The prompt as token ids, with room for at least one more.

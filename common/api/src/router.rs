@@ -205,11 +205,9 @@ async fn models<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
 }
 
 async fn model<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Response<Body> {
-    match backend.models().iter().find(|record| record.name.as_str() == id) {
-        Some(record) => error::json_response(StatusCode::OK, &model_json(record)),
-        None => error::response(&Failure::UnknownModel {
-            model: id.chars().take(limits::MODEL_NAME_CHARS).collect(),
-        }),
+    match backend.model(&id) {
+        Some(record) => error::json_response(StatusCode::OK, &model_json(&record)),
+        None => error::response(&Failure::unknown_model(&id)),
     }
 }
 

@@ -95,6 +95,13 @@ pub enum Availability {
     },
 }
 
+impl Availability {
+    /// Whether the node gives up what it has.
+    pub fn is_draining(self) -> bool {
+        matches!(self, Availability::Draining { .. })
+    }
+}
+
 /// One step from a plan to the next.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Move {

@@ -28,6 +28,7 @@ use score::score;
 /// Moves of one plan: the next one, half a second later, makes more. Few enough that a mistake is
 /// seen before it is everywhere.
 pub const MOVES: usize = 16;
+
 /// The result of planning.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanOutcome {
@@ -218,7 +219,8 @@ impl<'a> Planning<'a> {
     }
 
     /// Replicas that leave because their node is drained, of a kind that the policy is not for, or
-    /// cannot load them, go as soon as enough others answer, those of a drained node at its deadline at the latest.
+    /// cannot load them, go as soon as enough others answer; those of a drained node at its deadline at
+    /// the latest.
     fn let_go(&mut self, model: &'a ModelRecord, policy: &ModelPolicy) {
         let staying = self.staying(model, policy);
         let answering = self.answering(&staying, &model.name);
@@ -289,11 +291,12 @@ impl<'a> Planning<'a> {
     fn staying(&self, model: &ModelRecord, policy: &ModelPolicy) -> Vec<NodeId> {
         let stays = |id: &NodeId| {
             self.sites.get(id).is_some_and(|site| {
-                let draining = matches!(site.availability, Availability::Draining { .. });
                 let welcome = is_in_pool(policy, site.record.role) || policy.pins.contains(id);
                 // Where it cannot be loaded it does not count, unless it is to be everywhere.
                 let failed = site.node.failed.contains(&model.name);
-                welcome && !draining && !(failed && policy.replicas != Replicas::Everywhere)
+                welcome
+                    && !site.availability.is_draining()
+                    && !(failed && policy.replicas != Replicas::Everywhere)
             })
         };
         self.holders(&model.name).into_iter().filter(stays).collect()
@@ -317,11 +320,9 @@ impl<'a> Planning<'a> {
     }
 
     fn can_load(&self, id: NodeId, model: &ModelRecord, policy: &ModelPolicy) -> bool {
-        self.sites.get(&id).is_some_and(|site| {
-            !site.holds.contains(&model.name)
-                && site.may_take(model, policy).is_ok()
-                && site.fits(model, &[]).is_ok()
-        })
+        self.sites
+            .get(&id)
+            .is_some_and(|site| !site.holds.contains(&model.name) && site.could_take(model, policy).is_ok())
     }
 
     fn why_nowhere(&self, model: &ModelRecord, policy: &ModelPolicy) -> String {
@@ -337,18 +338,13 @@ impl<'a> Planning<'a> {
         if let Some(node) = absent.and_then(|(id, _)| self.state.nodes.get(id)) {
             return format!("it is on {}, which is away", node.name);
         }
-        let verdicts = self.sites.values().filter_map(|site| {
-            let taken = site.may_take(model, policy).and_then(|()| site.fits(model, &[]));
-            Some((explain::rank(&taken.err()?), site))
+        let rejections = self.sites.values().filter_map(|site| {
+            let rejected = site.could_take(model, policy).err()?;
+            Some((explain::rank(&rejected), site, rejected))
         });
-        let nearest = verdicts.max_by_key(|(rank, site)| (*rank, std::cmp::Reverse(site.id)));
-        let Some((_, site)) = nearest else {
-            return "no connected node stores it".into();
-        };
-        match site.may_take(model, policy).and_then(|()| site.fits(model, &[])) {
-            Err(Rejected::NotStored) => "no connected node stores it".into(),
-            Err(rejected) => format!("{}: {rejected}", site.record.name),
-            Ok(()) => "the next plan places it".into(),
+        match rejections.max_by_key(|(rank, site, _)| (*rank, std::cmp::Reverse(site.id))) {
+            None | Some((_, _, Rejected::NotStored)) => "no connected node stores it".into(),
+            Some((_, site, rejected)) => format!("{}: {rejected}", site.record.name),
         }
     }
 

@@ -106,28 +106,18 @@ impl Telemetry {
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::report::{MachineReport, REPORT_VERSION};
+    use pomona_common::report::MachineReport;
     use pomona_common::unit::{Reading, Watts};
 
     use super::*;
 
     fn report(watts: f32) -> NodeReport {
         NodeReport {
-            version: REPORT_VERSION,
-            wall_ms: 0,
-            sequence: 0,
             machine: MachineReport {
                 power: Reading::Measured(Watts(watts)),
                 ..MachineReport::default()
             },
-            engine: None,
-            first_byte_ms: BTreeMap::new(),
-            dequantizes: false,
-            kv_budget_bytes: 0,
-            engine_kills: 0,
-            reached_generation: 0,
-            blocked: None,
-            failed: Vec::new(),
+            ..NodeReport::default()
         }
     }
 

@@ -12,10 +12,11 @@ use pomona_common::weights::{Manifest, WeightsRequest};
 use pomona_link::{Endpoint, Identity, LinkError, Purpose, Session, any_port_toward};
 use tokio::task::JoinSet;
 
+use super::blocking;
 use super::pace::Pace;
 use super::partial::Partial;
 use super::work::{Piece, Work};
-use crate::store::{fetch_folder, write_record};
+use crate::store::{fetch_folder, write_record_of};
 
 /// Nodes that are asked at once.
 const SOURCES: usize = 4;
@@ -111,7 +112,9 @@ pub async fn fetch(
 /// Checks the whole, and moves it to its place.
 fn settle(job: &Job, models: &Path, folder: &Path, record: &ModelRecord) -> Result<(), FetchError> {
     job.partial.sync()?;
-    let found = write_record(folder, record.name.clone(), &mut |_| {});
+    // Every chunk was checked against the manifest: it need not be made again.
+    let manifest = Some(job.partial.manifest());
+    let found = write_record_of(folder, record.name.clone(), manifest, &mut |_| {});
     if found.as_ref().is_ok_and(|found| found.digests == record.digests) {
         let place = models.join(record.name.as_folder());
         if place.exists() {
@@ -250,10 +253,4 @@ impl Job {
     fn work(&self) -> MutexGuard<'_, Work> {
         self.work.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
 }

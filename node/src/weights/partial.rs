@@ -73,6 +73,11 @@ impl Partial {
         Ok(missing)
     }
 
+    /// What it is put together by.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// Length that a piece must have.
     pub(crate) fn len(&self, piece: Piece) -> usize {
         let file = self.manifest.files.get(usize::from(piece.file));

@@ -88,15 +88,10 @@ pub fn explain(state: &ClusterState, inventory: &Inventory, model: &ModelName) -
                 },
                 (None, None) if !node.approved => Verdict::Cannot(Rejected::Unapproved),
                 (None, None) => Verdict::Cannot(Rejected::Away),
-                (None, Some(site)) => {
-                    let taken = site
-                        .may_take(record, &policy)
-                        .and_then(|()| site.fits(record, &[]));
-                    match taken {
-                        Ok(()) => Verdict::Could(points(site)),
-                        Err(rejected) => Verdict::Cannot(rejected),
-                    }
-                }
+                (None, Some(site)) => match site.could_take(record, &policy) {
+                    Ok(()) => Verdict::Could(points(site)),
+                    Err(rejected) => Verdict::Cannot(rejected),
+                },
             };
             (*id, verdict)
         })

@@ -133,10 +133,7 @@ impl<'a> Site<'a> {
     /// Bytes that the weights take here, by what the node itself has: otherwise the node that brought
     /// a model into the catalogue would decide for all.
     pub(crate) fn need(&self, model: &ModelRecord) -> u64 {
-        let own = self
-            .stored
-            .binary_search_by(|stored| stored.name.cmp(&model.name));
-        let model = own.map_or(model, |at| self.stored[at]);
+        let model = self.stored(model).unwrap_or(model);
         if self.node.dequantizes {
             model.dequantized_bytes
         } else {
@@ -185,31 +182,34 @@ impl<'a> Site<'a> {
         if !self.record.approved {
             return Err(Rejected::Unapproved);
         }
-        match self
-            .stored
-            .binary_search_by(|stored| stored.name.cmp(&model.name))
-        {
-            Ok(at) if self.stored[at].digests == model.digests => Ok(()),
-            Ok(_) => Err(Rejected::OtherContents),
+        match self.stored(model) {
+            Some(own) if own.digests == model.digests => Ok(()),
+            Some(_) => Err(Rejected::OtherContents),
             // It brings them from there.
-            Err(_) if self.offered.contains(model.digests.weights.as_str()) => Ok(()),
-            Err(_) => Err(Rejected::NotStored),
+            None if self.offered.contains(model.digests.weights.as_str()) => Ok(()),
+            None => Err(Rejected::NotStored),
         }
     }
 
-    /// Whether the weights are there.
-    pub(crate) fn stores(&self, model: &ModelRecord) -> bool {
+    /// What is in its store under the name of a model.
+    pub(crate) fn stored(&self, model: &ModelRecord) -> Option<&'a ModelRecord> {
         let found = self
             .stored
             .binary_search_by(|stored| stored.name.cmp(&model.name));
-        found.is_ok()
+        found.ok().map(|at| self.stored[at])
+    }
+
+    /// Whether it could be given a model that it does not hold.
+    pub(crate) fn could_take(&self, model: &ModelRecord, policy: &ModelPolicy) -> Result<(), Rejected> {
+        self.may_take(model, policy)?;
+        self.fits(model, &[])
     }
 
     /// Whether it may be given a model that it does not hold, memory aside.
     pub(crate) fn may_take(&self, model: &ModelRecord, policy: &ModelPolicy) -> Result<(), Rejected> {
         self.may_hold(model)?;
         let pinned = policy.pins.contains(&self.id);
-        if policy.replicas == Replicas::Everywhere && !pinned && !self.stores(model) {
+        if policy.replicas == Replicas::Everywhere && !pinned && self.stored(model).is_none() {
             // Everywhere it is stored: nothing is copied to every machine by default.
             return Err(Rejected::NotStored);
         }

@@ -73,7 +73,7 @@ pub(crate) fn score(site: &Site<'_>, model: &ModelRecord, pools: Option<&[Machin
     let node = site.node;
     let mut score = Score::default();
     score.add("loaded", LOADED * i64::from(node.loaded.contains(&model.name)));
-    score.add("stored", STORED * i64::from(site.stores(model)));
+    score.add("stored", STORED * i64::from(site.stored(model).is_some()));
     let role = site.record.role;
     score.add("rack", RACK * i64::from(role == MachineRole::Rack));
     score.add(
