@@ -9,7 +9,7 @@ use crate::limits;
 const DIGEST_CHARS: usize = 64;
 
 /// SHA-256 digests, in hex, of what gives token ids their meaning and an answer its content.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ModelDigests {
     /// Of all weight files and `config.json`.
     pub weights: String,

@@ -66,6 +66,8 @@ pub enum ClassReason {
     ServiceTier,
     /// Nothing said otherwise.
     Default,
+    /// The node itself asks whether its engine still makes tokens.
+    Canary,
 }
 
 impl ClassReason {
@@ -75,6 +77,7 @@ impl ClassReason {
             ClassReason::Header => "header",
             ClassReason::ServiceTier => "service_tier",
             ClassReason::Default => "default",
+            ClassReason::Canary => "canary",
         }
     }
 }

@@ -74,4 +74,7 @@ pub enum EngineEvent {
     },
     /// Answer to [`EngineCommand::Report`].
     Report(Box<EngineReport>),
+    /// Before every report: how many pieces of work (slices of steps, parts of loads) the engine has
+    /// done since it started. One that has work and does not count on is wedged.
+    Progress(u64),
 }

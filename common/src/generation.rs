@@ -39,6 +39,27 @@ pub struct Generation {
     pub cache_salt: u64,
 }
 
+impl Generation {
+    /// A node's question to its own engine whether it still makes tokens: one, of the smallest prompt
+    /// that every vocabulary has.
+    pub fn canary(model: ModelName) -> Self {
+        Self {
+            request: RequestId::from_bits(0),
+            choice: 0,
+            model,
+            digests: ModelDigests::default(),
+            class: Class::Interactive,
+            class_reason: ClassReason::Canary,
+            prompt: vec![0],
+            resume: Vec::new(),
+            max_tokens: 1,
+            stop_tokens: Vec::new(),
+            sampling: Sampling::greedy(),
+            cache_salt: 0,
+        }
+    }
+}
+
 /// One step of an answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Chunk {

@@ -129,6 +129,7 @@ impl Echo {
                 Ok(())
             }
             EngineCommand::Report => {
+                self.send(&EngineEvent::Progress(self.steps))?;
                 let report = EngineReport {
                     build: build(),
                     knobs: self.knobs.clone(),

@@ -3,6 +3,8 @@
 
 mod actor;
 mod process;
+mod sequences;
+mod watchdog;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -7,9 +7,13 @@ use pomona_tests::{Cluster, greedy, stream_from};
 use serde_json::Value;
 
 fn kill(pid: u32) {
+    signal(pid, "-9");
+}
+
+fn signal(pid: u32, signal: &str) {
     assert!(
         Command::new("kill")
-            .args(["-9", &pid.to_string()])
+            .args([signal, &pid.to_string()])
             .status()
             .unwrap()
             .success()
@@ -64,6 +68,27 @@ fn a_killed_engine_comes_back_and_loses_nothing() {
         2,
         "{status}"
     );
+}
+
+/// It neither answers nor ends: only its silence tells.
+#[test]
+fn an_engine_that_hangs_is_found_and_started_anew() {
+    let cluster = Cluster::start("echo:10");
+    let mut request = greedy("Tell me a very long story.", 400);
+    request["stream"] = true.into();
+    let undisturbed = cluster.stream(&request);
+    let hung = cluster.engine_pid();
+    let (streamed, began) = std::thread::scope(|scope| {
+        let streamed = scope.spawn(|| cluster.stream(&request));
+        std::thread::sleep(Duration::from_millis(1500));
+        signal(hung, "-STOP");
+        let began = Instant::now();
+        (streamed.join().unwrap(), began)
+    });
+    assert!(streamed.error.is_none() && streamed.done, "{:?}", streamed.error);
+    assert_eq!(streamed.text, undisturbed.text, "the stream goes on");
+    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    assert_ne!(cluster.engine_pid(), hung);
 }
 
 #[test]

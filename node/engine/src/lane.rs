@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_common::{Accounting, Generation};
+use pomona_common::{Accounting, ClassReason, Generation};
 
 use crate::kv::KvSlabs;
 use crate::llama::Llama;
@@ -53,6 +53,11 @@ impl Sequence {
             keep: None,
             admitted_before: false,
         }
+    }
+
+    /// Whether the node asks on its own behalf: nobody's load, and not counted.
+    pub(crate) fn is_canary(&self) -> bool {
+        self.generation.class_reason == ClassReason::Canary
     }
 
     /// Prompt and answer so far.

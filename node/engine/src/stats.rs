@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::report::{ClassReport, EngineBuild, EngineReport, LoadedModel};
-use pomona_common::{Class, Histogram, ModelName};
+use pomona_common::{Accounting, Class, Histogram, ModelName};
 use pomona_sched::Scheduler;
 
 /// Counters that outlive sequences.
@@ -51,16 +51,34 @@ impl Stats {
         *self.tokens.entry(model.clone()).or_default() += 1;
     }
 
-    /// Everything, with the scheduler's present state.
+    /// An answer came to its end.
+    pub fn finished(&mut self, class: Class, accounting: &Accounting) {
+        let class = self.class(class);
+        class.finished += 1;
+        if accounting.decode_ms > 0.0 {
+            let tokens = f64::from(accounting.completion_tokens.saturating_sub(1));
+            class.slot_tok_s.record(tokens * 1e3 / accounting.decode_ms);
+        }
+    }
+
+    /// Everything, with the scheduler's present state. `canary` is one that is in it, which is
+    /// nobody's load.
     pub fn report(
         &mut self,
         build: &EngineBuild,
         scheduler: &mut Scheduler,
         weights: &BTreeMap<ModelName, u64>,
+        canary: Option<(Class, &ModelName)>,
     ) -> EngineReport {
+        let without = |(waiting, running): (u32, u32), is_its: bool| {
+            let (canary_waits, canary_runs) = (is_its && running == 0, is_its && running > 0);
+            let waiting = waiting.saturating_sub(u32::from(canary_waits));
+            (waiting, running - u32::from(canary_runs))
+        };
         for class in Class::ALL {
             let stats = scheduler.take_stats(class);
-            let (waiting, running) = scheduler.population(Some(class), None);
+            let is_its = canary.is_some_and(|(own, _)| own == class);
+            let (waiting, running) = without(scheduler.population(Some(class), None), is_its);
             let paused = self.paused.get(&class).copied().unwrap_or(0).min(running);
             let report = self.class(class);
             report.batches = stats.batches;
@@ -72,7 +90,8 @@ impl Stats {
         let models = weights
             .iter()
             .map(|(model, bytes)| {
-                let (waiting, running) = scheduler.population(None, Some(model));
+                let is_its = canary.is_some_and(|(_, own)| own == model);
+                let (waiting, running) = without(scheduler.population(None, Some(model)), is_its);
                 let loaded = LoadedModel {
                     running,
                     waiting,

@@ -34,6 +34,8 @@ pub struct Worker {
     lanes: BTreeMap<ModelName, Lane>,
     sequences: BTreeMap<SequenceId, Sequence>,
     loads: Loads,
+    /// Slices of steps and parts of loads that were done.
+    progress: u64,
     /// Interactive steps since the last part of a load.
     interactive_steps: u32,
     /// Passes of interrupted steps.
@@ -57,6 +59,7 @@ impl Worker {
             lanes: BTreeMap::new(),
             sequences: BTreeMap::new(),
             loads: Loads::default(),
+            progress: 0,
             interactive_steps: 0,
             passes: BTreeMap::new(),
             pace: Pace::default(),
@@ -123,12 +126,17 @@ impl Worker {
                 Ok(())
             }
             EngineCommand::Report => {
+                self.send(EngineEvent::Progress(self.progress))?;
                 let weights = self
                     .lanes
                     .iter()
                     .map(|(model, lane)| (model.clone(), lane.weight_bytes))
                     .collect();
-                let report = self.stats.report(&self.build, &mut self.scheduler, &weights);
+                let canary = self.sequences.values().find(|sequence| sequence.is_canary());
+                let canary = canary.map(|canary| (canary.generation.class, &canary.generation.model));
+                let report = self
+                    .stats
+                    .report(&self.build, &mut self.scheduler, &weights, canary);
                 self.send(EngineEvent::Report(Box::new(report)))
             }
         }
@@ -204,7 +212,9 @@ impl Worker {
         let Some(sequence) = self.sequences.remove(&id) else {
             return Ok(());
         };
-        self.stats.class(sequence.generation.class).cancelled += 1;
+        if !sequence.is_canary() {
+            self.stats.class(sequence.generation.class).cancelled += 1;
+        }
         let accounting = sequence.accounting(self.now(), self.scheduler.knobs().version, &self.build.build);
         let reason = FinishReason::Cancelled;
         self.tell(id, GenerationEvent::Finished { reason, accounting })

@@ -11,12 +11,13 @@ use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
 use tokio::sync::{mpsc, watch};
-use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::store::Store;
 use crate::supervisor::process::EngineProcess;
+use crate::supervisor::sequences::Sequences;
+use crate::supervisor::watchdog::{Seen, Verdict, Watchdog};
 use crate::supervisor::{EngineProgram, EngineView, Request};
 
 /// First wait before a restart; doubled while the engine dies young.
@@ -27,24 +28,6 @@ const RESTART_LAST: Duration = Duration::from_secs(30);
 const GROWN_UP: Duration = Duration::from_secs(10);
 /// How often the engine is asked for its report.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-
-struct Active {
-    generation: Generation,
-    events: mpsc::Sender<GenerationEvent>,
-    granted: bool,
-    answered: bool,
-    restarts: u32,
-    /// Not with the engine, since then.
-    parked: Option<Instant>,
-    watcher: AbortHandle,
-}
-
-impl Drop for Active {
-    fn drop(&mut self) {
-        // It holds a sender: without this the stream would never be seen to end.
-        self.watcher.abort();
-    }
-}
 
 pub(super) struct Actor {
     node: NodeId,
@@ -58,10 +41,8 @@ pub(super) struct Actor {
     restart_at: Instant,
     restart_wait: Duration,
     target: BTreeMap<ModelName, PathBuf>,
-    active: BTreeMap<u64, Active>,
-    next: u64,
-    /// Watches for clients that go away, one task a sequence; they end with the sequence.
-    watchers: JoinSet<u64>,
+    sequences: Sequences,
+    watchdog: Watchdog,
 }
 
 impl Actor {
@@ -87,9 +68,8 @@ impl Actor {
             restart_at: Instant::now(),
             restart_wait: RESTART_FIRST,
             target: BTreeMap::new(),
-            active: BTreeMap::new(),
-            next: 0,
-            watchers: JoinSet::new(),
+            sequences: Sequences::default(),
+            watchdog: Watchdog::default(),
         }
     }
 
@@ -109,11 +89,7 @@ impl Actor {
                     Some(event) => self.on_event(event),
                     None => self.on_engine_end().await,
                 },
-                gone = self.watchers.join_next(), if !self.watchers.is_empty() => {
-                    if let Some(Ok(sequence)) = gone {
-                        self.cancel(sequence);
-                    }
-                }
+                sequence = self.sequences.next_abandoned() => self.cancel(sequence),
                 () = tokio::time::sleep_until(self.restart_at), if may_start => self.start_engine(),
                 _ = ticks.tick() => self.on_tick(),
             }
@@ -143,18 +119,11 @@ impl Actor {
 
     /// Requests that wait for a model which is not wanted here any more go elsewhere.
     fn give_up_parked(&mut self) {
-        let unwanted: Vec<u64> = self
-            .active
-            .iter()
-            .filter(|(_, active)| {
-                active.parked.is_some() && !self.target.contains_key(&active.generation.model)
-            })
-            .map(|(sequence, _)| *sequence)
-            .collect();
-        for active in unwanted
-            .into_iter()
-            .filter_map(|sequence| self.active.remove(&sequence))
-        {
+        let target = &self.target;
+        for sequence in self.sequences.parked(|model| !target.contains_key(model)) {
+            let Some(active) = self.sequences.remove(sequence) else {
+                continue;
+            };
             let failure = Failure::ModelNotLoaded {
                 model: active.generation.model.to_string(),
                 detail: "it is not among this node's models any more".into(),
@@ -164,58 +133,30 @@ impl Actor {
     }
 
     fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>) {
-        if !self.target.contains_key(&generation.model) {
-            let failure = Failure::ModelNotLoaded {
-                model: generation.model.to_string(),
-                detail: "it is not among this node's models".into(),
-            };
-            let _ = events.try_send(GenerationEvent::Failed(failure));
-            return;
-        }
-        if let Some(why) = self.view.failed.get(&generation.model) {
-            let failure = Failure::ModelNotLoaded {
-                model: generation.model.to_string(),
-                detail: why.clone(),
-            };
-            let _ = events.try_send(GenerationEvent::Failed(failure));
-            return;
-        }
-        let parked = self
-            .active
-            .values()
-            .filter(|active| active.parked.is_some())
-            .count();
-        if parked >= limits::QUEUE.capacity {
-            let failure = Failure::Overloaded {
-                detail: "the engine is starting and this node's queue is full".into(),
-                retry_after_s: 5,
-            };
-            let _ = events.try_send(GenerationEvent::Failed(failure));
-            return;
-        }
-        self.next += 1;
-        let sequence = self.next;
-        let watched = events.clone();
-        let watcher = self.watchers.spawn(async move {
-            watched.closed().await;
-            sequence
-        });
-        let active = Active {
-            generation,
-            events,
-            granted: false,
-            answered: false,
-            restarts: 0,
-            parked: Some(Instant::now()),
-            watcher,
+        let model = &generation.model;
+        let why_not = match self.view.failed.get(model) {
+            _ if !self.target.contains_key(model) => Some("it is not among this node's models".to_owned()),
+            why => why.cloned(),
         };
-        self.active.insert(sequence, active);
-        self.submit(sequence);
+        let refused = match why_not {
+            Some(detail) => Failure::ModelNotLoaded {
+                model: model.to_string(),
+                detail,
+            },
+            None => match self.sequences.add(generation, &events) {
+                Some(sequence) => return self.submit(sequence),
+                None => Failure::Overloaded {
+                    detail: "the engine is starting and this node's queue is full".into(),
+                    retry_after_s: 5,
+                },
+            },
+        };
+        let _ = events.try_send(GenerationEvent::Failed(refused));
     }
 
     /// Gives a sequence to the engine, or parks it until its model is loaded.
     fn submit(&mut self, sequence: u64) {
-        let Some(active) = self.active.get_mut(&sequence) else {
+        let Some(active) = self.sequences.get_mut(sequence) else {
             return;
         };
         let ready = self.view.loaded.contains(&active.generation.model);
@@ -225,18 +166,14 @@ impl Actor {
                 generation: Box::new(active.generation.clone()),
             };
             if engine.send(command) {
-                active.parked = None;
-                return;
+                return active.is_submitted();
             }
         }
-        if !active.granted {
-            active.granted = true;
-            let _ = active.events.try_send(GenerationEvent::Granted);
-        }
+        active.grant();
     }
 
     fn cancel(&mut self, sequence: u64) {
-        if self.active.remove(&sequence).is_some()
+        if self.sequences.remove(sequence).is_some()
             && let Some(engine) = &self.engine
         {
             engine.send(EngineCommand::Cancel { sequence });
@@ -251,6 +188,7 @@ impl Actor {
                 engine.send(EngineCommand::Knobs(self.knobs.clone()));
                 self.view.pid = engine.pid();
                 self.engine = Some(engine);
+                self.watchdog = Watchdog::default();
                 self.view.loading.clear();
                 self.reconcile();
             }
@@ -292,7 +230,9 @@ impl Actor {
     }
 
     fn on_event(&mut self, event: EngineEvent) {
+        self.watchdog.heard();
         match event {
+            EngineEvent::Progress(done) => self.watchdog.progress(done),
             EngineEvent::Ready(build) => {
                 tracing::info!(
                     backend = build.backend,
@@ -340,7 +280,10 @@ impl Actor {
     }
 
     fn on_sequence_event(&mut self, sequence: u64, mut event: GenerationEvent) {
-        let Some(active) = self.active.get_mut(&sequence) else {
+        if self.watchdog.is_canary(sequence) {
+            return self.on_canary(&event);
+        }
+        let Some(active) = self.sequences.get_mut(sequence) else {
             return;
         };
         let last = match &mut event {
@@ -362,7 +305,7 @@ impl Actor {
         };
         let sent = active.events.try_send(event);
         if last {
-            self.active.remove(&sequence);
+            self.sequences.remove(sequence);
         } else if sent.is_err() {
             // The client is gone, or so slow that every buffer is full.
             tracing::debug!(sequence, "stream given up");
@@ -371,13 +314,7 @@ impl Actor {
     }
 
     fn resume_parked(&mut self, model: &ModelName) {
-        let parked: Vec<u64> = self
-            .active
-            .iter()
-            .filter(|(_, active)| active.parked.is_some() && active.generation.model == *model)
-            .map(|(sequence, _)| *sequence)
-            .collect();
-        for sequence in parked {
+        for sequence in self.sequences.parked(|of| of == model) {
             self.submit(sequence);
         }
     }
@@ -389,28 +326,14 @@ impl Actor {
         let status = engine.end().await;
         let killed = status.is_some_and(|status: ExitStatus| status.signal().is_some());
         self.view.kills += u64::from(killed);
-        tracing::warn!(?status, killed, sequences = self.active.len(), "engine ended");
+        tracing::warn!(?status, killed, sequences = self.sequences.len(), "engine ended");
         self.view.pid = None;
         self.view.report = None;
         self.view.loaded.clear();
         self.view.loading.clear();
         self.wait_before_restart();
-        let now = Instant::now();
-        let mut lost = Vec::new();
-        for (sequence, active) in &mut self.active {
-            active.restarts += 1;
-            if active.answered || active.restarts > limits::RETRIES {
-                lost.push(*sequence);
-            } else {
-                active.parked.get_or_insert(now);
-                if !active.granted {
-                    active.granted = true;
-                    let _ = active.events.try_send(GenerationEvent::Granted);
-                }
-            }
-        }
-        for sequence in lost {
-            self.fail(sequence, Failure::EngineLost);
+        for sequence in self.sequences.park_all() {
+            self.sequences.fail(sequence, Failure::EngineLost);
         }
         self.publish();
     }
@@ -427,20 +350,14 @@ impl Actor {
     fn on_tick(&mut self) {
         if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Report);
+            self.watch();
         }
-        let expired: Vec<(u64, String)> = self
-            .active
-            .iter()
-            .filter(|(_, active)| {
-                active
-                    .parked
-                    .is_some_and(|since| since.elapsed() > limits::QUEUE.wait)
-            })
-            .map(|(sequence, active)| (*sequence, active.generation.model.to_string()))
-            .collect();
-        for (sequence, model) in expired {
-            let detail = "the engine did not come back in time".to_owned();
-            self.fail(sequence, Failure::ModelNotLoaded { model, detail });
+        for (sequence, model) in self.sequences.parked_longer_than(limits::QUEUE.wait) {
+            let failure = Failure::ModelNotLoaded {
+                model: model.to_string(),
+                detail: "the engine did not come back in time".to_owned(),
+            };
+            self.sequences.fail(sequence, failure);
         }
         // A folder that was repaired is tried again when the store tells of it.
         let store = self.store.models();
@@ -452,9 +369,49 @@ impl Actor {
         self.reconcile();
     }
 
-    fn fail(&mut self, sequence: u64, failure: Failure) {
-        if let Some(active) = self.active.remove(&sequence) {
-            let _ = active.events.try_send(GenerationEvent::Failed(failure));
+    /// Looks whether the engine is wedged; one that is ends, which the end of its pipe tells.
+    fn watch(&mut self) {
+        let seen = Seen {
+            works: self.sequences.are_with_engine(),
+            loads: !self.view.loading.is_empty(),
+            can_sing: !self.view.loaded.is_empty(),
+        };
+        match self.watchdog.tick(seen) {
+            Verdict::Fine => {}
+            Verdict::SendCanary => self.send_canary(),
+            Verdict::Wedged(why) => self.end_wedged(&why),
+        }
+    }
+
+    /// One token of one model after the other.
+    fn send_canary(&mut self) {
+        let sequence = self.sequences.next_number();
+        let nth = sequence as usize % self.view.loaded.len().max(1);
+        let (Some(model), Some(engine)) = (self.view.loaded.iter().nth(nth), &self.engine) else {
+            return;
+        };
+        let generation = Box::new(Generation::canary(model.clone()));
+        if engine.send(EngineCommand::Start { sequence, generation }) {
+            self.watchdog.sent(sequence);
+        }
+    }
+
+    fn on_canary(&mut self, event: &GenerationEvent) {
+        match event {
+            GenerationEvent::Granted | GenerationEvent::GrantedBy(_) | GenerationEvent::Chunk(_) => {}
+            // It was unloaded meanwhile, or others were faster: the engine decides, so it lives.
+            GenerationEvent::Finished { .. }
+            | GenerationEvent::Failed(Failure::ModelNotLoaded { .. } | Failure::Overloaded { .. }) => {
+                self.watchdog.answered();
+            }
+            GenerationEvent::Failed(failure) => self.end_wedged(&format!("it makes no token: {failure}")),
+        }
+    }
+
+    fn end_wedged(&mut self, why: &str) {
+        if let Some(engine) = &mut self.engine {
+            tracing::error!(why, "the engine is wedged and is started anew");
+            engine.kill();
         }
     }
 

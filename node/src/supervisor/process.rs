@@ -91,6 +91,12 @@ impl EngineProcess {
         self.commands.try_send(command).is_ok()
     }
 
+    /// Ends the process at once; the end of its pipe tells when it has.
+    pub(super) fn kill(&mut self) {
+        // Fails only when it has ended already.
+        let _ = self.child.start_kill();
+    }
+
     /// Waits for the end after the pipe closed, and enforces it.
     pub(super) async fn end(mut self) -> Option<ExitStatus> {
         let patience = std::time::Duration::from_millis(500);

@@ -77,6 +77,7 @@ impl Worker {
                 self.send(EngineEvent::Loaded { model })
             }
             Ok(None) => {
+                self.progress += 1;
                 self.loads.0.push_front(load);
                 Ok(())
             }

@@ -74,7 +74,9 @@ impl Worker {
             self.interactive_steps.saturating_add(1)
         };
         let spent = running.as_ref().map_or(Duration::ZERO, |running| running.spent);
-        match running.and_then(|running| self.slice(&step, running)) {
+        let outcome = running.and_then(|running| self.slice(&step, running));
+        self.progress += u64::from(outcome.is_ok());
+        match outcome {
             Ok(Outcome::Done(emitted)) => self.finish_step(&step, emitted, spent + (self.now() - now))?,
             Ok(Outcome::Interrupted(mut running)) => {
                 running.spent += self.now() - now;
@@ -351,11 +353,16 @@ impl Worker {
             return Ok(());
         };
         let class = sequence.generation.class;
-        self.stats.token(class, &sequence.generation.model);
+        let counts = !sequence.is_canary();
+        if counts {
+            self.stats.token(class, &sequence.generation.model);
+        }
         if sequence.first_token.is_none() {
             sequence.first_token = Some(now);
             let ttft = (now - sequence.arrived).as_secs_f64() * 1e3;
-            self.stats.class(class).ttft_ms.record(ttft);
+            if counts {
+                self.stats.class(class).ttft_ms.record(ttft);
+            }
         }
         let stops = sequence.generation.stop_tokens.contains(&emitted.token);
         let position = sequence.answer.len() as u32;
@@ -388,11 +395,8 @@ impl Worker {
             return Ok(());
         };
         let accounting = sequence.accounting(now, self.scheduler.knobs().version, &self.build.build);
-        let class = self.stats.class(sequence.generation.class);
-        class.finished += 1;
-        if accounting.decode_ms > 0.0 {
-            let tokens = f64::from(accounting.completion_tokens.saturating_sub(1));
-            class.slot_tok_s.record(tokens * 1e3 / accounting.decode_ms);
+        if !sequence.is_canary() {
+            self.stats.finished(sequence.generation.class, &accounting);
         }
         self.tell(id, GenerationEvent::Finished { reason, accounting })
     }
