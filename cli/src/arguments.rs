@@ -194,6 +194,30 @@ pub(crate) enum NodeCommand {
         /// Its name or id, as `pomona nodes` shows it.
         node: String,
     },
+    /// Say until when a rented node stays. Before that it is drained, destroys what it holds of the
+    /// cluster, and is shut out.
+    #[command(group = clap::ArgGroup::new("end").required(true))]
+    Lease {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+        /// Hours from now.
+        #[arg(long, group = "end")]
+        hours: Option<f64>,
+        /// It has no end.
+        #[arg(long, group = "end")]
+        none: bool,
+        /// How long before the end it is drained.
+        #[arg(long, default_value_t = 10)]
+        drain_minutes: u64,
+    },
+    /// End the lease of a rented node now: it destroys what it holds of the cluster, and is shut out.
+    Evict {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+        /// Do not ask.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Give a node another name.
     Rename {
         /// Its name or id, as `pomona nodes` shows it.
@@ -240,6 +264,12 @@ pub(crate) enum TokenCommand {
         /// What to call the machine; it brings its own name otherwise.
         #[arg(long, default_value = "")]
         name: String,
+        /// Hours for which a rented machine stays; it leaves by itself, with nothing of the cluster on it.
+        #[arg(long)]
+        lease_hours: Option<f64>,
+        /// How long before the end of the lease it is drained.
+        #[arg(long, default_value_t = 10)]
+        drain_minutes: u64,
     },
     /// List the open tokens.
     List,

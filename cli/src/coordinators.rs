@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use hyper::Method;
 use pomona_cluster_config::Config;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::admin::ask;
 use crate::arguments::CoordinatorCommand;
@@ -23,7 +23,8 @@ pub(crate) fn run(config: &Config, command: &CoordinatorCommand, json: bool) -> 
                            the token can be the cluster, so hand it over as you would a key. Three coordinators go on\n\
                            when one is lost; with two, the second only follows.";
             let start = "POMONA_QUIC=0.0.0.0:7712 pomona coordinator";
-            make_token(config, "coordinator", *minutes, name, json, (start, warning))
+            let wanted = json!({ "ttl_s": minutes.saturating_mul(60), "role": "coordinator", "name": name });
+            make_token(config, *minutes, &wanted, json, (start, warning))
         }
         CoordinatorCommand::List => list(config, json),
         CoordinatorCommand::Remove { number } => {

@@ -5,8 +5,10 @@ mod admin;
 mod arguments;
 mod chat;
 mod coordinators;
+mod leases;
 mod membership;
 mod models;
+mod node_commands;
 mod nodes;
 mod plan;
 mod progress;
@@ -50,6 +52,10 @@ fn main() -> ExitCode {
             return ExitCode::from(USAGE);
         }
     };
+    if let Some(script) = &config.clock_script {
+        tracing::warn!(script = %script.display(), "the clocks of this process follow a script");
+        pomona_clocks::follow_script(script.clone());
+    }
     finish(dispatch(&config, arguments, &progress))
 }
 
@@ -65,7 +71,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
         Command::Node { command: None } => run::run(config, run::Parts::Node, progress),
         Command::Node {
             command: Some(command),
-        } => membership::node(config, &command),
+        } => node_commands::run(config, &command),
         Command::Token { command } => membership::token(config, &command, json),
         Command::Join {
             token,

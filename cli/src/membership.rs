@@ -1,8 +1,7 @@
-//! Tokens, joining, and who is a node.
+//! Tokens and joining.
 
-use std::io::{BufRead, IsTerminal, Read, Write};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use hyper::Method;
@@ -14,19 +13,25 @@ use pomona_link::join::Joined;
 use serde_json::{Value, json};
 
 use crate::admin::{ask, tell};
-use crate::arguments::{NodeCommand, TokenCommand};
-use crate::tables;
-
-/// A drained node gets its last target, and unloads, within this time after the deadline.
-const SLACK: Duration = Duration::from_secs(15);
+use crate::arguments::TokenCommand;
+use crate::{leases, tables};
 
 pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        TokenCommand::Create { minutes, role, name } => {
-            let role = role.to_string();
+        TokenCommand::Create {
+            minutes,
+            role,
+            name,
+            lease_hours,
+            drain_minutes,
+        } => {
             let warning =
                 format!("The token lets one machine join, as {role}. Whoever has it can be that machine.");
-            make_token(config, &role, *minutes, name, json, ("pomona node", &warning))?;
+            let lease = lease_hours.map(|hours| leases::lease(hours, *drain_minutes));
+            let wanted = json!({
+                "ttl_s": minutes.saturating_mul(60), "role": role.to_string(), "name": name, "lease": lease,
+            });
+            make_token(config, *minutes, &wanted, json, ("pomona node", &warning))?;
         }
         TokenCommand::List => {
             let tokens = ask(config, &Method::GET, "/admin/v1/tokens")?;
@@ -47,14 +52,12 @@ pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyh
 /// Makes a token and says what to type on the new machine: `start` after joining.
 pub(crate) fn make_token(
     config: &Config,
-    role: &str,
     minutes: u64,
-    name: &str,
+    wanted: &Value,
     json: bool,
     (start, warning): (&str, &str),
 ) -> anyhow::Result<()> {
-    let wanted = json!({ "ttl_s": minutes.saturating_mul(60), "role": role, "name": name });
-    let made = tell(config, &Method::POST, "/admin/v1/tokens", &wanted)?;
+    let made = tell(config, &Method::POST, "/admin/v1/tokens", wanted)?;
     if json {
         tables::print_json(&made);
         return Ok(());
@@ -73,99 +76,6 @@ pub(crate) fn make_token(
         );
     }
     Ok(())
-}
-
-pub(crate) fn node(config: &Config, command: &NodeCommand) -> anyhow::Result<()> {
-    match command {
-        NodeCommand::Cordon { node } => {
-            open_or_close(config, node, &json!("cordoned"))?;
-            tables::say(&format!("{node} takes nothing new."));
-        }
-        NodeCommand::Uncordon { node } => {
-            open_or_close(config, node, &json!("open"))?;
-            tables::say(&format!("{node} is open."));
-        }
-        NodeCommand::Drain { node, within, wait } => {
-            open_or_close(config, node, &json!({ "draining": { "within_s": within } }))?;
-            if *wait {
-                wait_until_empty(config, node, Duration::from_secs(*within) + SLACK)?;
-                tables::say(&format!("{node} is empty."));
-            } else {
-                tables::say(&format!(
-                    "{node} is drained within {within} s: `pomona plan show`."
-                ));
-            }
-        }
-        NodeCommand::Approve { node, yes } => {
-            let path = path_of(node)?;
-            let shown = ask(config, &Method::GET, &path)?;
-            let words = shown["words"].as_str().unwrap_or("-");
-            let name = shown["name"].as_str().unwrap_or(node);
-            if !yes && !confirmed(&format!("Does {name} show {words}? [y/N] "))? {
-                bail!("not approved");
-            }
-            ask(config, &Method::POST, &format!("{path}/approval"))?;
-            tables::say(&format!("{name} may serve; it connects within seconds."));
-        }
-        NodeCommand::Revoke { node } => {
-            ask(config, &Method::DELETE, &path_of(node)?)?;
-            tables::say(&format!("{node} is shut out."));
-        }
-        NodeCommand::Rename { node, name } => {
-            tell(config, &Method::PATCH, &path_of(node)?, &json!({ "name": name }))?;
-            tables::say(&format!("{node} is now called {name}."));
-        }
-    }
-    Ok(())
-}
-
-fn open_or_close(config: &Config, node: &str, availability: &Value) -> anyhow::Result<Value> {
-    let path = format!("{}/availability", path_of(node)?);
-    tell(config, &Method::PUT, &path, availability)
-}
-
-/// Waits until a node has given up every model.
-fn wait_until_empty(config: &Config, node: &str, at_most: Duration) -> anyhow::Result<()> {
-    let id = ask(config, &Method::GET, &path_of(node)?)?["id"].clone();
-    let deadline = Instant::now() + at_most;
-    loop {
-        let status = ask(config, &Method::GET, tables::STATUS)?;
-        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-        let found = nodes.iter().find(|one| one["id"] == id);
-        if found.is_some_and(|one| one["connected"] == false) {
-            bail!("{node} is away; it is drained when it is back");
-        }
-        let left = found.map_or(0, |one| {
-            let count = |models: &Value| models.as_object().map_or(0, serde_json::Map::len);
-            count(&one["target"]["models"]) + count(&one["report"]["engine"]["models"])
-        });
-        if left == 0 {
-            return Ok(());
-        }
-        if Instant::now() > deadline {
-            bail!("{node} still holds {left} models; `pomona plan show` says which");
-        }
-        std::thread::sleep(Duration::from_millis(500));
-    }
-}
-
-fn confirmed(question: &str) -> anyhow::Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        bail!("compare the words of both machines and add --yes: nobody can be asked here");
-    }
-    std::io::stderr().write_all(question.as_bytes())?;
-    let mut answer = String::new();
-    std::io::stdin().lock().take(16).read_line(&mut answer)?;
-    Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
-}
-
-/// The node's admin path; names may have characters that paths may not.
-fn path_of(node: &str) -> anyhow::Result<String> {
-    if node.is_empty() {
-        bail!("give a name or an id, see `pomona nodes`");
-    }
-    let encoded: String = node.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    Ok(format!("/admin/v1/nodes/{encoded}"))
 }
 
 pub(crate) fn join(

@@ -93,10 +93,12 @@ fn row(node: &Value) -> Vec<String> {
     };
     let state = match (&node["approved"], &node["connected"]) {
         (Value::Bool(false), _) => "unapproved",
+        (_, Value::Bool(true)) if node["lease"]["evicting"] == true => "leaving",
         (_, Value::Bool(true)) if node["availability"] == "Cordoned" => "cordoned",
         (_, Value::Bool(true)) if node["availability"]["Draining"].is_object() => "draining",
+        (_, Value::Bool(true)) if node["presence"] == "suspected" => "suspected",
         (_, Value::Bool(true)) => "up",
-        _ => "away",
+        _ => node["presence"].as_str().unwrap_or("away"),
     };
     let id = text(&node["id"]);
     vec![

@@ -65,6 +65,9 @@ async fn run_parts(config: &Config, parts: Parts, progress: &Progress) -> anyhow
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
         () = show_loads(node.as_ref(), progress) => {}
+        () = departed(node.as_ref()) => {
+            tables::say("The lease of this machine has ended. Nothing of the cluster is left on it.");
+        }
     }
     tracing::info!("stopping");
     // Answers go through coordinator and node: both accept no more before either ends.
@@ -96,6 +99,14 @@ async fn show_loads(node: Option<&Node>, progress: &Progress) {
         node.follow_loads(|loads| bars.show(loads)).await;
     }
     std::future::pending().await
+}
+
+/// A machine whose lease has ended has nothing more to do.
+async fn departed(node: Option<&Node>) {
+    match node {
+        Some(node) => node.departed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Keys, tokens and the replicated state are nobody else's: other users of the machine do not

@@ -47,6 +47,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
         "JSON file of readings, reported as scripted",
     ),
     (
+        "POMONA_CLOCK_SCRIPT",
+        "file with the seconds that the machine is to have slept, for tests",
+    ),
+    (
         "MLX_BATCH_BATCH_WINDOW_MS",
         "batch window, also BATCH_WINDOW_MS (50)",
     ),
@@ -112,6 +116,9 @@ pub(crate) fn apply(mut config: Config, environment: &dyn Environment, problems:
     reader.parse("POMONA_PROBE_POWER", "true or false", &mut config.probe_power);
     if let Some(script) = reader.text("POMONA_PROBE_SCRIPT") {
         config.probe_script = Some(script.into());
+    }
+    if let Some(script) = reader.text("POMONA_CLOCK_SCRIPT") {
+        config.clock_script = Some(script.into());
     }
     config
 }

@@ -30,6 +30,7 @@ fn default() -> Config {
         probe_interval: Duration::from_secs(1),
         probe_power: true,
         probe_script: None,
+        clock_script: None,
     }
 }
 

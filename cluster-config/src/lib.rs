@@ -49,6 +49,8 @@ pub struct Config {
     pub probe_power: bool,
     /// Readings from this file instead of the machine; they say that they are scripted.
     pub probe_script: Option<PathBuf>,
+    /// Moves the clocks of the process as if the machine had slept, for tests.
+    pub clock_script: Option<PathBuf>,
 }
 
 /// Which engine a node runs.

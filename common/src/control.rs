@@ -11,6 +11,10 @@ use crate::id::{ModelName, NodeId};
 use crate::plan::NodeTarget;
 use crate::report::NodeReport;
 
+/// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep. A
+/// message that is new gets its version in `since`: peers that do not know it are not sent it.
+pub const PROTOCOL: u16 = 2;
+
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum NodeMessage {
@@ -42,6 +46,23 @@ pub enum NodeMessage {
         /// The port.
         port: u16,
     },
+    /// First report of a session that follows a sleep of the machine.
+    Woke {
+        /// How long it slept, in milliseconds.
+        slept_ms: u64,
+    },
+    /// The node has destroyed what it held, as [`CoordinatorMessage::Evict`] asked.
+    Evicted,
+}
+
+impl NodeMessage {
+    /// Version of the protocol that brought it.
+    pub fn since(&self) -> u16 {
+        match self {
+            NodeMessage::Woke { .. } | NodeMessage::Evicted => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// Sent by the coordinator.
@@ -78,6 +99,20 @@ pub enum CoordinatorMessage {
         /// Nodes that give it.
         sources: Vec<SocketAddr>,
     },
+    /// When the node's lease ends, in seconds since 1970; it leaves by itself then.
+    Lease(Option<u64>),
+    /// The lease ends: the node destroys what it holds of the cluster, and says so.
+    Evict,
+}
+
+impl CoordinatorMessage {
+    /// Version of the protocol that brought it.
+    pub fn since(&self) -> u16 {
+        match self {
+            CoordinatorMessage::Lease(_) | CoordinatorMessage::Evict => 2,
+            _ => 1,
+        }
+    }
 }
 
 /// First message on a stream beside the control stream. A coordinator asks a node for what is

@@ -17,6 +17,7 @@ pub mod limits;
 pub mod machine;
 pub mod plan;
 pub mod plausible;
+pub mod renew;
 pub mod report;
 pub mod sampling;
 pub mod unit;

@@ -2,6 +2,7 @@
 
 mod coordinators;
 mod history;
+mod leases;
 mod membership;
 mod placement;
 
@@ -19,8 +20,9 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use pomona_api::Backend;
+use pomona_clocks::wall_s;
 use pomona_common::{ModelName, limits};
-use pomona_decide::{ClusterState, Command, Reply};
+use pomona_decide::{ClusterState, Command, Reply, presence};
 use pomona_link::Authority;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -64,6 +66,7 @@ pub(crate) fn serve(
         .merge(membership::routes())
         .merge(coordinators::routes())
         .merge(history::routes())
+        .merge(leases::routes())
         .merge(placement::routes())
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES))
         .with_state(admin);
@@ -133,7 +136,12 @@ async fn status(State(admin): State<Admin>) -> Answer {
                 "report": report.map(|(_, report)| report),
                 "target": state.plan.nodes.get(id),
                 "kills_s": record.kills_s,
-                "availability": state.placement.availability(*id),
+                "availability": state.availability(*id, wall_s()),
+                "presence": connected.as_ref().map_or(presence(record.role, None), |connected| {
+                    connected.presence(record.role)
+                }),
+                "slept_ms": connected.as_ref().and_then(|connected| connected.slept_ms()),
+                "lease": state.leases.of_nodes.get(id),
             })
         })
         .collect();

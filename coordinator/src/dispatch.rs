@@ -6,13 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
+use pomona_clocks::wall_s;
 use pomona_common::{Failure, Generation, ModelName, NodeId, limits};
 use pomona_decide::{Candidate, Command, plan, route};
 use pomona_dispatch::{Places, Promise, is_last_word};
 use pomona_raft::Replica;
 
 use crate::inventory::{inventory, is_stale};
-use crate::now_s;
 use crate::sessions::{InFlight, Sessions};
 
 /// A node grants or refuses at once; the network gets the rest of this.
@@ -93,7 +93,7 @@ impl Dispatcher {
 
     /// Notes that a model was asked for, and says how long its place may take to be found.
     async fn demand(&self, model: &ModelName) -> Duration {
-        let now_s = now_s();
+        let now_s = wall_s();
         let state = self.replica.state();
         if is_stale(&state.borrow(), model, now_s) {
             let models = vec![model.clone()];
@@ -131,7 +131,7 @@ impl Dispatcher {
             Some((at, unplaced)) if at.elapsed() < UNPLACED => unplaced.clone(),
             _ => {
                 let state = self.replica.state().borrow().clone();
-                let outcome = plan(&state, &inventory(&self.sessions), now_s());
+                let outcome = plan(&state, &inventory(&self.sessions), wall_s());
                 let unplaced = Arc::new(outcome.unplaced);
                 *known = Some((Instant::now(), unplaced.clone()));
                 unplaced

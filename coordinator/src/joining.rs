@@ -1,13 +1,14 @@
 //! Machines that join: the token's proof is checked here, the token is consumed in the log, and
 //! only the committed winner gets a certificate.
 
+use pomona_clocks::wall_s;
 use pomona_common::join::{JoinAnswer, JoinRequest};
 use pomona_common::limits;
 use pomona_decide::{Admits, Command, Reply};
 use pomona_link::{Joining, Proofs, join};
 use tokio::sync::Semaphore;
 
-use crate::{Reception, now_s};
+use crate::Reception;
 
 /// Serves one machine that wants to join.
 pub(crate) async fn serve(joining: Joining, reception: &Reception, joins: &Semaphore) {
@@ -59,7 +60,7 @@ async fn answer(request: &JoinRequest, proofs: &Proofs, reception: &Reception) -
         name: request.name.clone(),
         key,
         approved: !reception.approve_manually,
-        now_s: now_s(),
+        now_s: wall_s(),
     };
     match replica.write(command).await {
         // Unchanged: the answer to an earlier try of the same machine was lost.

@@ -4,12 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use pomona_clocks::wall_s;
 use pomona_decide::{Command, Reply, plan};
 use pomona_raft::{RaftError, Replica};
 use tokio_util::sync::CancellationToken;
 
 use crate::inventory::{Usage, inventory};
-use crate::now_s;
 use crate::patience::Patience;
 use crate::sessions::Sessions;
 
@@ -42,7 +42,7 @@ async fn lead(
     usage: &mut Usage,
     patience: &mut Patience,
 ) -> Result<(), RaftError> {
-    let now_s = now_s();
+    let now_s = wall_s();
     let nodes = sessions.all();
     let state = replica.state();
     for (id, connected) in &nodes {
@@ -69,6 +69,11 @@ async fn lead(
             };
             commit(replica, command).await?;
         }
+    }
+    let due = pomona_decide::lease::due(&state.borrow(), now_s);
+    for command in due {
+        tracing::info!(?command, "a lease ends");
+        commit(replica, command).await?;
     }
     // Handles of the state, not borrows: whoever applies commands does not wait for a plan.
     let seen = state.borrow().clone();

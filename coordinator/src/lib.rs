@@ -5,6 +5,7 @@
 mod address;
 mod admin;
 mod backend;
+mod certificate;
 mod dispatch;
 mod inventory;
 mod joining;
@@ -17,13 +18,14 @@ mod requests;
 mod sessions;
 mod telemetry;
 mod told;
+mod wake;
 
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use pomona_api::HttpServer;
 use pomona_cluster_config::Config;
@@ -42,10 +44,6 @@ use members::Announcement;
 use peers::Peers;
 use sessions::Sessions;
 
-/// Certificates are replaced at half of their 24 hours.
-const RENEW_AFTER: Duration = Duration::from_secs(12 * 3600);
-/// How often their age is looked at.
-const RENEW_LOOK: Duration = Duration::from_secs(60);
 /// The number of the coordinator that founds a cluster.
 const FOUNDER: u64 = 1;
 /// A cluster of one elects itself within the election timeout; longer means trouble.
@@ -243,9 +241,16 @@ impl Coordinator {
             stop.clone(),
         ));
         tasks.spawn(members::follow_records(replica.clone(), stop.clone()));
-        tasks.spawn(leader::run(replica.clone(), sessions, stop.clone()));
         let endpoint = self.endpoint.clone();
-        tasks.spawn(renew(endpoint, authority.clone(), replica.number(), stop.clone()));
+        tasks.spawn(certificate::keep_current(
+            endpoint.clone(),
+            authority.clone(),
+            replica.number(),
+            stop.clone(),
+        ));
+        let all = (sessions.clone(), peers.clone());
+        tasks.spawn(wake::watch(endpoint, authority.clone(), all, stop.clone()));
+        tasks.spawn(leader::run(replica.clone(), sessions, stop.clone()));
         self.http = Some(HttpServer::start(listener, pomona_api::router(backend.clone())));
         let admin = admin::Admin {
             backend,
@@ -311,6 +316,9 @@ impl Reception {
                     Ok(Accepted::Joining(joining)) => {
                         joining::serve(joining, &this, &joins).await;
                     }
+                    Ok(Accepted::Renewing(renewing)) => {
+                        certificate::renew(renewing, &this, &joins).await;
+                    }
                     Err(error) => tracing::info!(%error, "session refused"),
                 }
             });
@@ -324,37 +332,8 @@ impl Reception {
                 sessions.serve(session, &self.backend, &self.authority).await;
             }
             Purpose::Raft => self.peers.serve(session, &self.replica).await,
-            // Nodes have these with each other, and joining has no session.
-            Purpose::Join | Purpose::Weights => {}
-        }
-    }
-}
-
-/// Seconds since 1970, as they go into commands.
-pub(crate) fn now_s() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
-}
-
-/// Renews by the wall clock: a timer would not count the time that the machine slept.
-async fn renew(endpoint: Arc<Endpoint>, authority: Arc<Authority>, number: u64, stop: CancellationToken) {
-    let mut renewed = SystemTime::now();
-    loop {
-        tokio::select! {
-            () = tokio::time::sleep(RENEW_LOOK) => {}
-            () = stop.cancelled() => return,
-        }
-        // A clock that was set back says nothing about the age: renew then as well.
-        if renewed.elapsed().is_ok_and(|age| age < RENEW_AFTER) {
-            continue;
-        }
-        let outcome = authority
-            .issue(Role::Coordinator(number))
-            .and_then(|identity| endpoint.renew(identity));
-        match outcome {
-            Ok(()) => renewed = SystemTime::now(),
-            Err(error) => tracing::error!(%error, "certificate not renewed"),
+            // Nodes have these with each other; joining and renewing have no session.
+            Purpose::Join | Purpose::Renew | Purpose::Weights => {}
         }
     }
 }

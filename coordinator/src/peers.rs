@@ -55,6 +55,20 @@ impl Peers {
         }))
     }
 
+    /// This coordinator's own number.
+    pub(crate) fn number(&self) -> u64 {
+        self.0.number
+    }
+
+    /// Ends all sessions; they are dialled anew.
+    pub(crate) fn close_all(&self, why: &str) {
+        let book = self.book();
+        book.sessions
+            .values()
+            .flatten()
+            .for_each(|session| session.close(why));
+    }
+
     /// Somebody on the LAN says that a coordinator is there.
     pub(crate) fn hint(&self, number: u64, address: SocketAddr) {
         let now = self.now();

@@ -8,8 +8,10 @@ use std::time::{Duration, Instant};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
-use pomona_common::{ModelRecord, NodeId, limits};
+use pomona_common::{MachineRole, ModelRecord, NodeId, limits};
+use pomona_decide::{Command, Presence, presence};
 use pomona_link::{Authority, LinkError, Role, Session, join};
+use pomona_raft::Replica;
 use tokio::task::JoinSet;
 
 use crate::backend::CoordinatorBackend;
@@ -46,6 +48,8 @@ struct Soft {
     report: Option<(Instant, Arc<NodeReport>)>,
     /// Port on which it gives weights.
     serves: Option<u16>,
+    /// How long its machine slept before this session, if that is why there is a new one.
+    slept_ms: Option<u64>,
 }
 
 impl Connected {
@@ -59,6 +63,17 @@ impl Connected {
         soft.report
             .as_ref()
             .map(|(at, report)| (at.elapsed(), report.clone()))
+    }
+
+    /// How long its machine slept before this session, in milliseconds, if it did.
+    pub(crate) fn slept_ms(&self) -> Option<u64> {
+        self.soft().slept_ms
+    }
+
+    /// Whether it is there.
+    pub(crate) fn presence(&self, role: MachineRole) -> Presence {
+        let age = self.report().map_or(self.since.elapsed(), |(age, _)| age);
+        presence(role, Some(age.as_millis() as u64))
     }
 
     /// Where it gives weights to a node that is seen at `asker`.
@@ -103,6 +118,13 @@ impl Sessions {
 
     pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Connected>> {
         self.lock().get(&id).cloned()
+    }
+
+    /// Ends all sessions; the nodes dial anew.
+    pub(crate) fn close_all(&self, why: &str) {
+        for connected in self.all().into_values() {
+            connected.session.close(why);
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Connected>>> {
@@ -173,8 +195,7 @@ impl Sessions {
             in_flight: AtomicU32::new(0),
             soft: Mutex::new(Soft {
                 stored: bounded(models),
-                report: None,
-                serves: None,
+                ..Soft::default()
             }),
         });
         let _guard = self.register(id, connected.clone())?;
@@ -212,6 +233,7 @@ impl Sessions {
                             _ => tracing::warn!(node = %id, "certificate not renewed: no majority, or shut out"),
                         }
                     }
+                    Some(NodeMessage::Evicted) => shut_out_evicted(replica, id).await,
                     Some(message) => self.on_message(id, &connected, message),
                     None => return Ok(()),
                 },
@@ -229,7 +251,11 @@ impl Sessions {
                 self.changed.notify_one();
             }
             // Answered where the sender is.
-            NodeMessage::Renew { .. } => {}
+            NodeMessage::Renew { .. } | NodeMessage::Evicted => {}
+            NodeMessage::Woke { slept_ms } => {
+                tracing::info!(node = %id, name = connected.name, seconds = slept_ms / 1000, "node woke");
+                connected.soft().slept_ms = Some(slept_ms);
+            }
             NodeMessage::Serves { port } => {
                 connected.soft().serves = (port > 0).then_some(port);
                 self.changed.notify_one();
@@ -277,6 +303,21 @@ impl Sessions {
             id,
             connected,
         })
+    }
+}
+
+/// A node says that it has destroyed what it held, as it was told to. One that was not told so stays.
+async fn shut_out_evicted(replica: &Replica, node: NodeId) {
+    let lease = replica.state().borrow().leases.of_nodes.get(&node).copied();
+    if !lease.is_some_and(|lease| lease.evicting) {
+        return;
+    }
+    let now_s = pomona_clocks::wall_s();
+    let revoked = replica.write(Command::RevokeNode { node, now_s }).await;
+    match revoked {
+        Ok(_) => tracing::info!(%node, "the rented node has left"),
+        // The end of its lease does it.
+        Err(error) => tracing::warn!(%node, %error, "a node that has left is not shut out yet"),
     }
 }
 

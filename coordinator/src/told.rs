@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 
 use pomona_common::control::CoordinatorMessage;
 use pomona_common::{ModelName, ModelRecord, NodeId};
-use pomona_decide::ClusterState;
+use pomona_decide::{ClusterState, Lease};
 
 use crate::sessions::{Connected, Sessions};
 
@@ -16,6 +16,7 @@ pub(crate) struct Told {
     coordinators: Vec<(u64, SocketAddr)>,
     catalogue: Option<Vec<ModelRecord>>,
     members: Vec<NodeId>,
+    lease: Option<Lease>,
     /// By model who was named as having it.
     sources: BTreeMap<ModelName, Vec<SocketAddr>>,
 }
@@ -47,6 +48,14 @@ impl Told {
         if !self.members.iter().eq(state.nodes.keys()) {
             self.members = state.nodes.keys().copied().collect();
             news.push(CoordinatorMessage::Members(self.members.clone()));
+        }
+        let lease = state.leases.of_nodes.get(&node).copied();
+        if lease != self.lease {
+            self.lease = lease;
+            news.push(CoordinatorMessage::Lease(lease.map(|lease| lease.ends_s)));
+            if lease.is_some_and(|lease| lease.evicting) {
+                news.push(CoordinatorMessage::Evict);
+            }
         }
         if let Some(target) = state.plan.nodes.get(&node)
             && self.generation != Some(target.generation)

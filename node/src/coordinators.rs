@@ -16,6 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::session::SessionContext;
 
+/// New sessions follow a wake within this time.
+const AWAKE: Duration = Duration::from_secs(30);
 /// That no coordinator is in reach is said this often.
 const COMPLAIN: Duration = Duration::from_secs(10);
 
@@ -31,6 +33,8 @@ struct Inner {
     /// What the cluster serves, by the coordinator that said so, with the index of its log.
     catalogues: Mutex<BTreeMap<u64, Catalogue>>,
     news: Notify,
+    /// When the machine woke last, and after how long, in milliseconds.
+    woke: Mutex<Option<(Instant, u64)>>,
 }
 
 /// Index of a coordinator's log, and the models that it knew of then.
@@ -57,6 +61,7 @@ impl Coordinators {
             sessions: Mutex::default(),
             catalogues: Mutex::default(),
             news: Notify::new(),
+            woke: Mutex::default(),
         }))
     }
 
@@ -107,6 +112,23 @@ impl Coordinators {
             entered: None,
         };
         first.then_some(live)
+    }
+
+    /// The machine has slept: the coordinators have given this node's sessions up, so nothing more is
+    /// taken from them, and all are dialled anew.
+    pub(crate) fn woke(&self, slept: Duration) {
+        *lock(&self.0.woke) = Some((Instant::now(), slept.as_millis() as u64));
+        for session in lock(&self.0.sessions).values() {
+            session.close("the node's machine slept");
+        }
+        self.0.news.notify_one();
+    }
+
+    /// How long the machine slept, in milliseconds, if it has just woken.
+    pub(crate) fn slept_ms(&self) -> Option<u64> {
+        let woke = *lock(&self.0.woke);
+        woke.filter(|(at, _)| at.elapsed() < AWAKE)
+            .map(|(_, slept_ms)| slept_ms)
     }
 
     /// A coordinator took this node in, or has another session with it.

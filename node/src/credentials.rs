@@ -75,7 +75,8 @@ impl Credentials {
             } => {
                 let renewed = *lock(renewed);
                 // A clock that was set back says nothing about the age: renew then as well.
-                let is_fresh = renewed.is_some_and(|at| at.elapsed().is_ok_and(|age| age < RENEW_EVERY));
+                let age = |at| pomona_clocks::wall().duration_since(at);
+                let is_fresh = renewed.is_some_and(|at| age(at).is_ok_and(|age| age < RENEW_EVERY));
                 if is_fresh {
                     return Ok(None);
                 }
@@ -93,7 +94,7 @@ impl Credentials {
                 membership,
                 renewed,
             } => {
-                *lock(renewed) = Some(SystemTime::now());
+                *lock(renewed) = Some(pomona_clocks::wall());
                 lock(membership).renew(folder, certificate)
             }
         }

@@ -9,6 +9,7 @@ pub mod echo;
 mod entry;
 mod fetcher;
 pub mod hub;
+mod lease;
 mod pipes;
 mod reporter;
 mod session;
@@ -26,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_api::{FirstBytes, HttpServer};
+use pomona_clocks::SleepWatch;
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ClusterId, ModelName, NodeId};
 use pomona_discovery::Discovery;
@@ -40,6 +42,7 @@ use backend::NodeBackend;
 use coordinators::Coordinators;
 use credentials::Credentials;
 use entry::Entry;
+use lease::Lease;
 use reporter::Reporter;
 use session::Drain;
 use sharing::Sharing;
@@ -85,6 +88,8 @@ pub enum NodeError {
     Link(#[from] LinkError),
 }
 
+/// How long coordinators have to hear that the node has left.
+const GOODBYE: Duration = Duration::from_secs(3);
 /// How long running answers may go on after the stop.
 const GRACE: Duration = Duration::from_secs(5);
 
@@ -129,6 +134,7 @@ pub struct Node {
     id: NodeId,
     http: HttpServer,
     drain: Drain,
+    lease: Lease,
     view: watch::Receiver<EngineView>,
     discovery: Option<Discovery>,
     tasks: JoinSet<()>,
@@ -172,9 +178,12 @@ impl Node {
             stopped.clone(),
         );
         let credentials = credentials.map(Arc::new);
+        let lease = Lease::open(&folder);
+        // What writes to the folder ends before it is destroyed.
+        let working = stop.child_token();
         let share = |credentials: &Arc<Credentials>, tasks: &mut JoinSet<()>| {
             let place = (&store, models.clone());
-            Sharing::start(config, id, credentials, place, &supervisor, tasks, &stop)
+            Sharing::start(config, id, credentials, place, &supervisor, tasks, &working)
         };
         let sharing = credentials
             .as_ref()
@@ -223,14 +232,17 @@ impl Node {
                     credentials,
                     entry,
                     store,
-                    supervisor,
+                    supervisor: supervisor.clone(),
                     fetcher: sharing.fetcher,
                     members: sharing.members,
                     serves: sharing.port,
                     reporter,
                     drain: drain.clone(),
+                    lease: lease.clone(),
                 };
                 discovery = discover(config, cluster, &coordinators);
+                tasks.spawn(lease.clone().run(supervisor, working, stopped.clone()));
+                tasks.spawn(notice_sleep(coordinators.clone(), stopped.clone()));
                 tasks.spawn(coordinators.run(context, stopped));
             }
             None => supervisor.follow_store(store, &mut tasks, stopped),
@@ -240,6 +252,7 @@ impl Node {
             id,
             http,
             drain,
+            lease,
             view,
             discovery,
             tasks,
@@ -266,6 +279,14 @@ impl Node {
         }
     }
 
+    /// Comes back when a rented node has left: nothing of the cluster is on this machine, and the
+    /// coordinators had a moment to hear of it.
+    pub async fn departed(&self) {
+        // It ends with this node only.
+        let _ = self.lease.gone().wait_for(|gone| *gone).await;
+        tokio::time::sleep(GOODBYE).await;
+    }
+
     /// Accepts no more requests, and lets the running answers finish for a moment.
     pub async fn drain(&mut self) {
         tokio::join!(self.http.stop(), self.drain.run(GRACE));
@@ -281,6 +302,19 @@ impl Node {
             .is_err()
         {
             self.tasks.shutdown().await;
+        }
+    }
+}
+
+async fn notice_sleep(coordinators: Coordinators, stopped: CancellationToken) {
+    let mut watch = SleepWatch::default();
+    loop {
+        tokio::select! {
+            slept = pomona_clocks::next_wake(&mut watch) => {
+                tracing::info!(seconds = slept.as_secs(), "the machine slept");
+                coordinators.woke(slept);
+            }
+            () = stopped.cancelled() => return,
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use pomona_api::FirstBytes;
 use pomona_cluster_config::Config;
@@ -74,9 +73,7 @@ fn report(
     let view = engine.borrow();
     NodeReport {
         version: REPORT_VERSION,
-        wall_ms: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_millis() as u64),
+        wall_ms: pomona_clocks::wall_ms(),
         sequence,
         machine,
         engine: view.report.as_deref().cloned(),

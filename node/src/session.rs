@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::{Failure, NodeId};
-use pomona_link::{Endpoint, FrameReceiver, FrameSender, LinkError, Purpose, Role, any_port_toward};
+use pomona_link::{
+    Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Role, any_port_toward, renew,
+};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +19,7 @@ use crate::coordinators::Coordinators;
 use crate::credentials::Credentials;
 use crate::entry::Entry;
 use crate::fetcher::{Fetcher, Wish};
+use crate::lease::Lease;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
@@ -42,6 +45,7 @@ pub(crate) struct SessionContext {
     pub(crate) serves: u16,
     pub(crate) reporter: Reporter,
     pub(crate) drain: Drain,
+    pub(crate) lease: Lease,
 }
 
 /// How a node stops serving coordinators: no new answers, the running ones finish.
@@ -69,7 +73,7 @@ impl SessionContext {
     ) -> Result<(), LinkError> {
         // A store that is not read yet looks empty, and whoever plans would act on it.
         self.store.scanned().await;
-        let identity = self.credentials.identity(self.id)?;
+        let identity = self.identity(address).await?;
         let endpoint = Endpoint::client(any_port_toward(address), identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
         let Some(mut live) = coordinators.began(&session) else {
@@ -93,10 +97,15 @@ impl SessionContext {
         coordinators.answered(address, &session);
         live.taken_in(&session);
         send.send(&NodeMessage::Serves { port: self.serves }).await?;
+        if let Some(slept_ms) = coordinators.slept_ms() {
+            send.send(&NodeMessage::Woke { slept_ms }).await?;
+        }
         tracing::info!(%address, coordinator = %session.peer().role, version, "session with coordinator");
         let mut streams = JoinSet::new();
         let mut reports = self.reporter.latest();
         let mut renewals = tokio::time::interval(RENEW_LOOK);
+        let mut gone = self.lease.gone();
+        gone.mark_changed();
         loop {
             tokio::select! {
                 // The first tick comes at once: a machine that slept may have little time left.
@@ -112,6 +121,12 @@ impl SessionContext {
                     streams.spawn(serve_stream(self.entry.clone(), self.store.clone(), self.drain.clone(), send, receive));
                 }
                 _ = streams.join_next(), if !streams.is_empty() => {}
+                Ok(()) = gone.changed() => {
+                    let is_gone = *gone.borrow_and_update();
+                    if is_gone {
+                        send.send(&NodeMessage::Evicted).await?;
+                    }
+                }
                 changed = models.changed() => {
                     if changed.is_err() {
                         return Ok(());
@@ -128,6 +143,22 @@ impl SessionContext {
                 }
             }
         }
+    }
+
+    /// What this node proves to a coordinator who it is with. One that slept past its certificate gets
+    /// another one first.
+    async fn identity(&self, address: SocketAddr) -> Result<Identity, LinkError> {
+        let identity = self.credentials.identity(self.id)?;
+        if identity.is_current() {
+            return Ok(identity);
+        }
+        let certificate = renew::renew(address, &identity).await?;
+        tracing::info!(%address, "certificate renewed that had run out");
+        let renewed = identity.with_certificate(certificate.clone());
+        if let Err(error) = self.credentials.renewed(certificate) {
+            tracing::error!(%error, "renewed certificate is not on disk");
+        }
+        Ok(renewed)
     }
 
     async fn on_message(&self, peer: Role, message: CoordinatorMessage, coordinators: &Coordinators) {
@@ -153,6 +184,8 @@ impl SessionContext {
             CoordinatorMessage::Fetch { record, sources } => {
                 self.fetcher.wish(Wish { record, sources });
             }
+            CoordinatorMessage::Lease(ends_s) => self.lease.learn(ends_s),
+            CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Target(target) => {
                 let models = target.models.into_keys();
                 let models = models

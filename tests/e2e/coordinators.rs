@@ -22,15 +22,9 @@ fn leads(machine: &Machine) -> bool {
     ok && status["raft"]["leads"] == true
 }
 
-/// Joins a new machine with a token that `at` makes, and gives what it printed.
-fn join(machine: &Machine, at: &Machine, make: &[&str]) -> Value {
-    let token = at.json(make)["token"].as_str().unwrap().to_owned();
-    machine.json(&["join", &token, "--coordinator", &at.quic()])
-}
-
 fn add_coordinator(at: &Machine) -> Machine {
     let mut machine = Machine::empty();
-    join(&machine, at, &["coordinator", "add"]);
+    machine.join(at, &["coordinator", "add"]);
     machine.start_coordinator();
     machine
 }
@@ -65,7 +59,7 @@ fn three_coordinators_go_on_without_the_one_that_founded_the_cluster() {
     let mut node = Machine::empty();
     let (ok, _, errors) = node.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
     assert!(ok, "{errors}");
-    join(&node, &second, &["token", "create", "--name", "mini"]);
+    node.join(&second, &["token", "create", "--name", "mini"]);
     node.start_node("echo");
     for machine in [&first, &second, &third] {
         eventually("every coordinator answers", SOON, || answers(machine));
@@ -80,7 +74,7 @@ fn three_coordinators_go_on_without_the_one_that_founded_the_cluster() {
     assert!(renamed.0, "{}", renamed.2);
     assert!(third.pomona(&["node", "rename", "mini-1", "mini-2"]).0);
     let mut late = Machine::empty();
-    join(&late, &third, &["token", "create", "--name", "late"]);
+    late.join(&third, &["token", "create", "--name", "late"]);
     late.start_node("none");
     eventually("who joined without the founder serves", SOON, || {
         let nodes = second.json(&["nodes"]);
@@ -176,7 +170,7 @@ fn a_node_token_makes_no_coordinator_and_a_coordinator_token_works_once() {
     let again = third.pomona(&["join", &token, "--coordinator", &first.quic()]);
     assert!(!again.0 && again.2.contains("used"), "{}", again.2);
     assert!(!third.state.path().join("cluster/ca.key").exists());
-    let node = join(&third, &first, &["token", "create"]);
+    let node = third.join(&first, &["token", "create"]);
     assert!(node["number"].is_null() && node["node"].is_string());
     assert!(!third.state.path().join("cluster/ca.key").exists());
     let key = std::fs::metadata(second.state.path().join("cluster/ca.key")).unwrap();

@@ -15,8 +15,10 @@ mod coordinators;
 mod crash;
 mod golden;
 mod join;
+mod lease;
 mod placement;
 mod resume;
+mod sleep;
 mod telemetry;
 mod weights;
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pomona_tests::{MODEL, Machine, Streamed, eventually, gguf, greedy, stream_from};
+use pomona_tests::{MODEL, Machine, Streamed, eventually, greedy, stream_from};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -39,15 +39,8 @@ fn loaded(at: &Machine) -> Vec<String> {
 
 fn node(at: &Machine, role: &str, name: &str) -> Machine {
     let mut node = Machine::empty();
-    let (ok, _, errors) = node.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
-    assert!(ok, "{errors}");
-    let token = at.json(&["token", "create", "--role", role, "--name", name]);
-    node.json(&[
-        "join",
-        token["token"].as_str().unwrap(),
-        "--coordinator",
-        &at.quic(),
-    ]);
+    node.pull_model();
+    node.join(at, &["token", "create", "--role", role, "--name", name]);
     node.start_node("echo:10");
     node
 }

@@ -10,8 +10,10 @@
 
 mod admin;
 pub use admin::ask as admin_at;
+pub use machine::Machine;
 pub mod lan;
 pub mod linear;
+mod machine;
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
@@ -147,16 +149,7 @@ impl Cluster {
 
     /// The process id of the engine.
     pub fn engine_pid(&self) -> u32 {
-        let children = Command::new("ps")
-            .args(["-o", "pid=", "--ppid", &self.child.id().to_string()])
-            .output()
-            .expect("ps");
-        let text = String::from_utf8_lossy(&children.stdout).into_owned();
-        text.split_whitespace()
-            .next()
-            .expect("an engine")
-            .parse()
-            .expect("a pid")
+        *children(self.child.id()).first().expect("an engine")
     }
 
     /// Runs the `pomona` command against this cluster.
@@ -268,6 +261,18 @@ impl Drop for Cluster {
     }
 }
 
+/// What a process has started.
+fn children(of: u32) -> Vec<u32> {
+    let listed = Command::new("ps")
+        .args(["-o", "pid=", "--ppid", &of.to_string()])
+        .output()
+        .expect("ps");
+    let text = String::from_utf8_lossy(&listed.stdout).into_owned();
+    text.split_whitespace()
+        .filter_map(|pid| pid.parse().ok())
+        .collect()
+}
+
 /// Ends a process that this test started: asked first, then made to.
 fn end(child: &mut Child) {
     let _ = Command::new("kill").arg(child.id().to_string()).status();
@@ -280,173 +285,6 @@ fn end(child: &mut Child) {
     }
     let _ = child.kill();
     let _ = child.wait();
-}
-
-/// Another machine: a state folder and ports of its own, and what is started there.
-pub struct Machine {
-    /// Its state.
-    pub state: tempfile::TempDir,
-    running: Option<Child>,
-    /// Node's HTTP port.
-    pub node: u16,
-    /// Coordinator's HTTP port.
-    pub coordinator: u16,
-    quic: u16,
-    /// The network namespace that it is in; this machine's own loopback otherwise.
-    namespace: Option<String>,
-}
-
-impl Machine {
-    /// A machine without anything on it.
-    pub fn empty() -> Self {
-        Self::new(free_ports(), None)
-    }
-
-    /// A machine on a LAN of the test's own, with the ports that everybody has.
-    pub fn on_lan(namespace: &str) -> Self {
-        Self::new([7710, 7711, 7712], Some(namespace.to_owned()))
-    }
-
-    fn new([node, coordinator, quic]: [u16; 3], namespace: Option<String>) -> Self {
-        let state = tempfile::tempdir().expect("a temporary folder");
-        Self {
-            state,
-            running: None,
-            node,
-            coordinator,
-            quic,
-            namespace,
-        }
-    }
-
-    /// Another machine with a copy of its disk.
-    pub fn copy(&self) -> Self {
-        let copy = Self::empty();
-        let from = self.state.path().join("node");
-        let copied = Command::new("cp")
-            .arg("-r")
-            .arg(from)
-            .arg(copy.state.path())
-            .status();
-        assert!(copied.expect("cp").success());
-        copy
-    }
-
-    /// Runs the `pomona` command there: whether it succeeded, its output, its errors.
-    pub fn pomona(&self, arguments: &[&str]) -> (bool, String, String) {
-        let output = self.command(arguments).output().expect("pomona is built");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (
-            output.status.success(),
-            text(&output.stdout),
-            text(&output.stderr),
-        )
-    }
-
-    /// Runs a `pomona` command that must succeed, and reads the JSON it prints.
-    pub fn json(&self, arguments: &[&str]) -> Value {
-        let (ok, out, errors) = self.pomona(&[&["--json"], arguments].concat());
-        assert!(ok, "{arguments:?}: {errors}");
-        serde_json::from_str(&out).unwrap_or(Value::Null)
-    }
-
-    /// Starts its node with this engine (`echo`, `echo:MS`, `mlx`).
-    pub fn start_node(&mut self, engine: &str) {
-        self.start(&["node"], engine);
-    }
-
-    /// Starts its coordinator.
-    pub fn start_coordinator(&mut self) {
-        self.start(&["coordinator"], "none");
-    }
-
-    fn start(&mut self, arguments: &[&str], engine: &str) {
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.state.path().join("log"))
-            .expect("a log");
-        let mut command = self.command(arguments);
-        let running = command.env("POMONA_ENGINE", engine).stderr(log).spawn();
-        self.running = Some(running.expect("pomona is built"));
-    }
-
-    /// Ends what runs there without warning.
-    pub fn kill(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            running.kill().expect("kill");
-            running.wait().expect("wait");
-        }
-    }
-
-    /// Ends what runs there.
-    pub fn stop(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            end(&mut running);
-        }
-    }
-
-    /// What it logged.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.state.path().join("log")).unwrap_or_default()
-    }
-
-    /// Where its coordinator is dialled.
-    pub fn quic(&self) -> String {
-        format!("127.0.0.1:{}", self.quic)
-    }
-
-    /// Sends a request to its coordinator's admin socket: status and answer.
-    ///
-    /// # Errors
-    /// Nobody listens there, or the connection broke.
-    pub fn admin(&self, method: &str, path: &str, body: &Value) -> std::io::Result<(u16, Value)> {
-        admin_at(&self.admin_socket(), method, path, body)
-    }
-
-    /// Where its coordinator's admin API is.
-    pub fn admin_socket(&self) -> PathBuf {
-        self.state.path().join("admin.sock")
-    }
-
-    /// Another program, in the machine's network.
-    pub fn program(&self, program: &str) -> Command {
-        match &self.namespace {
-            None => Command::new(program),
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, program]);
-                command
-            }
-        }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = self.program(&programs().join("pomona").to_string_lossy());
-        let listens = if self.namespace.is_some() {
-            "0.0.0.0"
-        } else {
-            "127.0.0.1"
-        };
-        command
-            .args(arguments)
-            .env("POMONA_STATE", self.state.path())
-            .env("POMONA_MDNS", self.namespace.is_some().to_string())
-            .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", self.node))
-            .env(
-                "POMONA_COORDINATOR_HTTP",
-                format!("127.0.0.1:{}", self.coordinator),
-            )
-            .env("POMONA_QUIC", format!("{listens}:{}", self.quic))
-            .env("NO_COLOR", "1");
-        command
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        self.stop();
-    }
 }
 
 /// Waits for a state, not for a time.

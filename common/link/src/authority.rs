@@ -45,7 +45,7 @@ impl Authority {
         fs::create_dir_all(folder).map_err(file_error(folder))?;
         let key = KeyPair::generate().map_err(certificate_error)?;
         let mut params = parameters(new_cluster);
-        let now = OffsetDateTime::now_utc();
+        let now = OffsetDateTime::from(pomona_clocks::wall());
         params.not_before = now - SKEW;
         params.not_after = now + Duration::days(AUTHORITY_DAYS);
         let certificate = params.self_signed(&key).map_err(certificate_error)?;
@@ -132,7 +132,7 @@ impl Authority {
         let mut name = DistinguishedName::new();
         name.push(DnType::CommonName, role.to_string());
         params.distinguished_name = name;
-        let now = OffsetDateTime::now_utc();
+        let now = OffsetDateTime::from(pomona_clocks::wall());
         params.not_before = now - SKEW;
         params.not_after = now + LEAF;
         params.is_ca = IsCa::ExplicitNoCa;

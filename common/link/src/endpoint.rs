@@ -3,12 +3,13 @@
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 
-use pomona_common::{NodeId, limits};
+use pomona_common::{NodeId, control, limits};
 use quinn::VarInt;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::identity::{Identity, Role};
 use crate::join::Joining;
+use crate::renew::Renewing;
 use crate::session::Session;
 use crate::{LinkError, tls};
 
@@ -22,32 +23,60 @@ pub enum Purpose {
     Raft,
     /// A machine without certificate that holds a token.
     Join,
+    /// A node whose certificate has run out.
+    Renew,
     /// Weights from one node to another.
     Weights,
 }
 
 impl Purpose {
-    const ALL: [Purpose; 4] = [Purpose::Control, Purpose::Raft, Purpose::Join, Purpose::Weights];
+    const ALL: [Purpose; 5] = [
+        Purpose::Control,
+        Purpose::Raft,
+        Purpose::Join,
+        Purpose::Renew,
+        Purpose::Weights,
+    ];
 
     /// What a process with this role is dialled for.
     fn of_server(role: Role) -> &'static [Purpose] {
         match role {
-            Role::Coordinator(_) => &[Purpose::Control, Purpose::Raft, Purpose::Join],
+            Role::Coordinator(_) => &[Purpose::Control, Purpose::Raft, Purpose::Join, Purpose::Renew],
             Role::Node(_) => &[Purpose::Weights],
         }
     }
 
-    pub(crate) const fn alpn(self) -> &'static [u8] {
+    const fn name(self) -> &'static str {
         match self {
-            Purpose::Control => b"pomona-control/1",
-            Purpose::Raft => b"pomona-raft/1",
-            Purpose::Join => b"pomona-join/1",
-            Purpose::Weights => b"pomona-weights/1",
+            Purpose::Control => "pomona-control",
+            Purpose::Raft => "pomona-raft",
+            Purpose::Join => "pomona-join",
+            Purpose::Renew => "pomona-renew",
+            Purpose::Weights => "pomona-weights",
         }
     }
 
-    fn of_alpn(alpn: &[u8]) -> Option<Self> {
-        Self::ALL.into_iter().find(|purpose| purpose.alpn() == alpn)
+    /// The newest version of the protocol that is spoken here; all before it are spoken as well.
+    const fn newest(self) -> u16 {
+        match self {
+            Purpose::Control => control::PROTOCOL,
+            Purpose::Raft | Purpose::Join | Purpose::Renew | Purpose::Weights => 1,
+        }
+    }
+
+    /// The names of the protocol in the handshake (ALPN), the newest version first: both ends then
+    /// speak the newest that both know, and a cluster is updated one machine after the other.
+    pub(crate) fn protocols(self, newest: u16) -> Vec<Vec<u8>> {
+        let versions = (1..=self.newest().min(newest)).rev();
+        versions
+            .map(|version| format!("{}/{version}", self.name()).into_bytes())
+            .collect()
+    }
+
+    fn of_protocol(protocol: &[u8]) -> Option<(Self, u16)> {
+        let (name, version) = std::str::from_utf8(protocol).ok()?.split_once('/')?;
+        let purpose = Self::ALL.into_iter().find(|purpose| purpose.name() == name)?;
+        Some((purpose, version.parse().ok()?))
     }
 
     /// Who may be at the client's end; nobody who has a certificate joins.
@@ -64,6 +93,7 @@ pub struct Endpoint {
     inner: quinn::Endpoint,
     identity: Mutex<Identity>,
     serves: bool,
+    newest: u16,
     /// One permit a handshake under way.
     handshakes: Arc<Semaphore>,
 }
@@ -74,13 +104,14 @@ impl Endpoint {
     /// # Errors
     /// The port is taken, or the identity is unusable.
     pub fn server(address: SocketAddr, identity: Identity) -> Result<Self, LinkError> {
-        let config = server_config(&identity)?;
+        let config = server_config(&identity, u16::MAX)?;
         let inner =
             quinn::Endpoint::server(config, address).map_err(|source| LinkError::Bind { address, source })?;
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
             serves: true,
+            newest: u16::MAX,
             handshakes: Arc::new(Semaphore::new(limits::QUIC_HANDSHAKES)),
         })
     }
@@ -95,8 +126,23 @@ impl Endpoint {
             inner,
             identity: Mutex::new(identity),
             serves: false,
+            newest: u16::MAX,
             handshakes: Arc::new(Semaphore::new(limits::QUIC_HANDSHAKES)),
         })
+    }
+
+    /// Speaks no newer version of a protocol than this: what an earlier program does, to rehearse an
+    /// update.
+    ///
+    /// # Errors
+    /// The identity is unusable.
+    pub fn speak_at_most(mut self, newest: u16) -> Result<Self, LinkError> {
+        self.newest = newest;
+        if self.serves {
+            let config = server_config(&self.lock(), newest)?;
+            self.inner.set_server_config(Some(config));
+        }
+        Ok(self)
     }
 
     /// Uses a fresh certificate from now on; sessions that are open stay open.
@@ -105,7 +151,8 @@ impl Endpoint {
     /// The identity is unusable.
     pub fn renew(&self, identity: Identity) -> Result<(), LinkError> {
         if self.serves {
-            self.inner.set_server_config(Some(server_config(&identity)?));
+            let config = server_config(&identity, self.newest)?;
+            self.inner.set_server_config(Some(config));
         }
         *self.lock() = identity;
         Ok(())
@@ -128,7 +175,7 @@ impl Endpoint {
     pub async fn dial(&self, address: SocketAddr, purpose: Purpose) -> Result<Session, LinkError> {
         let identity = self.lock().clone();
         let failed = |reason: String| LinkError::Connect { address, reason };
-        let config = tls::client_config(&identity, purpose.alpn())?;
+        let config = tls::client_config(&identity, purpose.protocols(self.newest))?;
         let of_a_node = purpose == Purpose::Weights;
         // Certificates name the kind of process, not which one.
         let kind = if of_a_node {
@@ -139,8 +186,9 @@ impl Endpoint {
         let name = kind.server_name(identity.cluster());
         let connection = connect(&self.inner, config, address, &name).await?;
         let peer = tls::peer(&connection, identity.cluster())?;
+        let (_, version) = agreed(&connection).ok_or_else(|| failed("no protocol in common".into()))?;
         if peer.role.node().is_some() == of_a_node {
-            Ok(Session::new(connection, peer, purpose))
+            Ok(Session::new(connection, peer, purpose, version))
         } else {
             Err(failed(format!("{} answered, which is the wrong kind", peer.role)))
         }
@@ -161,10 +209,10 @@ impl Endpoint {
                 incoming.refuse();
                 continue;
             };
-            let cluster = self.lock().cluster();
+            let identity = self.lock().clone();
             return Some(Incoming {
                 incoming,
-                cluster,
+                identity,
                 _permit: permit,
             });
         }
@@ -181,6 +229,11 @@ impl Endpoint {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// What a connection is for, and the version of the protocol that both ends know.
+fn agreed(connection: &quinn::Connection) -> Option<(Purpose, u16)> {
+    Purpose::of_protocol(&tls::protocol(connection)?)
 }
 
 /// Dials, within the time that a handshake may take.
@@ -214,12 +267,14 @@ pub enum Accepted {
     Session(Session),
     /// A machine that wants to become one.
     Joining(Joining),
+    /// A node whose certificate has run out.
+    Renewing(Renewing),
 }
 
 /// A handshake that has begun.
 pub struct Incoming {
     incoming: quinn::Incoming,
-    cluster: pomona_common::ClusterId,
+    identity: Identity,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -243,29 +298,31 @@ impl Incoming {
             connection.close(VarInt::from_u32(1), b"identity");
             failed(why)
         };
-        let purpose = tls::protocol(&connection).and_then(|alpn| Purpose::of_alpn(&alpn));
-        if purpose == Some(Purpose::Join) {
+        let agreed = agreed(&connection);
+        let purpose = agreed.map(|(purpose, _)| purpose);
+        if let Some(Purpose::Join | Purpose::Renew) = purpose {
             // Members have what joining gives, and a certificate here would mean nothing.
             return match connection.peer_identity() {
-                None => Ok(Accepted::Joining(Joining::new(connection))),
                 Some(_) => Err(refused(&connection, "a member does not join".to_owned())),
+                None if purpose == Some(Purpose::Join) => Ok(Accepted::Joining(Joining::new(connection))),
+                None => Ok(Accepted::Renewing(Renewing::new(connection, self.identity))),
             };
         }
-        let peer = match tls::peer(&connection, self.cluster) {
+        let peer = match tls::peer(&connection, self.identity.cluster()) {
             Ok(peer) => peer,
             Err(error) => return Err(refused(&connection, error.to_string())),
         };
-        match purpose {
-            Some(purpose) if purpose.admits(peer.role) => {
-                Ok(Accepted::Session(Session::new(connection, peer, purpose)))
-            }
+        match agreed {
+            Some((purpose, version)) if purpose.admits(peer.role) => Ok(Accepted::Session(Session::new(
+                connection, peer, purpose, version,
+            ))),
             _ => Err(refused(&connection, format!("{} may not do this", peer.role))),
         }
     }
 }
 
-fn server_config(identity: &Identity) -> Result<quinn::ServerConfig, LinkError> {
+fn server_config(identity: &Identity, newest: u16) -> Result<quinn::ServerConfig, LinkError> {
     let purposes = Purpose::of_server(identity.role()).iter();
-    let protocols: Vec<&[u8]> = purposes.map(|purpose| purpose.alpn()).collect();
-    tls::server_config(identity, &protocols)
+    let protocols = purposes.flat_map(|purpose| purpose.protocols(newest));
+    tls::server_config(identity, protocols.collect())
 }

@@ -4,6 +4,8 @@ use std::fmt;
 
 use pomona_common::{ClusterId, KeyPrint, NodeId};
 
+use crate::tls;
+
 /// What a process does in the cluster; in its certificate, and checked on both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -82,6 +84,24 @@ impl Identity {
     /// What it may do.
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Its certificate, PEM.
+    pub fn certificate_pem(&self) -> &str {
+        &self.certificate_pem
+    }
+
+    /// The same process with another certificate, PEM, for its key.
+    pub fn with_certificate(self, certificate_pem: String) -> Self {
+        Self {
+            certificate_pem,
+            ..self
+        }
+    }
+
+    /// Whether its certificate is good now: nobody opens a session with one that has run out.
+    pub fn is_current(&self) -> bool {
+        tls::is_current(self)
     }
 }
 

@@ -91,7 +91,10 @@ pub async fn join(
         address: local,
         source,
     })?;
-    let config = tls::join_config(Arc::new(PinnedAuthority(token.authority())), Purpose::Join.alpn())?;
+    let config = tls::join_config(
+        Arc::new(PinnedAuthority(token.authority())),
+        Purpose::Join.protocols(u16::MAX),
+    )?;
     let server_name = Role::Coordinator(0).server_name(token.cluster());
     let connection = connect(&endpoint, config, address, &server_name).await?;
     let joined = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, applicant))
@@ -117,13 +120,13 @@ async fn exchange(
         proof: [0; 32],
         signature: Vec::new(),
     };
-    let exporter = exporter(connection)?;
+    let exporter = exporter(connection, EXPORTER)?;
     let transcript = transcript(&request, &exporter);
     let proof = hmac::sign(&proof_key(token.verifier()), &transcript);
     request.proof = proof.as_ref().try_into().unwrap_or_default();
     request.signature = key.sign(&transcript).map_err(certificate_error)?;
     let (send, receive) = connection.open_bi().await.map_err(closed)?;
-    let (mut send, mut receive) = (FrameSender::new(send), FrameReceiver::new(receive));
+    let (mut send, mut receive) = (FrameSender::new(send, 1), FrameReceiver::new(receive));
     send.send(&request).await?;
     send.finish();
     match receive.expect::<JoinAnswer>(EXCHANGE).await? {
@@ -197,9 +200,9 @@ impl Joining {
                 .await
                 .map_err(|_| LinkError::Deadline(REQUEST))?
                 .map_err(closed)?;
-            let (mut send, mut receive) = (FrameSender::new(send), FrameReceiver::new(receive));
+            let (mut send, mut receive) = (FrameSender::new(send, 1), FrameReceiver::new(receive));
             let request: JoinRequest = receive.expect(REQUEST).await?;
-            let exporter = exporter(&self.connection)?;
+            let exporter = exporter(&self.connection, EXPORTER)?;
             let proofs = Proofs {
                 transcript: transcript(&request, &exporter),
                 exporter,
@@ -245,10 +248,10 @@ fn proof_key(verifier: TokenVerifier) -> hmac::Key {
     hmac::Key::new(hmac::HMAC_SHA256, &verifier.0)
 }
 
-fn exporter(connection: &quinn::Connection) -> Result<[u8; 32], LinkError> {
+pub(crate) fn exporter(connection: &quinn::Connection, label: &[u8]) -> Result<[u8; 32], LinkError> {
     let mut secret = [0; 32];
     connection
-        .export_keying_material(&mut secret, EXPORTER, b"")
+        .export_keying_material(&mut secret, label, b"")
         .map_err(|_| LinkError::Closed("the session exports no key".into()))?;
     Ok(secret)
 }
@@ -453,7 +456,10 @@ mod tests {
         let identity = authority.issue(Role::Coordinator(1))?;
         let server = crate::Endpoint::server(([127, 0, 0, 1], 0).into(), identity)?;
         for purpose in [Purpose::Control, Purpose::Raft, Purpose::Join] {
-            let config = tls::join_config(Arc::new(PinnedAuthority(authority.print())), purpose.alpn())?;
+            let config = tls::join_config(
+                Arc::new(PinnedAuthority(authority.print())),
+                purpose.protocols(u16::MAX),
+            )?;
             let client = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
             let name = Role::Coordinator(0).server_name(authority.cluster());
             let dial = client.connect_with(config, server.local_address()?, &name)?;

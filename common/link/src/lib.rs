@@ -11,6 +11,7 @@ mod files;
 mod identity;
 pub mod join;
 mod membership;
+pub mod renew;
 mod session;
 mod tls;
 mod token;
@@ -24,6 +25,7 @@ pub use endpoint::{Accepted, Endpoint, Incoming, Purpose, any_port_toward};
 pub use identity::{Identity, Peer, Role};
 pub use join::{Joining, Proofs};
 pub use membership::Membership;
+pub use renew::Renewing;
 pub use session::{FrameReceiver, FrameSender, Session};
 pub use token::JoinToken;
 

@@ -22,14 +22,16 @@ pub struct Session {
     connection: quinn::Connection,
     peer: Peer,
     purpose: Purpose,
+    version: u16,
 }
 
 impl Session {
-    pub(crate) fn new(connection: quinn::Connection, peer: Peer, purpose: Purpose) -> Self {
+    pub(crate) fn new(connection: quinn::Connection, peer: Peer, purpose: Purpose, version: u16) -> Self {
         Self {
             connection,
             peer,
             purpose,
+            version,
         }
     }
 
@@ -58,6 +60,11 @@ impl Session {
         self.purpose
     }
 
+    /// Version of the protocol that both ends know.
+    pub fn version(&self) -> u16 {
+        self.version
+    }
+
     /// Opens a stream. The peer learns of it with the first frame.
     ///
     /// # Errors
@@ -67,7 +74,7 @@ impl Session {
             .await
             .map_err(|_| LinkError::Deadline(OPEN_TIMEOUT))?;
         let (send, receive) = opened.map_err(closed)?;
-        Ok((FrameSender::new(send), FrameReceiver::new(receive)))
+        Ok((FrameSender::new(send, self.version), FrameReceiver::new(receive)))
     }
 
     /// The next stream that the peer opens.
@@ -76,7 +83,7 @@ impl Session {
     /// The session has ended.
     pub async fn accept(&self) -> Result<(FrameSender, FrameReceiver), LinkError> {
         let (send, receive) = self.connection.accept_bi().await.map_err(closed)?;
-        Ok((FrameSender::new(send), FrameReceiver::new(receive)))
+        Ok((FrameSender::new(send, self.version), FrameReceiver::new(receive)))
     }
 
     /// Waits for the end of the session.
@@ -100,22 +107,28 @@ impl Session {
 #[derive(Debug)]
 pub struct FrameSender {
     inner: quinn::SendStream,
+    version: u16,
     finished: bool,
 }
 
 impl FrameSender {
-    pub(crate) fn new(inner: quinn::SendStream) -> Self {
+    pub(crate) fn new(inner: quinn::SendStream, version: u16) -> Self {
         Self {
             inner,
+            version,
             finished: false,
         }
     }
 
-    /// Sends one frame.
+    /// Sends one frame. What came into the protocol after the version that the peer knows is left
+    /// out: such messages are notices, which it has done without so far.
     ///
     /// # Errors
     /// The peer stopped the stream, is stuck, or the session has ended.
     pub async fn send<M: Message>(&mut self, message: &M) -> Result<(), LinkError> {
+        if message.since() > self.version {
+            return Ok(());
+        }
         let frame = pomona_wire::encode(message)?;
         self.send_bytes(&frame).await
     }

@@ -1,6 +1,7 @@
 //! TLS 1.3 with ring, certificates on both ends except for joining, no resumption, no early data.
 
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,8 +10,9 @@ use quinn::{IdleTimeout, TransportConfig, VarInt};
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use pomona_common::{ClusterId, KeyPrint, limits};
@@ -19,7 +21,13 @@ use crate::LinkError;
 use crate::identity::{Identity, Peer, Role};
 use crate::join::key_print;
 
-pub(crate) fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<quinn::ServerConfig, LinkError> {
+/// Half of what a node's certificate is good for.
+const EXPIRY_STEP: Duration = Duration::from_secs(12 * 3600);
+
+pub(crate) fn server_config(
+    identity: &Identity,
+    protocols: Vec<Vec<u8>>,
+) -> Result<quinn::ServerConfig, LinkError> {
     let (roots, mut chain, key) = material(identity)?;
     // A machine that joins knows the authority by its key alone, and takes it from here.
     chain.push(parse(&identity.authority_pem)?);
@@ -28,13 +36,13 @@ pub(crate) fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<quinn
         .allow_unauthenticated()
         .build()
         .map_err(trouble)?;
-    let mut tls = ServerConfig::builder_with_provider(provider())
+    let mut tls = ServerConfig::builder_with_details(provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(trouble)?
         .with_client_cert_verifier(verifier)
         .with_single_cert(chain, key)
         .map_err(trouble)?;
-    tls.alpn_protocols = alpn.iter().map(|name| name.to_vec()).collect();
+    tls.alpn_protocols = protocols;
     tls.max_early_data_size = 0;
     tls.send_tls13_tickets = 0;
     tls.session_storage = Arc::new(NoServerSessionStorage {});
@@ -49,34 +57,85 @@ pub(crate) fn server_config(identity: &Identity, alpn: &[&[u8]]) -> Result<quinn
     Ok(config)
 }
 
-pub(crate) fn client_config(identity: &Identity, alpn: &[u8]) -> Result<quinn::ClientConfig, LinkError> {
+pub(crate) fn client_config(
+    identity: &Identity,
+    protocols: Vec<Vec<u8>>,
+) -> Result<quinn::ClientConfig, LinkError> {
     let (roots, chain, key) = material(identity)?;
-    let tls = ClientConfig::builder_with_provider(provider())
+    let tls = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(trouble)?
         .with_root_certificates(roots)
         .with_client_auth_cert(chain, key)
         .map_err(trouble)?;
-    dialling(tls, alpn)
+    dialling(tls, protocols)
+}
+
+/// For a member whose own certificate is of no use: it shows none.
+pub(crate) fn renewal_config(
+    identity: &Identity,
+    protocols: Vec<Vec<u8>>,
+) -> Result<quinn::ClientConfig, LinkError> {
+    let (roots, ..) = material(identity)?;
+    let tls = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(trouble)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    dialling(tls, protocols)
+}
+
+/// A node's certificate of this cluster, that ran out within the grace or not yet.
+pub(crate) fn expired_peer(
+    certificate_pem: &str,
+    identity: &Identity,
+    grace: Duration,
+) -> Result<Peer, LinkError> {
+    let der = parse(certificate_pem)?;
+    let authority = parse(&identity.authority_pem)?;
+    let anchors = [webpki::anchor_from_trusted_cert(&authority).map_err(trouble)?];
+    let leaf = webpki::EndEntityCert::try_from(&der).map_err(trouble)?;
+    // Certificates do not tell when they end, only whether they are good at a time; they are good
+    // for twice the step.
+    let now = WallClock::now();
+    let steps = grace.as_secs() / EXPIRY_STEP.as_secs();
+    let is_good = |step: u64| {
+        let at = UnixTime::since_unix_epoch(now.saturating_sub(EXPIRY_STEP * step as u32));
+        let usage = webpki::KeyUsage::client_auth();
+        let algorithms = provider().signature_verification_algorithms.all;
+        leaf.verify_for_usage(algorithms, &anchors, &[], at, usage, None, None)
+            .is_ok()
+    };
+    if !(0..=steps).any(is_good) {
+        return Err(LinkError::Certificate(
+            "it ran out too long ago, or is of another cluster: join anew".into(),
+        ));
+    }
+    named(&der, identity.cluster())
+}
+
+/// Whether a certificate has not run out.
+pub(crate) fn is_current(identity: &Identity) -> bool {
+    expired_peer(&identity.certificate_pem, identity, Duration::ZERO).is_ok()
 }
 
 /// For a machine without certificate: `verifier` decides whom to trust.
 pub(crate) fn join_config(
     verifier: Arc<dyn rustls::client::danger::ServerCertVerifier>,
-    alpn: &[u8],
+    protocols: Vec<Vec<u8>>,
 ) -> Result<quinn::ClientConfig, LinkError> {
-    let tls = ClientConfig::builder_with_provider(provider())
+    let tls = ClientConfig::builder_with_details(provider(), Arc::new(WallClock))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(trouble)?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
         .with_no_client_auth();
-    dialling(tls, alpn)
+    dialling(tls, protocols)
 }
 
-/// What every client has in common: one protocol, no resumption, no early data, our limits.
-fn dialling(mut tls: ClientConfig, alpn: &[u8]) -> Result<quinn::ClientConfig, LinkError> {
-    tls.alpn_protocols = vec![alpn.to_vec()];
+/// What every client has in common: the versions of one protocol, no resumption, no early data, our limits.
+fn dialling(mut tls: ClientConfig, protocols: Vec<Vec<u8>>) -> Result<quinn::ClientConfig, LinkError> {
+    tls.alpn_protocols = protocols;
     tls.resumption = Resumption::disabled();
     tls.enable_early_data = false;
     let crypto = QuicClientConfig::try_from(tls).map_err(trouble)?;
@@ -123,7 +182,15 @@ pub(crate) fn protocol(connection: &quinn::Connection) -> Option<Vec<u8>> {
 pub(crate) fn peer(connection: &quinn::Connection, cluster: ClusterId) -> Result<Peer, LinkError> {
     let wrong = |what: &str| LinkError::Certificate(what.to_owned());
     let chain = peer_chain(connection).ok_or_else(|| wrong("peer shows no certificate"))?;
-    let der = chain.first().ok_or_else(|| wrong("peer shows no certificate"))?;
+    named(
+        chain.first().ok_or_else(|| wrong("peer shows no certificate"))?,
+        cluster,
+    )
+}
+
+/// Whom a certificate that was verified is for.
+fn named(der: &CertificateDer<'_>, cluster: ClusterId) -> Result<Peer, LinkError> {
+    let wrong = |what: &str| LinkError::Certificate(what.to_owned());
     let leaf = webpki::EndEntityCert::try_from(der).map_err(|_| wrong("peer certificate does not parse"))?;
     let mut names = leaf.valid_uri_names();
     let (Some(uri), None) = (names.next(), names.next()) else {
@@ -132,6 +199,23 @@ pub(crate) fn peer(connection: &quinn::Connection, cluster: ClusterId) -> Result
     let role = Role::from_uri(uri, cluster).ok_or_else(|| wrong("peer belongs to another cluster"))?;
     let key = key_print(der).ok_or_else(|| wrong("peer certificate does not parse"))?;
     Ok(Peer { role, key })
+}
+
+/// The process's wall clock, which a script may move.
+#[derive(Debug)]
+struct WallClock;
+
+impl WallClock {
+    fn now() -> Duration {
+        let since = pomona_clocks::wall().duration_since(UNIX_EPOCH);
+        since.unwrap_or_default()
+    }
+}
+
+impl TimeProvider for WallClock {
+    fn current_time(&self) -> Option<UnixTime> {
+        Some(UnixTime::since_unix_epoch(Self::now()))
+    }
 }
 
 type Material = (

@@ -15,6 +15,7 @@ use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::join::{JoinAnswer, JoinRequest};
 use pomona_common::limits;
+use pomona_common::renew::{RenewAnswer, RenewRequest};
 use pomona_common::weights::{Manifest, WeightsRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -95,6 +96,11 @@ pub trait Message: Serialize + DeserializeOwned {
     /// Longest frame, header excluded from the count.
     const LIMIT: usize;
 
+    /// Version of the protocol, as agreed in the handshake, that brought this message.
+    fn since(&self) -> u16 {
+        1
+    }
+
     /// Decodes the payload under this kind's limit.
     ///
     /// # Errors
@@ -103,12 +109,16 @@ pub trait Message: Serialize + DeserializeOwned {
 }
 
 macro_rules! message {
-    ($type:ty, kind $kind:literal, versions $oldest:literal to $version:literal, limit $limit:expr) => {
+    ($type:ty, kind $kind:literal, versions $oldest:literal to $version:literal, limit $limit:expr $(, since $since:expr)?) => {
         impl Message for $type {
             const KIND: u8 = $kind;
             const VERSION: u8 = $version;
             const OLDEST: u8 = $oldest;
             const LIMIT: usize = $limit;
+
+            $(fn since(&self) -> u16 {
+                $since(self)
+            })?
 
             fn decode_payload(payload: &[u8]) -> Result<Self, WireError> {
                 // In memory a message may take more than on the wire, hence four times.
@@ -125,8 +135,8 @@ macro_rules! message {
 }
 
 // Version 1 of a report, which was never released, knew no conditions.
-message!(NodeMessage, kind 1, versions 2 to 2, limit limits::CONTROL_FRAME_BYTES);
-message!(CoordinatorMessage, kind 2, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES);
+message!(NodeMessage, kind 1, versions 2 to 2, limit limits::CONTROL_FRAME_BYTES, since NodeMessage::since);
+message!(CoordinatorMessage, kind 2, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES, since CoordinatorMessage::since);
 message!(StreamRequest, kind 3, versions 1 to 1, limit limits::STREAM_FRAME_BYTES);
 message!(GenerationEvent, kind 4, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES);
 message!(TextBundle, kind 5, versions 1 to 1, limit limits::TEXT_BUNDLE_BYTES);
@@ -136,6 +146,8 @@ message!(JoinRequest, kind 8, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
 message!(JoinAnswer, kind 9, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
 message!(WeightsRequest, kind 10, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
 message!(Manifest, kind 11, versions 1 to 1, limit limits::MANIFEST_FRAME_BYTES);
+message!(RenewRequest, kind 12, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
+message!(RenewAnswer, kind 13, versions 1 to 1, limit limits::JOIN_FRAME_BYTES);
 
 /// A message as one frame.
 ///
@@ -237,9 +249,9 @@ pub mod stored {
 
     use super::{DeserializeOwned, Serialize, WireError};
 
-    /// Version of stored values. Version 4 added placement to the state, and commands. Versions 1 and
-    /// 2 were never released: their state had no tokens, and no coordinators.
-    const VERSION: u8 = 4;
+    /// Version of stored values. Version 4 added placement to the state, version 5 leases; both added
+    /// commands. Versions 1 and 2 were never released: their state had no tokens, and no coordinators.
+    const VERSION: u8 = 5;
     /// Oldest version that can still be read.
     const OLDEST: u8 = 3;
 
@@ -262,12 +274,12 @@ pub mod stored {
         decode_grown(bytes, &[])
     }
 
-    /// Decodes a stored value that has grown at its end: `since_3` is what a value of version 3
-    /// lacks there.
+    /// Decodes a stored value that has grown at its end: `added` is what each version added there, when
+    /// it is empty, the oldest first.
     ///
     /// # Errors
     /// As [`decode`].
-    pub fn decode_grown<T: DeserializeOwned>(bytes: &[u8], since_3: &[u8]) -> Result<T, WireError> {
+    pub fn decode_grown<T: DeserializeOwned>(bytes: &[u8], added: &[(u8, &[u8])]) -> Result<T, WireError> {
         let [version, payload @ ..] = bytes else {
             return Err(WireError::Truncated);
         };
@@ -283,9 +295,12 @@ pub mod stored {
                 known: VERSION,
             });
         }
-        let payload = match *version {
-            3 if !since_3.is_empty() => Cow::Owned([payload, since_3].concat()),
-            _ => Cow::Borrowed(payload),
+        let missing = added.iter().filter(|(by, _)| by > version);
+        let missing: Vec<u8> = missing.flat_map(|(_, bytes)| *bytes).copied().collect();
+        let payload = if missing.is_empty() {
+            Cow::Borrowed(payload)
+        } else {
+            Cow::Owned([payload, &missing].concat())
         };
         let config =
             bincode::config::standard().with_limit::<{ 4 * pomona_common::limits::RAFT_SNAPSHOT_BYTES }>();

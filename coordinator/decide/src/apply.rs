@@ -5,6 +5,7 @@ use pomona_common::{NodeId, limits};
 
 use crate::command::{Command, Reply};
 use crate::coordinators;
+use crate::lease;
 use crate::membership;
 use crate::placement;
 use crate::state::ClusterState;
@@ -26,13 +27,15 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         },
         Command::AdmitNode { id, name, now_s } => membership::admit_node(state, *id, name, *now_s),
         Command::MakeToken { id, token, now_s } => membership::make_token(state, *id, token, *now_s),
-        Command::RevokeToken(id) => match state.tokens.get(id) {
-            Some(token) if token.used_by.is_none() => {
-                state.tokens.remove(id);
-                Reply::Done
-            }
-            _ => Reply::Refused(format!("no open token {id}")),
-        },
+        Command::OpenToken {
+            id,
+            token,
+            lease,
+            now_s,
+        } => membership::open_token(state, *id, token, *lease, *now_s),
+        Command::RevokeToken(id) => membership::revoke_token(state, *id),
+        Command::SetLease { node, lease, now_s } => lease::set(state, *node, *lease, *now_s),
+        Command::Evict(node) => lease::evict(state, *node),
         Command::ConsumeToken {
             token,
             node,

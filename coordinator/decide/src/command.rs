@@ -6,6 +6,7 @@ use pomona_common::plan::Plan;
 use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, TokenId};
 use serde::{Deserialize, Serialize};
 
+use crate::lease::Lease;
 use crate::placement::{Availability, ModelPolicy, PlanStep};
 use crate::state::TokenRecord;
 
@@ -23,7 +24,7 @@ pub enum Command {
         /// Now, in seconds since 1970.
         now_s: u64,
     },
-    /// Opens a join token.
+    /// Opens a join token. Not written any more, see `OpenToken`; logs have it.
     MakeToken {
         /// Its public name.
         id: TokenId,
@@ -125,6 +126,28 @@ pub enum Command {
         /// Now, in seconds since 1970.
         now_s: u64,
     },
+    /// Opens a join token, with the lease of the machine that joins with it.
+    OpenToken {
+        /// Its public name.
+        id: TokenId,
+        /// What it is good for.
+        token: TokenRecord,
+        /// Until when the machine stays; only a rented one leaves by itself.
+        lease: Option<Lease>,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// Says until when a rented node stays.
+    SetLease {
+        /// The node.
+        node: NodeId,
+        /// Its lease; none for as long as it likes.
+        lease: Option<Lease>,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// Tells a node with a lease to destroy what it holds.
+    Evict(NodeId),
 }
 
 /// What a command did.

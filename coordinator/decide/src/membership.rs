@@ -4,6 +4,7 @@ use pomona_common::{KeyPrint, NodeId, TokenId, limits};
 
 use crate::command::Reply;
 use crate::coordinators;
+use crate::lease::{self, Lease};
 use crate::placement;
 use crate::state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
 
@@ -44,6 +45,36 @@ pub(crate) fn make_token(state: &mut ClusterState, id: TokenId, token: &TokenRec
     }
     state.tokens.insert(id, token.clone());
     Reply::Done
+}
+
+/// Opens a token with the lease of the machine that joins with it: both or neither.
+pub(crate) fn open_token(
+    state: &mut ClusterState,
+    id: TokenId,
+    token: &TokenRecord,
+    lease: Option<Lease>,
+    now_s: u64,
+) -> Reply {
+    match make_token(state, id, token, now_s) {
+        Reply::Done => {}
+        other => return other,
+    }
+    let leased = lease::of_token(state, id, token.admits, lease, now_s);
+    if let Reply::Refused(_) = leased {
+        state.tokens.remove(&id);
+    }
+    leased
+}
+
+pub(crate) fn revoke_token(state: &mut ClusterState, id: TokenId) -> Reply {
+    match state.tokens.get(&id) {
+        Some(token) if token.used_by.is_none() => {
+            state.tokens.remove(&id);
+            state.leases.of_tokens.remove(&id);
+            Reply::Done
+        }
+        _ => Reply::Refused(format!("no open token {id}")),
+    }
 }
 
 /// The machine that shows a token.
@@ -105,6 +136,7 @@ pub(crate) fn consume_token(
         && let Some(record) = state.tokens.get_mut(&token)
     {
         record.used_by = Some((node, key));
+        lease::begin(state, token, node);
     }
     reply
 }
@@ -143,6 +175,7 @@ pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> R
     };
     state.revoked.insert(id, revoked);
     state.plan.nodes.remove(&id);
+    state.leases.of_nodes.remove(&id);
     placement::forget_node(state, id);
     // Tokens that it used would let it ask again, in vain: forget them.
     state

@@ -19,8 +19,8 @@ const TTL_MAX_S: u64 = 365 * 24 * 3600;
 /// time to live needs it.
 pub const USE_STEP_S: u64 = 60;
 
-/// See the module's documentation. The last field of the state: a state of before ends where this
-/// begins, see `pomona_raft`.
+/// See the module's documentation. Stored states of version 3 end where this begins, those of version 4
+/// where it ends, see `pomona_raft`.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Placement {
     /// What is wanted of models; the default of [`ModelPolicy`] for the others.

@@ -43,7 +43,7 @@ pub fn plan(state: &ClusterState, inventory: &Inventory, now_s: u64) -> PlanOutc
     let mut planning = Planning {
         state,
         now_s,
-        sites: sites(state, inventory),
+        sites: sites(state, inventory, now_s),
         moves: Vec::new(),
     };
     planning.give_up_impossible();

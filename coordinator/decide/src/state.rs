@@ -10,6 +10,7 @@ use pomona_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::coordinators::CoordinatorRecord;
+use crate::lease::Leases;
 use crate::placement::Placement;
 use crate::proposal::Recent;
 
@@ -34,8 +35,11 @@ pub struct ClusterState {
     pub last_coordinator: u64,
     /// The latest commands.
     pub recent: Recent,
-    /// What is wanted of placement, and what is remembered for it. Stays last, see there.
+    /// What is wanted of placement, and what is remembered for it.
     pub placement: Placement,
+    /// Until when rented machines stay. What comes later is added after it: stored states of before end
+    /// where it begins, see `pomona_raft`.
+    pub leases: Leases,
 }
 
 /// A node as the cluster knows it.

@@ -253,7 +253,7 @@ proptest! {
             let policy = world.state.placement.policy(&name(i));
             let idle = matches!(policy.keep, Keep::Ttl(ttl_s) if NOW_S - world.state.placement.used_s(&name(i)) > ttl_s + world.state.placement.use_step_s(&name(i)));
             let holders = world.holders(i).len();
-            let explained = explain(&world.state, &world.inventory, &name(i)).unwrap();
+            let explained = explain(&world.state, &world.inventory, &name(i), NOW_S).unwrap();
             let could = explained.nodes.iter().any(|(_, verdict)| matches!(verdict, Verdict::Could(_)));
             match policy.replicas {
                 _ if idle => prop_assert_eq!(holders, 0),
@@ -277,7 +277,7 @@ proptest! {
         world.inventory.remove(&node(lost));
         world.settle();
         for i in 0..sizes.len() {
-            let explained = explain(&world.state, &world.inventory, &name(i)).unwrap();
+            let explained = explain(&world.state, &world.inventory, &name(i), NOW_S).unwrap();
             let could = explained.nodes.iter().any(|(_, verdict)| matches!(verdict, Verdict::Could(_)));
             let here = explained.nodes.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Holds { loaded: Some(true), .. })).count();
             let policy = world.state.placement.policy(&name(i));
@@ -438,7 +438,7 @@ fn points_prefer_racks_mains_cool_and_other_pools() {
     );
     world.settle();
     assert_eq!(world.holders(0), [3]);
-    let explained = explain(&world.state, &world.inventory, &name(0)).unwrap();
+    let explained = explain(&world.state, &world.inventory, &name(0), NOW_S).unwrap();
     assert!(
         explained.nodes[0].1.to_string().contains("battery -300"),
         "{}",

@@ -17,8 +17,9 @@ use tokio::sync::watch;
 use crate::TypeConfig;
 use crate::tables::{DbResult, Values, decode_grown, encode, get, get_grown, put, write};
 
-/// What a state of version 3 lacks at its end: the four empty collections of `Placement`.
-const SINCE_3: &[u8] = &[0; 4];
+/// What versions of stored values added at the end of the state: the four collections of `Placement`,
+/// the two of `Leases`.
+const ADDED: &[(u8, &[u8])] = &[(4, &[0; 4]), (5, &[0; 2])];
 
 const STATE: Values = TableDefinition::new("state_machine");
 
@@ -46,7 +47,7 @@ impl StateMachine {
             transaction.open_table(STATE)?;
             Ok(())
         })?;
-        let applied: Applied = get_grown(&db, STATE, "applied", SINCE_3)?.unwrap_or_default();
+        let applied: Applied = get_grown(&db, STATE, "applied", ADDED)?.unwrap_or_default();
         let (published, reader) = watch::channel(Arc::new(applied.state.clone()));
         let machine = Self {
             db,
@@ -69,7 +70,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<TypeConfig>, Fault> {
         // Reads the database, not this clone: the snapshot is exactly what was synced last.
         let build = || -> DbResult<(SnapshotMeta<u64, EmptyNode>, Vec<u8>)> {
-            let applied: Applied = get_grown(&self.db, STATE, "applied", SINCE_3)?.unwrap_or_default();
+            let applied: Applied = get_grown(&self.db, STATE, "applied", ADDED)?.unwrap_or_default();
             let index = applied.log_id.map_or(0, |id| id.index);
             let meta = SnapshotMeta {
                 last_log_id: applied.log_id,
@@ -138,7 +139,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), Fault> {
         let data = snapshot.into_inner();
         let fault = |error: redb::Error| IoError::write_snapshot(Some(meta.signature()), &error);
-        let state = decode_grown(&data, SINCE_3).map_err(|error| fault(error.into()))?;
+        let state = decode_grown(&data, ADDED).map_err(|error| fault(error.into()))?;
         self.applied = Applied {
             log_id: meta.last_log_id,
             membership: meta.last_membership.clone(),
@@ -177,14 +178,33 @@ mod tests {
 
     /// Released bytes: they must decode for ever.
     #[test]
-    fn states_of_version_3_still_decode() -> std::io::Result<()> {
-        assert_eq!(
-            encode(&pomona_decide::Placement::default())?[1..],
-            *SINCE_3,
-            "what a state of version 3 lacks"
+    fn states_of_version_4_still_decode() -> std::io::Result<()> {
+        let state: ClusterState = decode_grown(&bytes(include_str!("../golden/snapshot-4.hex")), ADDED)?;
+        let (node, model) = (
+            NodeId::from_bits(7),
+            "org/model".parse().map_err(std::io::Error::other)?,
         );
-        let state: ClusterState = decode_grown(&bytes(include_str!("../golden/snapshot-3.hex")), SINCE_3)?;
-        let applied: Applied = decode_grown(&bytes(include_str!("../golden/applied-3.hex")), SINCE_3)?;
+        assert_eq!(state.nodes[&node].name, "mini-7");
+        assert_eq!(state.placement.used_s(&model), 300);
+        let cordoned = pomona_decide::Availability::Cordoned;
+        assert_eq!(state.placement.availability(node), cordoned);
+        assert_eq!(state.leases, pomona_decide::Leases::default());
+        assert_eq!(decode_grown::<ClusterState>(&encode(&state)?, ADDED)?, state);
+        Ok(())
+    }
+
+    /// As above.
+    #[test]
+    fn states_of_version_3_still_decode() -> std::io::Result<()> {
+        let empty = [
+            encode(&pomona_decide::Placement::default())?,
+            encode(&pomona_decide::Leases::default())?,
+        ];
+        for ((version, added), empty) in ADDED.iter().zip(empty) {
+            assert_eq!(**added, empty[1..], "what version {version} added");
+        }
+        let state: ClusterState = decode_grown(&bytes(include_str!("../golden/snapshot-3.hex")), ADDED)?;
+        let applied: Applied = decode_grown(&bytes(include_str!("../golden/applied-3.hex")), ADDED)?;
         assert_eq!(applied.state, state);
         assert_eq!(state.cluster, Some(ClusterId::from_bits(5)));
         let node = NodeId::from_bits(7);
@@ -197,7 +217,7 @@ mod tests {
                 .all(|why| why == "stored here and fits")
         );
         assert_eq!(state.placement, pomona_decide::Placement::default());
-        let again: ClusterState = decode_grown(&encode(&state)?, SINCE_3)?;
+        let again: ClusterState = decode_grown(&encode(&state)?, ADDED)?;
         assert_eq!(again, state);
         Ok(())
     }

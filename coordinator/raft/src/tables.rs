@@ -18,8 +18,8 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T> {
     decode_grown(bytes, &[])
 }
 
-pub(crate) fn decode_grown<T: DeserializeOwned>(bytes: &[u8], since_3: &[u8]) -> std::io::Result<T> {
-    stored::decode_grown(bytes, since_3).map_err(std::io::Error::other)
+pub(crate) fn decode_grown<T: DeserializeOwned>(bytes: &[u8], added: &[(u8, &[u8])]) -> std::io::Result<T> {
+    stored::decode_grown(bytes, added).map_err(std::io::Error::other)
 }
 
 /// Runs one transaction and syncs it.
@@ -50,12 +50,12 @@ pub(crate) fn get_grown<T: DeserializeOwned>(
     db: &Database,
     table: Values,
     key: &str,
-    since_3: &[u8],
+    added: &[(u8, &[u8])],
 ) -> DbResult<Option<T>> {
     let table = db.begin_read()?.open_table(table)?;
     let value = table
         .get(key)?
-        .map(|guard| decode_grown(guard.value(), since_3))
+        .map(|guard| decode_grown(guard.value(), added))
         .transpose()?;
     Ok(value)
 }

@@ -7,15 +7,15 @@ use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
+use pomona_clocks::wall_s;
 use pomona_common::{MachineRole, NodeId, TokenId, limits};
 use pomona_decide::{Admits, ClusterState, Command, NodeRecord, TokenRecord};
 use pomona_link::JoinToken;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, current, reply, write};
+use super::{Admin, Answer, current, leases, reply, write};
 use crate::address::reachable;
-use crate::now_s;
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -35,6 +35,7 @@ struct Wanted {
     ttl_s: Option<u64>,
     role: Option<String>,
     name: String,
+    lease: Option<leases::Wanted>,
 }
 
 async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
@@ -64,7 +65,7 @@ async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
             );
         }
     };
-    let now_s = now_s();
+    let now_s = wall_s();
     let record = TokenRecord {
         verifier: token.verifier(),
         admits,
@@ -72,9 +73,10 @@ async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
         expires_s: now_s + life.as_secs(),
         used_by: None,
     };
-    let command = Command::MakeToken {
+    let command = Command::OpenToken {
         id: token.id(),
         token: record.clone(),
+        lease: wanted.lease.map(|lease| lease.from(now_s)),
         now_s,
     };
     let (status, head, body) = write(&admin, command).await;
@@ -97,7 +99,7 @@ async fn tokens(State(admin): State<Admin>) -> Answer {
         Ok(state) => state,
         Err(answer) => return answer,
     };
-    let now_s = now_s();
+    let now_s = wall_s();
     let open: Vec<Value> = state
         .tokens
         .iter()
@@ -116,7 +118,16 @@ async fn revoke_token(State(admin): State<Admin>, UrlPath(id): UrlPath<String>) 
 
 async fn revoke_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
     match find(&admin, &node).await {
-        Ok(node) => write(&admin, Command::RevokeNode { node, now_s: now_s() }).await,
+        Ok(node) => {
+            write(
+                &admin,
+                Command::RevokeNode {
+                    node,
+                    now_s: wall_s(),
+                },
+            )
+            .await
+        }
         Err(answer) => answer,
     }
 }

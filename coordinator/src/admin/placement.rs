@@ -7,6 +7,7 @@ use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::routing::{get, put};
+use pomona_clocks::wall_s;
 use pomona_common::{MachineRole, ModelName, NodeId};
 use pomona_decide::{
     Availability, ClusterState, Command, Keep, ModelPolicy, Move, Replicas, Verdict, explain, plan,
@@ -17,7 +18,6 @@ use serde_json::{Value, json};
 use super::membership::{find, named};
 use super::{Admin, Answer, current, reply, write};
 use crate::inventory::inventory;
-use crate::now_s;
 
 /// Longest time that a drain may be given, in seconds: a day.
 const DRAIN_MAX_S: u64 = 24 * 3600;
@@ -45,7 +45,7 @@ fn name_of(state: &ClusterState, node: NodeId) -> String {
 async fn show(State(admin): State<Admin>) -> Answer {
     let state = admin.backend.replica.state().borrow().clone();
     let inventory = inventory(&admin.backend.sessions);
-    let outcome = plan(&state, &inventory, now_s());
+    let outcome = plan(&state, &inventory, wall_s());
     let models: Vec<Value> = state
         .catalogue
         .keys()
@@ -77,7 +77,7 @@ async fn show(State(admin): State<Admin>) -> Answer {
 /// How the latest plans differ from the ones before, and what the next one would change.
 async fn moves(State(admin): State<Admin>) -> Answer {
     let state = admin.backend.replica.state().borrow().clone();
-    let outcome = plan(&state, &inventory(&admin.backend.sessions), now_s());
+    let outcome = plan(&state, &inventory(&admin.backend.sessions), wall_s());
     let listed = |moves: &[Move]| -> Vec<Value> {
         let shown = |one: &Move| {
             json!({
@@ -102,7 +102,7 @@ async fn explained(State(admin): State<Admin>, UrlPath(name): UrlPath<String>) -
         return bad("this is no name of a model");
     };
     let state = admin.backend.replica.state().borrow().clone();
-    let Some(explanation) = explain(&state, &inventory(&admin.backend.sessions), &model) else {
+    let Some(explanation) = explain(&state, &inventory(&admin.backend.sessions), &model, wall_s()) else {
         let why = format!("`{model}` is not in the catalogue: `pomona models` lists what is");
         return reply(StatusCode::NOT_FOUND, &json!({ "error": why }));
     };
@@ -227,7 +227,7 @@ async fn set_availability(State(admin): State<Admin>, UrlPath(node): UrlPath<Str
         Ok(Wanted::Open) => Availability::Open,
         Ok(Wanted::Cordoned) => Availability::Cordoned,
         Ok(Wanted::Draining { within_s }) if within_s <= DRAIN_MAX_S => Availability::Draining {
-            until_s: now_s() + within_s,
+            until_s: wall_s() + within_s,
         },
         Ok(Wanted::Draining { .. }) => return bad("a drain takes a day at most"),
         Err(error) => return bad(&error.to_string()),

@@ -69,7 +69,7 @@ impl WeightsServer {
             sessions.spawn(async move {
                 match incoming.finish().await {
                     Ok(Accepted::Session(session)) => this.serve(session).await,
-                    Ok(Accepted::Joining(_)) => {}
+                    Ok(Accepted::Joining(_) | Accepted::Renewing(_)) => {}
                     Err(error) => tracing::debug!(%error, "weights session refused"),
                 }
             });

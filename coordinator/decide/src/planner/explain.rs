@@ -62,11 +62,16 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Explains the places of a model; `None` when it is not in the catalogue.
-pub fn explain(state: &ClusterState, inventory: &Inventory, model: &ModelName) -> Option<Explanation> {
+/// Explains the places of a model at `now_s`, in seconds since 1970; `None` when it is not in the catalogue.
+pub fn explain(
+    state: &ClusterState,
+    inventory: &Inventory,
+    model: &ModelName,
+    now_s: u64,
+) -> Option<Explanation> {
     let record = state.catalogue.get(model)?;
     let policy = state.placement.policy(model);
-    let sites = sites(state, inventory);
+    let sites = sites(state, inventory, now_s);
     let held = |id: &NodeId| {
         let target = state.plan.nodes.get(id)?;
         target.models.get(model).cloned()
@@ -111,7 +116,7 @@ pub(crate) fn rank(rejected: &Rejected) -> u8 {
         Rejected::OtherContents => 1,
         Rejected::Unapproved => 2,
         Rejected::OtherPool(_) => 3,
-        Rejected::Draining | Rejected::Cordoned => 4,
+        Rejected::Draining | Rejected::Cordoned | Rejected::LeaseEnds => 4,
         Rejected::Suspected => 5,
         Rejected::TooLarge { .. } => 6,
         Rejected::NoMemoryNow { .. } | Rejected::Pressure(_) => 7,

@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
 
+use crate::lease::Phase;
 use crate::placement::{Availability, ModelPolicy, Replicas};
 use crate::planner::inventory::NodeInventory;
 use crate::router::STALE_MS;
@@ -32,6 +33,8 @@ pub enum Rejected {
     Cordoned,
     /// It gives up what it has.
     Draining,
+    /// It gives up what it has because its lease ends.
+    LeaseEnds,
     /// The policy is for other kinds of machine.
     OtherPool(MachineRole),
     /// The weights are not there.
@@ -64,6 +67,7 @@ impl fmt::Display for Rejected {
             Rejected::Suspected => f.write_str("its last report is late"),
             Rejected::Cordoned => f.write_str("cordoned: `pomona node uncordon` opens it"),
             Rejected::Draining => f.write_str("draining: `pomona node uncordon` ends that"),
+            Rejected::LeaseEnds => f.write_str("its lease ends: `pomona node lease` prolongs it"),
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
             Rejected::NotStored => {
                 f.write_str("not in its store, and no other node gives it: `pomona model pull` there")
@@ -95,6 +99,8 @@ pub(crate) struct Site<'a> {
     pub(crate) node: &'a NodeInventory,
     pub(crate) record: &'a NodeRecord,
     pub(crate) availability: Availability,
+    /// Whether its lease is why.
+    lease_ends: bool,
     /// What is stored there, sorted by name.
     stored: Vec<&'a ModelRecord>,
     /// Digests of the weights that some node gives to others.
@@ -114,6 +120,7 @@ impl<'a> Site<'a> {
         record: &'a NodeRecord,
         node: &'a NodeInventory,
         offered: Rc<BTreeSet<&'a str>>,
+        now_s: u64,
     ) -> Self {
         let mut stored: Vec<&ModelRecord> = node.stored.iter().collect();
         stored.sort_by(|a, b| a.name.cmp(&b.name));
@@ -121,7 +128,8 @@ impl<'a> Site<'a> {
             id,
             node,
             record,
-            availability: state.placement.availability(id),
+            availability: state.availability(id, now_s),
+            lease_ends: !matches!(state.lease_phase(id, now_s), None | Some(Phase::Running)),
             stored,
             offered,
             holds: BTreeSet::new(),
@@ -216,6 +224,7 @@ impl<'a> Site<'a> {
         match self.availability {
             Availability::Open => {}
             Availability::Cordoned => return Err(Rejected::Cordoned),
+            Availability::Draining { .. } if self.lease_ends => return Err(Rejected::LeaseEnds),
             Availability::Draining { .. } => return Err(Rejected::Draining),
         }
         if !is_in_pool(policy, self.record.role) && !pinned {
@@ -265,6 +274,7 @@ pub(crate) fn is_in_pool(policy: &ModelPolicy, role: MachineRole) -> bool {
 pub(crate) fn sites<'a>(
     state: &'a ClusterState,
     inventory: &'a BTreeMap<NodeId, NodeInventory>,
+    now_s: u64,
 ) -> BTreeMap<NodeId, Site<'a>> {
     let serving = inventory.values().filter(|node| node.serves);
     let offered = serving.flat_map(|node| &node.stored);
@@ -272,7 +282,7 @@ pub(crate) fn sites<'a>(
     inventory
         .iter()
         .filter_map(|(id, node)| {
-            let mut site = Site::new(state, *id, state.nodes.get(id)?, node, offered.clone());
+            let mut site = Site::new(state, *id, state.nodes.get(id)?, node, offered.clone(), now_s);
             let targets = state.plan.nodes.get(id).into_iter();
             for name in targets.flat_map(|target| target.models.keys()) {
                 if let Some(model) = state.catalogue.get(name) {

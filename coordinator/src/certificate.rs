@@ -1,0 +1,98 @@
+//! The coordinator's own certificate, and those of nodes that have slept past theirs.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use pomona_common::renew::RenewAnswer;
+use pomona_link::renew::Renewal;
+use pomona_link::{Authority, Endpoint, Renewing, Role};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::Reception;
+
+/// Certificates are replaced at half of their 24 hours.
+const RENEW_AFTER: Duration = Duration::from_secs(12 * 3600);
+/// How often their age is looked at.
+const RENEW_LOOK: Duration = Duration::from_secs(60);
+
+/// Renews the own one by the wall clock: a timer would not count the time that the machine slept.
+pub(crate) async fn keep_current(
+    endpoint: Arc<Endpoint>,
+    authority: Arc<Authority>,
+    number: u64,
+    stop: CancellationToken,
+) {
+    let mut renewed = pomona_clocks::wall();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(RENEW_LOOK) => {}
+            () = stop.cancelled() => return,
+        }
+        if !is_due(renewed) {
+            continue;
+        }
+        match issue(&endpoint, &authority, number) {
+            Ok(()) => renewed = pomona_clocks::wall(),
+            Err(error) => tracing::error!(%error, "certificate not renewed"),
+        }
+    }
+}
+
+/// A clock that was set back says nothing about the age: renew then as well.
+fn is_due(renewed: SystemTime) -> bool {
+    let age = pomona_clocks::wall().duration_since(renewed);
+    age.is_err() || age.is_ok_and(|age| age >= RENEW_AFTER)
+}
+
+/// Takes a fresh certificate.
+///
+/// # Errors
+/// The system gives no randomness.
+pub(crate) fn issue(
+    endpoint: &Endpoint,
+    authority: &Authority,
+    number: u64,
+) -> Result<(), pomona_link::LinkError> {
+    let identity = authority.issue(Role::Coordinator(number))?;
+    endpoint.renew(identity)
+}
+
+/// Serves a node whose certificate has run out.
+pub(crate) async fn renew(renewing: Renewing, reception: &Reception, joins: &Semaphore) {
+    let decide = |renewal: Renewal| async move {
+        let answer = match joins.try_acquire() {
+            Ok(_permit) => answer(&renewal, reception).await,
+            Err(_) => RenewAnswer::Refused("too many machines ask at once, try again in a moment".into()),
+        };
+        match &answer {
+            RenewAnswer::Renewed { .. } => tracing::info!(node = %renewal.node, "certificate renewed late"),
+            RenewAnswer::Refused(why) => tracing::warn!(node = %renewal.node, why, "renewal refused"),
+        }
+        answer
+    };
+    if let Err(error) = renewing.serve(decide).await {
+        tracing::info!(%error, "renewal given up");
+    }
+}
+
+async fn answer(renewal: &Renewal, reception: &Reception) -> RenewAnswer {
+    // It may have been shut out while it slept, at another coordinator a moment ago.
+    let state = match reception.replica.read().await {
+        Ok(state) => state,
+        Err(error) => return RenewAnswer::Refused(error.to_string()),
+    };
+    if !state.nodes.contains_key(&renewal.node) && !state.has_revoked(renewal.node, renewal.key) {
+        return RenewAnswer::Refused("the cluster does not know this node: join anew".into());
+    }
+    if let Some(why) = state.refuses(renewal.node, renewal.key) {
+        return RenewAnswer::Refused(why.into());
+    }
+    match reception
+        .authority
+        .certify_node(renewal.node, &renewal.public_key)
+    {
+        Ok(certificate) => RenewAnswer::Renewed { certificate },
+        Err(error) => RenewAnswer::Refused(error.to_string()),
+    }
+}
