@@ -82,6 +82,8 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: ModelCommand,
     },
+    /// Look for what keeps this machine from working in a cluster, and say what to do about it.
+    Doctor,
     /// Talk to a model; the answer streams into the terminal.
     Chat(Chat),
     /// Speak the engine protocol with made-up tokens (benchmarks and tests).
@@ -210,6 +212,11 @@ pub(crate) enum NodeCommand {
         #[arg(long, default_value_t = 10)]
         drain_minutes: u64,
     },
+    /// Run the node of this machine as a service: a launchd daemon, or a systemd unit. It gets the
+    /// settings of the environment that this is typed in.
+    InstallService(ServiceOptions),
+    /// Stop that service and remove it.
+    UninstallService,
     /// End the lease of a rented node now: it destroys what it holds of the cluster, and is shut out.
     Evict {
         /// Its name or id, as `pomona nodes` shows it.
@@ -249,6 +256,17 @@ pub(crate) enum CoordinatorCommand {
     },
     /// Take the cluster off this machine: the other coordinators go on without it.
     Move,
+    /// Run the coordinator of this machine as a service: a launchd daemon, or a systemd unit.
+    InstallService(ServiceOptions),
+    /// Stop that service and remove it.
+    UninstallService,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServiceOptions {
+    /// Show what would be written and run, and do nothing.
+    #[arg(long)]
+    pub(crate) print: bool,
 }
 
 #[derive(Debug, Subcommand)]

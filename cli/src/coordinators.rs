@@ -1,5 +1,6 @@
 //! The coordinators of the cluster.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -10,13 +11,18 @@ use serde_json::{Value, json};
 use crate::admin::ask;
 use crate::arguments::CoordinatorCommand;
 use crate::membership::make_token;
-use crate::tables;
+use crate::{service, tables};
 
 const PATH: &str = "/admin/v1/coordinators";
 /// Handing over takes two commits; longer means that nobody is there to hand over to.
 const HAND_OVER: Duration = Duration::from_secs(20);
 
-pub(crate) fn run(config: &Config, command: &CoordinatorCommand, json: bool) -> anyhow::Result<()> {
+pub(crate) fn run(
+    config: &Config,
+    file: Option<&Path>,
+    command: &CoordinatorCommand,
+    json: bool,
+) -> anyhow::Result<()> {
     match command {
         CoordinatorCommand::Add { minutes, name } => {
             let warning = "The token makes one machine a coordinator: it is given the cluster's authority. Whoever has\n\
@@ -27,6 +33,10 @@ pub(crate) fn run(config: &Config, command: &CoordinatorCommand, json: bool) -> 
             make_token(config, *minutes, &wanted, json, (start, warning))
         }
         CoordinatorCommand::List => list(config, json),
+        CoordinatorCommand::InstallService(options) => {
+            service::install((config, file), "coordinator", options)
+        }
+        CoordinatorCommand::UninstallService => service::uninstall(config, "coordinator"),
         CoordinatorCommand::Remove { number } => {
             ask(config, &Method::DELETE, &format!("{PATH}/{number}"))?;
             tables::say(&format!(

@@ -5,6 +5,7 @@ mod admin;
 mod arguments;
 mod chat;
 mod coordinators;
+mod doctor;
 mod leases;
 mod membership;
 mod models;
@@ -13,6 +14,7 @@ mod nodes;
 mod plan;
 mod progress;
 mod run;
+mod service;
 mod tables;
 
 use std::io::IsTerminal;
@@ -61,23 +63,25 @@ fn main() -> ExitCode {
 
 fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyhow::Result<()> {
     let json = arguments.json;
+    let file = arguments.config.as_deref();
     match arguments.command {
         Command::Up => run::run(config, run::Parts::Both, progress),
         Command::Init => run::init(config, json),
         Command::Coordinator { command: None } => run::run(config, run::Parts::Coordinator, progress),
         Command::Coordinator {
             command: Some(command),
-        } => coordinators::run(config, &command, json),
+        } => coordinators::run(config, file, &command, json),
         Command::Node { command: None } => run::run(config, run::Parts::Node, progress),
         Command::Node {
             command: Some(command),
-        } => node_commands::run(config, &command),
+        } => node_commands::run(config, file, &command),
         Command::Token { command } => membership::token(config, &command, json),
         Command::Join {
             token,
             coordinator,
             name,
         } => membership::join(config, &token, coordinator.as_deref(), name.as_deref(), json),
+        Command::Doctor => doctor::run(config, json),
         Command::Status => tables::status(config, json),
         Command::Nodes { watch: false } => nodes::list_once(config, json),
         Command::Nodes { watch: true } => nodes::watch(config, json),

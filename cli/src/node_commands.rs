@@ -1,6 +1,7 @@
 //! What an operator does to one node.
 
 use std::io::{BufRead, IsTerminal, Read, Write};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
@@ -10,12 +11,12 @@ use serde_json::{Value, json};
 
 use crate::admin::{ask, tell};
 use crate::arguments::NodeCommand;
-use crate::{leases, tables};
+use crate::{leases, service, tables};
 
 /// A drained node gets its last target, and unloads, within this time after the deadline.
 const SLACK: Duration = Duration::from_secs(15);
 
-pub(crate) fn run(config: &Config, command: &NodeCommand) -> anyhow::Result<()> {
+pub(crate) fn run(config: &Config, file: Option<&Path>, command: &NodeCommand) -> anyhow::Result<()> {
     match command {
         NodeCommand::Cordon { node } => {
             open_or_close(config, node, &json!("cordoned"))?;
@@ -61,6 +62,8 @@ pub(crate) fn run(config: &Config, command: &NodeCommand) -> anyhow::Result<()> 
             none: _,
             drain_minutes,
         } => leases::set(config, node, *hours, *drain_minutes)?,
+        NodeCommand::InstallService(options) => service::install((config, file), "node", options)?,
+        NodeCommand::UninstallService => service::uninstall(config, "node")?,
         NodeCommand::Evict { node, yes } => leases::evict(config, node, *yes)?,
     }
     Ok(())

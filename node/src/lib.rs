@@ -11,6 +11,7 @@ mod fetcher;
 pub mod hub;
 mod lease;
 mod pipes;
+pub mod reach;
 mod reporter;
 mod session;
 mod sharing;
@@ -338,22 +339,25 @@ pub fn default_name(config: &Config) -> String {
     }
 }
 
-pub use pomona_probe::is_laptop;
+pub use pomona_probe::{disk_free, is_laptop};
+
+/// Where the engine's program is, if it is anywhere.
+pub fn engine_path(config: &Config) -> Option<PathBuf> {
+    let found = config.engine_program.clone().or_else(|| {
+        let beside = std::env::current_exe().ok()?.parent()?.join("pomona-engine");
+        Some(beside)
+    });
+    found.filter(|path| path.exists())
+}
 
 fn engine_program(config: &Config) -> Result<EngineProgram, NodeError> {
     match &config.engine {
         EngineKind::None => Ok(EngineProgram::None),
         EngineKind::Echo { step_ms } => Ok(EngineProgram::Echo { step_ms: *step_ms }),
-        EngineKind::Mlx => {
-            let found = config.engine_program.clone().or_else(|| {
-                let beside = std::env::current_exe().ok()?.parent()?.join("pomona-engine");
-                beside.exists().then_some(beside)
-            });
-            match found.filter(|path| path.exists()) {
-                Some(path) => Ok(EngineProgram::Mlx(path)),
-                None => Err(NodeError::NoEngine),
-            }
-        }
+        EngineKind::Mlx => match engine_path(config) {
+            Some(path) => Ok(EngineProgram::Mlx(path)),
+            None => Err(NodeError::NoEngine),
+        },
     }
 }
 

@@ -18,6 +18,7 @@ mod join;
 mod lease;
 mod placement;
 mod resume;
+mod service;
 mod sleep;
 mod telemetry;
 mod weights;

@@ -199,7 +199,8 @@ impl Machine {
         }
     }
 
-    fn command(&self, arguments: &[&str]) -> Command {
+    /// The `pomona` command there, with the settings of the machine.
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.program(&programs().join("pomona").to_string_lossy());
         let listens = if self.namespace.is_some() {
             "0.0.0.0"

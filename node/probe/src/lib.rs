@@ -13,7 +13,7 @@ use macos as system;
 mod pmset;
 mod script;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use pomona_common::report::MachineReport;
 use pomona_common::unit::{Bytes, Reading};
@@ -91,6 +91,13 @@ impl Probe {
 /// The name of this machine, for people; `node` when it has none.
 pub fn host_name() -> String {
     System::host_name().unwrap_or_else(|_| "node".to_owned())
+}
+
+/// Bytes that may still be written where `path` is, or where it will be; `None` when nobody can tell.
+pub fn disk_free(path: &Path) -> Option<u64> {
+    let there = path.ancestors().find(|ancestor| ancestor.exists())?;
+    let disk = rustix::fs::statvfs(there).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 /// Whether this machine is one that people carry about: it has a battery of its own.
