@@ -140,6 +140,7 @@ impl Dispatcher {
     }
 
     fn candidates(&self, model: &ModelName) -> Vec<Candidate> {
+        let now_s = wall_s();
         let state = self.replica.state().borrow().clone();
         self.sessions
             .all()
@@ -153,7 +154,7 @@ impl Dispatcher {
                     report_age_ms: age.as_millis() as u64,
                     queued: loaded.running + loaded.waiting,
                     in_flight: connected.in_flight.load(Ordering::Relaxed),
-                    draining: state.placement.availability(*id).is_draining(),
+                    draining: state.availability(*id, now_s).is_draining(),
                 })
             })
             .collect()
@@ -162,6 +163,7 @@ impl Dispatcher {
     /// Nodes whose target holds the model, loaded or not: one that restarts its engine keeps
     /// the request until the model is back.
     fn planned(&self, model: &ModelName) -> Vec<Candidate> {
+        let now_s = wall_s();
         let state = self.replica.state();
         let state = state.borrow();
         let nodes = state.plan.nodes.iter();
@@ -172,7 +174,7 @@ impl Dispatcher {
                 report_age_ms: 0,
                 queued: 0,
                 in_flight: 0,
-                draining: state.placement.availability(*id).is_draining(),
+                draining: state.availability(*id, now_s).is_draining(),
             })
             .collect()
     }

@@ -2,15 +2,14 @@
 //! are in use, plan.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pomona_clocks::wall_s;
-use pomona_decide::{Command, Reply, plan};
+use pomona_decide::{Command, Patience, Reply, plan};
 use pomona_raft::{RaftError, Replica};
 use tokio_util::sync::CancellationToken;
 
 use crate::inventory::{Usage, inventory};
-use crate::patience::Patience;
 use crate::sessions::Sessions;
 
 /// Looked at without news this often; news are looked at at once.
@@ -83,7 +82,7 @@ async fn lead(
     }
     let seen = state.borrow().clone();
     let inventory = inventory(sessions);
-    if patience.waits(&seen, &inventory, Instant::now()) {
+    if patience.waits(&seen, &inventory, pomona_clocks::read().awake) {
         return Ok(());
     }
     let outcome = plan(&seen, &inventory, now_s);

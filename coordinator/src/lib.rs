@@ -11,7 +11,6 @@ mod inventory;
 mod joining;
 mod leader;
 mod members;
-mod patience;
 mod peers;
 mod raft_link;
 mod requests;

@@ -85,7 +85,7 @@ fn build() -> EngineBuild {
 }
 
 /// Token `i` of the answer to a prompt: small ids, which every tokenizer has.
-fn token(prompt: &[u32], i: u32) -> u32 {
+pub fn token(prompt: &[u32], i: u32) -> u32 {
     let sum = prompt
         .iter()
         .fold(17u32, |sum, token| sum.wrapping_mul(31).wrapping_add(*token));

@@ -1,10 +1,13 @@
 //! How long the leader waits for nodes that may be back in a moment, before it plans without them.
+//! Times are of any clock that stands still while the machine sleeps.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use pomona_common::NodeId;
-use pomona_decide::{ClusterState, Inventory};
+
+use crate::planner::Inventory;
+use crate::state::ClusterState;
 
 /// A node that is gone: its session ended after 2.5 s of silence, and a loss is answered by a new
 /// plan within two seconds more.
@@ -16,16 +19,16 @@ const AT_MOST: Duration = Duration::from_secs(3);
 
 /// Of one time of leading.
 #[derive(Debug, Default)]
-pub(crate) struct Patience {
-    began: Option<Instant>,
+pub struct Patience {
+    began: Option<Duration>,
     /// Planned nodes that are not there, since when.
-    missing: BTreeMap<NodeId, Instant>,
-    waits_since: Option<Instant>,
+    missing: BTreeMap<NodeId, Duration>,
+    waits_since: Option<Duration>,
 }
 
 impl Patience {
     /// Whether the plan is left as it is for now.
-    pub(crate) fn waits(&mut self, state: &ClusterState, inventory: &Inventory, now: Instant) -> bool {
+    pub fn waits(&mut self, state: &ClusterState, inventory: &Inventory, now: Duration) -> bool {
         let began = *self.began.get_or_insert(now);
         let planned = state
             .plan
@@ -35,7 +38,7 @@ impl Patience {
         let missing = planned
             .map(|(id, _)| *id)
             .filter(|id| !inventory.contains_key(id));
-        let mut since: BTreeMap<NodeId, Instant> = BTreeMap::new();
+        let mut since: BTreeMap<NodeId, Duration> = BTreeMap::new();
         for id in missing {
             since.insert(id, self.missing.get(&id).copied().unwrap_or(now));
         }
@@ -53,9 +56,9 @@ impl Patience {
 #[cfg(test)]
 mod tests {
     use pomona_common::plan::NodeTarget;
-    use pomona_decide::NodeInventory;
 
     use super::*;
+    use crate::planner::NodeInventory;
 
     #[test]
     fn a_node_that_may_be_back_is_waited_for_and_not_for_ever() -> Result<(), pomona_common::id::IdError> {
@@ -65,8 +68,8 @@ mod tests {
         target.models.insert("m".parse()?, String::new());
         state.plan.nodes.insert(node, target);
         let there: Inventory = [(node, NodeInventory::default())].into();
-        let (gone, start) = (Inventory::new(), Instant::now());
-        let at = |ms| start + Duration::from_millis(ms);
+        let gone = Inventory::new();
+        let at = |ms: u64| Duration::from_millis(5_000 + ms);
         let mut patience = Patience::default();
         assert!(patience.waits(&state, &gone, at(0)), "nodes are dialling");
         assert!(!patience.waits(&state, &there, at(500)));

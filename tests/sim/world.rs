@@ -1,0 +1,546 @@
+//! Everything together: one queue of events, one clock, one source of randomness.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use pomona_common::{
+    Class, ClassReason, Generation, GenerationEvent, MachineRole, ModelDigests, ModelName, RequestId,
+    Sampling,
+};
+use pomona_decide::{ClusterState, Command, apply_proposal};
+
+use crate::coordinator::{self, Coordinator, Heard};
+use crate::log::Log;
+use crate::node::{self, Node};
+use crate::random::Random;
+use crate::wire::{Id, Wire};
+
+/// Milliseconds between two looks of a machine, of a step of an engine, and before a message that
+/// found nobody is sent again.
+const TICK: u64 = 100;
+const STEP: u64 = 20;
+const AGAIN: u64 = 100;
+/// A handshake that nobody answers.
+const HANDSHAKE: u64 = 3_000;
+/// The wall clock when the simulation begins, in seconds since 1970.
+const BEGAN_S: u64 = 1_000_000;
+
+enum Event {
+    Tick(Id),
+    Step(usize),
+    Pump(Id, Id),
+    Dialled(usize, SocketAddr, u64),
+    Do(Action),
+}
+
+/// What happens to the world from outside.
+#[derive(Debug, Clone)]
+pub enum Action {
+    Sleep(Id),
+    Wake(Id),
+    Stall(Id, bool),
+    Kill(Id),
+    Start(Id),
+    /// Nothing gets from the first to the second any more, or again.
+    Cut(Id, Id, bool),
+    Commit(Command),
+    Ask {
+        coordinator: u64,
+        model: ModelName,
+        tokens: u32,
+    },
+}
+
+/// A request of a client, and what came of it.
+#[derive(Debug)]
+pub struct Client {
+    pub coordinator: u64,
+    prompt: Vec<u32>,
+    tokens: u32,
+    got: u32,
+    last: u64,
+    pub longest_pause: u64,
+    pub end: Option<End>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    Finished,
+    Failed {
+        moves: u32,
+    },
+    /// Its coordinator was killed.
+    WithCoordinator,
+}
+
+/// Messages on their way, each with the time of its arrival and its session.
+type Channel = VecDeque<(u64, u64, Wire)>;
+
+pub struct World {
+    pub now: u64,
+    count: u64,
+    queue: BTreeMap<(u64, u64), Event>,
+    pub random: Random,
+    pub nodes: Vec<Node>,
+    pub coordinators: Vec<Coordinator>,
+    pub log: Log,
+    cuts: BTreeSet<(Id, Id)>,
+    channels: BTreeMap<(Id, Id), Channel>,
+    pub clients: BTreeMap<u64, Client>,
+    /// What happened, line by line: the same for the same seed.
+    pub trace: String,
+    /// Promises that were broken.
+    pub broken: Vec<String>,
+}
+
+pub fn address(coordinator: u64) -> SocketAddr {
+    ([10, 0, 0, coordinator as u8], 7712).into()
+}
+
+pub fn addresses(coordinators: u64) -> Vec<SocketAddr> {
+    (1..=coordinators).map(address).collect()
+}
+
+impl World {
+    /// A cluster that is switched on: this state is what its log says so far.
+    pub fn new(seed: u64, coordinators: u64, nodes: Vec<Node>, founding: &[Command]) -> Self {
+        let mut world = Self {
+            now: 0,
+            count: 0,
+            queue: BTreeMap::new(),
+            random: Random::new(seed),
+            nodes,
+            coordinators: (1..=coordinators).map(Coordinator::new).collect(),
+            log: Log::default(),
+            cuts: BTreeSet::new(),
+            channels: BTreeMap::new(),
+            clients: BTreeMap::new(),
+            trace: String::new(),
+            broken: Vec::new(),
+        };
+        for command in founding {
+            world.log.commit(command.clone(), &mut world.random);
+        }
+        let everybody = world.everybody();
+        for id in everybody {
+            let at = world.random.between(0, TICK);
+            world.schedule(at, Event::Tick(id));
+        }
+        for node in 0..world.nodes.len() {
+            world.schedule(STEP, Event::Step(node));
+        }
+        world
+    }
+
+    pub fn everybody(&self) -> Vec<Id> {
+        let coordinators = self.coordinators.iter().map(|one| Id::Coordinator(one.number));
+        coordinators.chain((0..self.nodes.len()).map(Id::Node)).collect()
+    }
+
+    pub fn now_s(&self) -> u64 {
+        BEGAN_S + self.now / 1000
+    }
+
+    /// Does this at that time.
+    pub fn at(&mut self, at: u64, action: Action) {
+        self.schedule(at, Event::Do(action));
+    }
+
+    fn schedule(&mut self, at: u64, event: Event) {
+        self.count += 1;
+        self.queue.insert((at, self.count), event);
+    }
+
+    /// Goes on until this time.
+    pub fn run_until(&mut self, end: u64) {
+        while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 <= end) {
+            let ((at, _), event) = entry.remove_entry();
+            self.now = at;
+            self.handle(event);
+        }
+        self.now = end;
+    }
+
+    fn say(&mut self, text: std::fmt::Arguments<'_>) {
+        let _ = writeln!(self.trace, "{:>7} {text}", self.now);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Tick(id) => {
+                self.tick(id);
+                self.schedule(self.now + TICK, Event::Tick(id));
+            }
+            Event::Step(node) => {
+                if self.nodes[node].machine.runs() {
+                    let wishes = self.nodes[node].step();
+                    self.carry_out_node(node, wishes);
+                }
+                self.schedule(self.now + STEP, Event::Step(node));
+            }
+            Event::Pump(from, to) => self.pump(from, to),
+            Event::Dialled(node, address, since) => self.dialled(node, address, since),
+            Event::Do(action) => self.act(action),
+        }
+    }
+
+    fn tick(&mut self, id: Id) {
+        if !self.runs(id) {
+            return;
+        }
+        match id {
+            Id::Node(node) => {
+                let wishes = self.nodes[node].tick(self.now);
+                self.carry_out_node(node, wishes);
+            }
+            Id::Coordinator(number) => {
+                let numbers: Vec<u64> = self.coordinators.iter().map(|one| one.number).collect();
+                let able = |one: &u64| {
+                    let reached = numbers.iter().filter(|other| self.reaches(*one, **other));
+                    self.runs(Id::Coordinator(*one)) && 2 * reached.count() > numbers.len()
+                };
+                let able: Vec<u64> = numbers.iter().copied().filter(able).collect();
+                let before = self.log.leader;
+                self.log.elect(self.now, &able);
+                if self.log.leader != before {
+                    let leader = self.log.leader;
+                    self.say(format_args!("leader: {leader:?}"));
+                }
+                self.apply(number);
+                let (now, now_s) = (self.now, self.now_s());
+                let leads = self.log.leader == Some(number);
+                let wishes = self.coordinator(number).tick(now, leads, now_s);
+                self.carry_out_coordinator(number, wishes);
+            }
+        }
+    }
+
+    /// Whether two coordinators can talk, both ways.
+    fn reaches(&self, one: u64, other: u64) -> bool {
+        let (a, b) = (Id::Coordinator(one), Id::Coordinator(other));
+        one == other || self.runs(b) && !self.is_cut(a, b) && !self.is_cut(b, a)
+    }
+
+    fn apply(&mut self, number: u64) {
+        if !self.log.leader.is_some_and(|leader| self.reaches(number, leader)) {
+            return;
+        }
+        let World {
+            coordinators, log, ..
+        } = self;
+        if let Some(own) = coordinators.iter_mut().find(|one| one.number == number) {
+            for (index, proposal) in log.entries.iter().enumerate().skip(own.applied) {
+                apply_proposal(&mut own.state, index as u64 + 1, proposal);
+            }
+            own.applied = log.entries.len();
+        }
+    }
+
+    pub fn coordinator(&mut self, number: u64) -> &mut Coordinator {
+        &mut self.coordinators[number as usize - 1]
+    }
+
+    /// The state that everything committed leads to.
+    pub fn agreed(&self) -> ClusterState {
+        let mut state = ClusterState::default();
+        for (index, proposal) in self.log.entries.iter().enumerate() {
+            apply_proposal(&mut state, index as u64 + 1, proposal);
+        }
+        state
+    }
+
+    fn runs(&self, id: Id) -> bool {
+        match id {
+            Id::Node(node) => self.nodes[node].machine.runs(),
+            Id::Coordinator(number) => self.coordinators[number as usize - 1].machine.runs(),
+        }
+    }
+
+    fn is_off(&self, id: Id) -> bool {
+        match id {
+            Id::Node(node) => self.nodes[node].machine.off,
+            Id::Coordinator(number) => self.coordinators[number as usize - 1].machine.off,
+        }
+    }
+
+    fn is_cut(&self, from: Id, to: Id) -> bool {
+        self.cuts.contains(&(from, to))
+    }
+
+    fn send(&mut self, from: Id, to: Id, session: u64, wire: Wire) {
+        let latency = self.random.between(1, 6);
+        let channel = self.channels.entry((from, to)).or_default();
+        // In order, as in a stream.
+        let at = channel.back().map_or(0, |(at, ..)| *at).max(self.now + latency);
+        channel.push_back((at, session, wire));
+        self.schedule(at, Event::Pump(from, to));
+    }
+
+    /// Delivers what is due, or tries again later: QUIC does until the session ends.
+    fn pump(&mut self, from: Id, to: Id) {
+        if self.is_off(to) {
+            self.channels.remove(&(from, to));
+            return;
+        }
+        if !self.runs(to) || self.is_cut(from, to) {
+            self.schedule(self.now + AGAIN, Event::Pump(from, to));
+            return;
+        }
+        loop {
+            let channel = self.channels.entry((from, to)).or_default();
+            let Some((_, session, wire)) = channel
+                .front()
+                .is_some_and(|(at, ..)| *at <= self.now)
+                .then(|| channel.pop_front())
+                .flatten()
+            else {
+                return;
+            };
+            let (now, now_s) = (self.now, self.now_s());
+            match (from, to) {
+                (Id::Coordinator(number), Id::Node(node)) => {
+                    let wishes = self.nodes[node].on_message(number, session, wire, now);
+                    self.carry_out_node(node, wishes);
+                }
+                (Id::Node(node), Id::Coordinator(number)) => {
+                    let id = self.nodes[node].id;
+                    let wishes = self.coordinator(number).on_message(id, session, wire, now, now_s);
+                    self.carry_out_coordinator(number, wishes);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn dialled(&mut self, node: usize, address: SocketAddr, since: u64) {
+        if self.is_off(Id::Node(node)) {
+            return;
+        }
+        let number = match address {
+            SocketAddr::V4(v4) => u64::from(v4.ip().octets()[3]),
+            SocketAddr::V6(_) => 0,
+        };
+        let (here, there) = (Id::Node(node), Id::Coordinator(number));
+        let open = !self.is_cut(here, there) && !self.is_cut(there, here);
+        if !self.runs(here) || (!(open && self.runs(there)) && self.now < since + HANDSHAKE) {
+            self.schedule(self.now + AGAIN, Event::Dialled(node, address, since));
+            return;
+        }
+        let id = self.nodes[node].id;
+        let is_member = self.coordinator(number).state.nodes.contains_key(&id);
+        self.count += 1;
+        let session = self.count;
+        let answered = (open && self.runs(there) && is_member).then_some((number, session));
+        let now = self.now;
+        let wishes = self.nodes[node].dialled(address, answered, now);
+        if answered.is_some() && !wishes.is_empty() {
+            // What is on its way from an older session is of no use.
+            let lost = self.coordinator(number).lose(id, now);
+            self.coordinator(number).accept(id, session, now);
+            self.carry_out_coordinator(number, lost);
+        }
+        self.carry_out_node(node, wishes);
+    }
+
+    fn carry_out_node(&mut self, node: usize, wishes: Vec<node::Wish>) {
+        for wish in wishes {
+            match wish {
+                node::Wish::Dial(address) => {
+                    let at = self.now + self.random.between(2, 10);
+                    self.schedule(at, Event::Dialled(node, address, self.now));
+                }
+                node::Wish::Send(number, wire) => {
+                    let session = self.nodes[node]
+                        .sessions
+                        .get(&number)
+                        .map_or(0, |end| end.session);
+                    self.send(Id::Node(node), Id::Coordinator(number), session, wire);
+                }
+                node::Wish::Close(number, session) => {
+                    self.send(Id::Node(node), Id::Coordinator(number), session, Wire::Close);
+                }
+            }
+        }
+    }
+
+    fn carry_out_coordinator(&mut self, number: u64, wishes: Vec<coordinator::Wish>) {
+        for wish in wishes {
+            match wish {
+                coordinator::Wish::Send(id, wire) => {
+                    let session = self.coordinator(number).session(id);
+                    if let Some(node) = self.nodes.iter().position(|node| node.id == id) {
+                        self.send(Id::Coordinator(number), Id::Node(node), session, wire);
+                    }
+                }
+                coordinator::Wish::Close(id, session) => {
+                    if let Some(node) = self.nodes.iter().position(|node| node.id == id) {
+                        self.send(Id::Coordinator(number), Id::Node(node), session, Wire::Close);
+                    }
+                }
+                coordinator::Wish::Commit(command) => self.commit(number, command),
+                coordinator::Wish::Tell(heard) => self.hear(heard),
+            }
+        }
+    }
+
+    /// A write goes to the leader, if there is one in reach.
+    fn commit(&mut self, number: u64, command: Command) {
+        if self.log.leader.is_some_and(|leader| self.reaches(number, leader)) {
+            if let Command::Replan { step, .. } = &command {
+                for one in &step.moves {
+                    let what = if one.load { "load" } else { "unload" };
+                    let (model, node, why) = (&one.model, one.node.short(), &one.reason);
+                    let _ = writeln!(self.trace, "{:>7} {what} {model} on {node}: {why}", self.now);
+                }
+            }
+            self.log.commit(command, &mut self.random);
+        }
+    }
+
+    fn hear(&mut self, heard: Heard) {
+        let (number, event, ended) = match heard {
+            Heard::Event(number, event) => (number, event, None),
+            Heard::Ended(number, event, moves) => (number, event, Some(moves)),
+        };
+        let now = self.now;
+        let Some(client) = self.clients.get_mut(&number) else {
+            return;
+        };
+        if client.end.is_some() {
+            self.broken
+                .push(format!("{now}: answer {number} goes on after its end"));
+            return;
+        }
+        client.longest_pause = client.longest_pause.max(now - client.last);
+        client.last = now;
+        if let GenerationEvent::Chunk(chunk) = &event {
+            let right = |i: u32| pomona_node::echo::token(&client.prompt, i);
+            let expected: Vec<u32> = (client.got..client.got + chunk.tokens.len() as u32)
+                .map(right)
+                .collect();
+            if chunk.position != client.got || chunk.tokens != expected {
+                let (got, position) = (client.got, chunk.position);
+                self.broken.push(format!(
+                    "{now}: answer {number} had {got} tokens, then came {position}"
+                ));
+                return;
+            }
+            client.got += chunk.tokens.len() as u32;
+        }
+        let Some(moves) = ended else {
+            return;
+        };
+        let end = match event {
+            GenerationEvent::Finished { .. } => End::Finished,
+            _ => End::Failed { moves },
+        };
+        client.end = Some(end);
+        let (got, wanted) = (client.got, client.tokens);
+        if end == End::Finished && got != wanted {
+            self.broken.push(format!(
+                "{now}: answer {number} finished with {got} of {wanted} tokens"
+            ));
+        }
+        self.say(format_args!("answer {number}: {end:?} after {moves} moves"));
+    }
+
+    fn act(&mut self, action: Action) {
+        if !matches!(action, Action::Ask { .. }) {
+            self.say(format_args!("{action:?}"));
+        }
+        let now = self.now;
+        match action {
+            Action::Sleep(id) => self.machine(id).sleep(now),
+            Action::Wake(id) => self.machine(id).wake(now),
+            Action::Stall(id, stalled) => self.machine(id).stall(stalled),
+            Action::Kill(id) => self.kill(id),
+            Action::Start(id) => {
+                let machine = self.machine(id);
+                machine.off = false;
+                machine.boots += 1;
+            }
+            Action::Cut(from, to, true) => {
+                self.cuts.insert((from, to));
+            }
+            Action::Cut(from, to, false) => {
+                self.cuts.remove(&(from, to));
+            }
+            Action::Commit(command) => self.log.commit(command, &mut self.random),
+            Action::Ask {
+                coordinator,
+                model,
+                tokens,
+            } => self.ask(coordinator, model, tokens),
+        }
+    }
+
+    fn machine(&mut self, id: Id) -> &mut crate::machine::Machine {
+        match id {
+            Id::Node(node) => &mut self.nodes[node].machine,
+            Id::Coordinator(number) => &mut self.coordinator(number).machine,
+        }
+    }
+
+    fn kill(&mut self, id: Id) {
+        let known = addresses(self.coordinators.len() as u64);
+        match id {
+            Id::Node(node) => self.nodes[node].restart(&known),
+            Id::Coordinator(number) => {
+                self.coordinator(number).restart();
+                for client in self.clients.values_mut() {
+                    if client.coordinator == number && client.end.is_none() {
+                        client.end = Some(End::WithCoordinator);
+                    }
+                }
+            }
+        }
+        self.machine(id).off = true;
+        self.channels.retain(|(from, to), _| *from != id && *to != id);
+    }
+
+    fn ask(&mut self, coordinator: u64, model: ModelName, tokens: u32) {
+        if !self.runs(Id::Coordinator(coordinator)) {
+            return;
+        }
+        self.count += 1;
+        let number = self.count;
+        let prompt: Vec<u32> = (0..4).map(|_| self.random.between(0, 1000) as u32).collect();
+        let generation = Generation {
+            request: RequestId::from_bits(number.into()),
+            choice: 0,
+            model,
+            digests: ModelDigests::default(),
+            class: Class::Interactive,
+            class_reason: ClassReason::Default,
+            prompt: prompt.clone(),
+            resume: Vec::new(),
+            max_tokens: tokens,
+            stop_tokens: Vec::new(),
+            sampling: Sampling::greedy(),
+            cache_salt: 0,
+        };
+        let client = Client {
+            coordinator,
+            prompt,
+            tokens,
+            got: 0,
+            last: self.now,
+            longest_pause: 0,
+            end: None,
+        };
+        self.clients.insert(number, client);
+        let now = self.now;
+        self.coordinator(coordinator).ask(number, generation, now);
+    }
+}
+
+/// The role that a node plays, by its number.
+pub fn role(node: usize) -> MachineRole {
+    [
+        MachineRole::Rack,
+        MachineRole::Laptop,
+        MachineRole::Rack,
+        MachineRole::Rented,
+    ][node % 4]
+}
