@@ -9,6 +9,8 @@
     reason = "a test"
 )]
 
+mod actions;
+mod client;
 mod coordinator;
 mod log;
 mod machine;
@@ -24,9 +26,11 @@ use pomona_decide::{
     Admits, Availability, Command, Keep, Lease, ModelPolicy, Presence, Replicas, TokenRecord, plan,
 };
 
+use actions::Action;
+use client::End;
 use node::Node;
 use wire::Id;
-use world::{Action, End, World, addresses, role};
+use world::{World, addresses, role};
 
 const COORDINATORS: u64 = 3;
 const NODES: usize = 5;

@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use pomona_common::{
-    Class, ClassReason, Generation, GenerationEvent, MachineRole, ModelDigests, ModelName, RequestId,
-    Sampling,
-};
+use pomona_common::MachineRole;
 use pomona_decide::{ClusterState, Command, apply_proposal};
 
-use crate::coordinator::{self, Coordinator, Heard};
+use crate::actions::Action;
+use crate::client::Client;
+use crate::coordinator::{self, Coordinator};
 use crate::log::Log;
 use crate::node::{self, Node};
 use crate::random::Random;
@@ -34,59 +33,19 @@ enum Event {
     Do(Action),
 }
 
-/// What happens to the world from outside.
-#[derive(Debug, Clone)]
-pub enum Action {
-    Sleep(Id),
-    Wake(Id),
-    Stall(Id, bool),
-    Kill(Id),
-    Start(Id),
-    /// Nothing gets from the first to the second any more, or again.
-    Cut(Id, Id, bool),
-    Commit(Command),
-    Ask {
-        coordinator: u64,
-        model: ModelName,
-        tokens: u32,
-    },
-}
-
-/// A request of a client, and what came of it.
-#[derive(Debug)]
-pub struct Client {
-    pub coordinator: u64,
-    prompt: Vec<u32>,
-    tokens: u32,
-    got: u32,
-    last: u64,
-    pub longest_pause: u64,
-    pub end: Option<End>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum End {
-    Finished,
-    Failed {
-        moves: u32,
-    },
-    /// Its coordinator was killed.
-    WithCoordinator,
-}
-
 /// Messages on their way, each with the time of its arrival and its session.
 type Channel = VecDeque<(u64, u64, Wire)>;
 
 pub struct World {
     pub now: u64,
-    count: u64,
+    pub count: u64,
     queue: BTreeMap<(u64, u64), Event>,
     pub random: Random,
     pub nodes: Vec<Node>,
     pub coordinators: Vec<Coordinator>,
     pub log: Log,
-    cuts: BTreeSet<(Id, Id)>,
-    channels: BTreeMap<(Id, Id), Channel>,
+    pub cuts: BTreeSet<(Id, Id)>,
+    pub channels: BTreeMap<(Id, Id), Channel>,
     pub clients: BTreeMap<u64, Client>,
     /// What happened, line by line: the same for the same seed.
     pub trace: String,
@@ -162,7 +121,7 @@ impl World {
         self.now = end;
     }
 
-    fn say(&mut self, text: std::fmt::Arguments<'_>) {
+    pub fn say(&mut self, text: std::fmt::Arguments<'_>) {
         let _ = writeln!(self.trace, "{:>7} {text}", self.now);
     }
 
@@ -250,7 +209,7 @@ impl World {
         state
     }
 
-    fn runs(&self, id: Id) -> bool {
+    pub fn runs(&self, id: Id) -> bool {
         match id {
             Id::Node(node) => self.nodes[node].machine.runs(),
             Id::Coordinator(number) => self.coordinators[number as usize - 1].machine.runs(),
@@ -396,142 +355,6 @@ impl World {
             }
             self.log.commit(command, &mut self.random);
         }
-    }
-
-    fn hear(&mut self, heard: Heard) {
-        let (number, event, ended) = match heard {
-            Heard::Event(number, event) => (number, event, None),
-            Heard::Ended(number, event, moves) => (number, event, Some(moves)),
-        };
-        let now = self.now;
-        let Some(client) = self.clients.get_mut(&number) else {
-            return;
-        };
-        if client.end.is_some() {
-            self.broken
-                .push(format!("{now}: answer {number} goes on after its end"));
-            return;
-        }
-        client.longest_pause = client.longest_pause.max(now - client.last);
-        client.last = now;
-        if let GenerationEvent::Chunk(chunk) = &event {
-            let right = |i: u32| pomona_node::echo::token(&client.prompt, i);
-            let expected: Vec<u32> = (client.got..client.got + chunk.tokens.len() as u32)
-                .map(right)
-                .collect();
-            if chunk.position != client.got || chunk.tokens != expected {
-                let (got, position) = (client.got, chunk.position);
-                self.broken.push(format!(
-                    "{now}: answer {number} had {got} tokens, then came {position}"
-                ));
-                return;
-            }
-            client.got += chunk.tokens.len() as u32;
-        }
-        let Some(moves) = ended else {
-            return;
-        };
-        let end = match event {
-            GenerationEvent::Finished { .. } => End::Finished,
-            _ => End::Failed { moves },
-        };
-        client.end = Some(end);
-        let (got, wanted) = (client.got, client.tokens);
-        if end == End::Finished && got != wanted {
-            self.broken.push(format!(
-                "{now}: answer {number} finished with {got} of {wanted} tokens"
-            ));
-        }
-        self.say(format_args!("answer {number}: {end:?} after {moves} moves"));
-    }
-
-    fn act(&mut self, action: Action) {
-        if !matches!(action, Action::Ask { .. }) {
-            self.say(format_args!("{action:?}"));
-        }
-        let now = self.now;
-        match action {
-            Action::Sleep(id) => self.machine(id).sleep(now),
-            Action::Wake(id) => self.machine(id).wake(now),
-            Action::Stall(id, stalled) => self.machine(id).stall(stalled),
-            Action::Kill(id) => self.kill(id),
-            Action::Start(id) => {
-                let machine = self.machine(id);
-                machine.off = false;
-                machine.boots += 1;
-            }
-            Action::Cut(from, to, true) => {
-                self.cuts.insert((from, to));
-            }
-            Action::Cut(from, to, false) => {
-                self.cuts.remove(&(from, to));
-            }
-            Action::Commit(command) => self.log.commit(command, &mut self.random),
-            Action::Ask {
-                coordinator,
-                model,
-                tokens,
-            } => self.ask(coordinator, model, tokens),
-        }
-    }
-
-    fn machine(&mut self, id: Id) -> &mut crate::machine::Machine {
-        match id {
-            Id::Node(node) => &mut self.nodes[node].machine,
-            Id::Coordinator(number) => &mut self.coordinator(number).machine,
-        }
-    }
-
-    fn kill(&mut self, id: Id) {
-        let known = addresses(self.coordinators.len() as u64);
-        match id {
-            Id::Node(node) => self.nodes[node].restart(&known),
-            Id::Coordinator(number) => {
-                self.coordinator(number).restart();
-                for client in self.clients.values_mut() {
-                    if client.coordinator == number && client.end.is_none() {
-                        client.end = Some(End::WithCoordinator);
-                    }
-                }
-            }
-        }
-        self.machine(id).off = true;
-        self.channels.retain(|(from, to), _| *from != id && *to != id);
-    }
-
-    fn ask(&mut self, coordinator: u64, model: ModelName, tokens: u32) {
-        if !self.runs(Id::Coordinator(coordinator)) {
-            return;
-        }
-        self.count += 1;
-        let number = self.count;
-        let prompt: Vec<u32> = (0..4).map(|_| self.random.between(0, 1000) as u32).collect();
-        let generation = Generation {
-            request: RequestId::from_bits(number.into()),
-            choice: 0,
-            model,
-            digests: ModelDigests::default(),
-            class: Class::Interactive,
-            class_reason: ClassReason::Default,
-            prompt: prompt.clone(),
-            resume: Vec::new(),
-            max_tokens: tokens,
-            stop_tokens: Vec::new(),
-            sampling: Sampling::greedy(),
-            cache_salt: 0,
-        };
-        let client = Client {
-            coordinator,
-            prompt,
-            tokens,
-            got: 0,
-            last: self.now,
-            longest_pause: 0,
-            end: None,
-        };
-        self.clients.insert(number, client);
-        let now = self.now;
-        self.coordinator(coordinator).ask(number, generation, now);
     }
 }
 

@@ -1,0 +1,83 @@
+//! What happens to the world from outside.
+
+use pomona_common::ModelName;
+use pomona_decide::Command;
+
+use crate::client::End;
+use crate::machine::Machine;
+use crate::wire::Id;
+use crate::world::{World, addresses};
+
+/// One such thing.
+#[derive(Debug, Clone)]
+pub enum Action {
+    Sleep(Id),
+    Wake(Id),
+    Stall(Id, bool),
+    Kill(Id),
+    Start(Id),
+    /// Nothing gets from the first to the second any more, or again.
+    Cut(Id, Id, bool),
+    Commit(Command),
+    Ask {
+        coordinator: u64,
+        model: ModelName,
+        tokens: u32,
+    },
+}
+
+impl World {
+    pub fn act(&mut self, action: Action) {
+        if !matches!(action, Action::Ask { .. }) {
+            self.say(format_args!("{action:?}"));
+        }
+        let now = self.now;
+        match action {
+            Action::Sleep(id) => self.machine(id).sleep(now),
+            Action::Wake(id) => self.machine(id).wake(now),
+            Action::Stall(id, stalled) => self.machine(id).stall(stalled),
+            Action::Kill(id) => self.kill(id),
+            Action::Start(id) => {
+                let machine = self.machine(id);
+                machine.off = false;
+                machine.boots += 1;
+            }
+            Action::Cut(from, to, true) => {
+                self.cuts.insert((from, to));
+            }
+            Action::Cut(from, to, false) => {
+                self.cuts.remove(&(from, to));
+            }
+            Action::Commit(command) => self.log.commit(command, &mut self.random),
+            Action::Ask {
+                coordinator,
+                model,
+                tokens,
+            } => self.ask(coordinator, model, tokens),
+        }
+    }
+
+    fn machine(&mut self, id: Id) -> &mut Machine {
+        match id {
+            Id::Node(node) => &mut self.nodes[node].machine,
+            Id::Coordinator(number) => &mut self.coordinator(number).machine,
+        }
+    }
+
+    fn kill(&mut self, id: Id) {
+        let known = addresses(self.coordinators.len() as u64);
+        match id {
+            Id::Node(node) => self.nodes[node].restart(&known),
+            Id::Coordinator(number) => {
+                self.coordinator(number).restart();
+                for client in self.clients.values_mut() {
+                    if client.coordinator == number && client.end.is_none() {
+                        client.end = Some(End::WithCoordinator);
+                    }
+                }
+            }
+        }
+        self.machine(id).off = true;
+        self.channels.retain(|(from, to), _| *from != id && *to != id);
+    }
+}
