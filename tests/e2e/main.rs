@@ -18,6 +18,7 @@ mod join;
 mod lease;
 mod placement;
 mod resume;
+mod roles;
 mod service;
 mod sleep;
 mod telemetry;

@@ -11,6 +11,7 @@ mod bench;
 mod commands;
 mod darwin;
 mod figures;
+mod fuzz;
 mod load;
 mod mlx;
 mod model;
@@ -59,6 +60,14 @@ enum Command {
         #[arg(long, default_value_t = 5)]
         rounds: usize,
     },
+    /// Let libFuzzer look for input that breaks what reads bytes of others.
+    Fuzz {
+        /// One of the targets, the folders of `fuzz/corpus`; all by default.
+        target: Option<String>,
+        /// Seconds, for each.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
     /// Only prepare MLX, so that plain `cargo build` works.
     Setup,
 }
@@ -72,6 +81,7 @@ fn main() -> ExitCode {
         Command::CheckDarwin => mlx::ensure().and_then(|()| darwin::check(&mut report)),
         Command::Fix => commands::run("fmt", commands::cargo().arg("fmt")),
         Command::Bench { kind, rounds } => bench::bench(kind, rounds),
+        Command::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
         Command::Setup => mlx::ensure(),
     };
     report.print();

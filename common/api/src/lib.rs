@@ -15,6 +15,19 @@ mod stats;
 mod stream;
 mod text_cache;
 
+/// Whether the body of a request can be understood: what `/v1` does with it before anything else.
+///
+/// # Errors
+/// Why not, in the client's terms.
+pub fn check_body(chat: bool, body: &[u8]) -> Result<(), pomona_common::Failure> {
+    let kind = if chat {
+        request::Kind::Chat
+    } else {
+        request::Kind::Text
+    };
+    request::parse(kind, body).map(drop)
+}
+
 pub use backend::{Backend, GenerationStream, Reported};
 pub use first_bytes::FirstBytes;
 pub use router::{ROUTES, RouteRow, router};

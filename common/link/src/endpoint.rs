@@ -30,7 +30,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    const ALL: [Purpose; 5] = [
+    pub(crate) const ALL: [Purpose; 5] = [
         Purpose::Control,
         Purpose::Raft,
         Purpose::Join,

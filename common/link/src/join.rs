@@ -270,7 +270,7 @@ fn transcript(request: &JoinRequest, exporter: &[u8; 32]) -> Vec<u8> {
 
 /// Trusts the one authority whose key the token names, and nobody else.
 #[derive(Debug)]
-pub(crate) struct PinnedAuthority(KeyPrint);
+pub(crate) struct PinnedAuthority(pub(crate) KeyPrint);
 
 impl ServerCertVerifier for PinnedAuthority {
     fn verify_server_cert(
@@ -444,31 +444,6 @@ mod tests {
             },
         ] {
             assert!(!hold(&changed, &session, verifier), "{changed:?}");
-        }
-        Ok(())
-    }
-
-    /// Who shows no certificate gets nowhere but to the join protocol, however it asks.
-    #[tokio::test]
-    async fn without_a_certificate_there_is_nothing_but_joining() -> Result<(), Box<dyn std::error::Error>> {
-        let folder = tempfile::tempdir()?;
-        let authority = crate::Authority::open_or_create(folder.path(), ClusterId::from_bits(1))?;
-        let identity = authority.issue(Role::Coordinator(1))?;
-        let server = crate::Endpoint::server(([127, 0, 0, 1], 0).into(), identity)?;
-        for purpose in [Purpose::Control, Purpose::Raft, Purpose::Join] {
-            let config = tls::join_config(
-                Arc::new(PinnedAuthority(authority.print())),
-                purpose.protocols(u16::MAX),
-            )?;
-            let client = quinn::Endpoint::client(([127, 0, 0, 1], 0).into())?;
-            let name = Role::Coordinator(0).server_name(authority.cluster());
-            let dial = client.connect_with(config, server.local_address()?, &name)?;
-            let accept = async { Some(server.accept().await?.finish().await) };
-            let (dialled, accepted) = tokio::join!(dial, accept);
-            let joins = matches!(accepted, Some(Ok(crate::Accepted::Joining(_))));
-            assert_eq!(joins, purpose == Purpose::Join, "{purpose:?}");
-            assert!(matches!(accepted, Some(Err(_))) || joins, "{purpose:?}");
-            drop(dialled);
         }
         Ok(())
     }

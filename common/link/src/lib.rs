@@ -10,6 +10,8 @@ mod endpoint;
 mod files;
 mod identity;
 pub mod join;
+#[cfg(test)]
+mod matrix;
 mod membership;
 pub mod renew;
 mod session;

@@ -71,6 +71,24 @@ pub(crate) fn client_config(
     dialling(tls, protocols)
 }
 
+/// As [`client_config`], for tests that trust whom a client of ours would not.
+#[cfg(test)]
+pub(crate) fn client_config_trusting(
+    identity: &Identity,
+    verifier: Arc<dyn rustls::client::danger::ServerCertVerifier>,
+    protocols: Vec<Vec<u8>>,
+) -> Result<quinn::ClientConfig, LinkError> {
+    let (_, chain, key) = material(identity)?;
+    let tls = ClientConfig::builder_with_provider(provider())
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(trouble)?
+        .dangerous()
+        .with_custom_certificate_verifier(verifier)
+        .with_client_auth_cert(chain, key)
+        .map_err(trouble)?;
+    dialling(tls, protocols)
+}
+
 /// For a member whose own certificate is of no use: it shows none.
 pub(crate) fn renewal_config(
     identity: &Identity,

@@ -101,23 +101,16 @@ async fn a_certificate_that_ran_out_is_renewed_within_the_grace_by_its_key() {
 
 /// As [`ask`], where the handshake may fail already.
 async fn ask_whoever(authority: &Authority, identity: &Identity) -> Result<String, LinkError> {
-    let asked = tokio::spawn({
-        let (own, identity) = (authority.issue(Role::Coordinator(1)).unwrap(), identity.clone());
-        async move {
-            let server = Endpoint::server(loopback(), own).unwrap();
-            let address = server.local_address().unwrap();
-            let serve = async {
-                if let Ok(Accepted::Renewing(renewing)) = server.accept().await.unwrap().finish().await {
-                    let decide = |_| async {
-                        RenewAnswer::Renewed {
-                            certificate: String::new(),
-                        }
-                    };
-                    let _ = renewing.serve(decide).await;
-                }
-            };
-            tokio::join!(renew::renew(address, &identity), serve).0
+    let own = authority.issue(Role::Coordinator(1)).unwrap();
+    let server = Endpoint::server(loopback(), own).unwrap();
+    let address = server.local_address().unwrap();
+    let serve = async {
+        if let Ok(Accepted::Renewing(renewing)) = server.accept().await.unwrap().finish().await {
+            let certificate = String::new();
+            let _ = renewing
+                .serve(|_| async { RenewAnswer::Renewed { certificate } })
+                .await;
         }
-    });
-    asked.await.unwrap()
+    };
+    tokio::join!(renew::renew(address, identity), serve).0
 }

@@ -21,6 +21,14 @@ use crate::tables::{DbResult, Values, decode_grown, encode, get, get_grown, put,
 /// the two of `Leases`.
 const ADDED: &[(u8, &[u8])] = &[(4, &[0; 4]), (5, &[0; 2])];
 
+/// Reads a state as snapshots have it, of any version that is still known.
+///
+/// # Errors
+/// A newer version, one that is too old, or bytes that are no state.
+pub fn decode_state(bytes: &[u8]) -> std::io::Result<ClusterState> {
+    decode_grown(bytes, ADDED)
+}
+
 const STATE: Values = TableDefinition::new("state_machine");
 
 type IoError = StorageIOError<u64>;
@@ -139,7 +147,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> Result<(), Fault> {
         let data = snapshot.into_inner();
         let fault = |error: redb::Error| IoError::write_snapshot(Some(meta.signature()), &error);
-        let state = decode_grown(&data, ADDED).map_err(|error| fault(error.into()))?;
+        let state = decode_state(&data).map_err(|error| fault(error.into()))?;
         self.applied = Applied {
             log_id: meta.last_log_id,
             membership: meta.last_membership.clone(),

@@ -1,0 +1,273 @@
+//! Inputs that say something, from which the corpus was begun. `POMONA_WRITE_CORPUS=1 cargo test -p
+//! pomona-fuzz` writes those that are missing.
+
+use std::collections::BTreeMap;
+
+use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest, TextBundle};
+use pomona_common::engine::{EngineCommand, EngineEvent};
+use pomona_common::join::{JoinAnswer, JoinRequest};
+use pomona_common::plan::NodeTarget;
+use pomona_common::renew::{RenewAnswer, RenewRequest};
+use pomona_common::report::{EngineReport, NodeReport};
+use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
+use pomona_common::{
+    Class, ClusterId, Failure, Generation, GenerationEvent, KeyPrint, MachineRole, ModelDigests, ModelRecord,
+    NodeId, TokenId, TokenVerifier,
+};
+use pomona_decide::{
+    Admits, Availability, ClusterState, Command, Keep, Lease, ModelPolicy, Move, PlanStep, Proposal,
+    Replicas, TokenRecord, apply_proposal,
+};
+use pomona_wire::{Message, stored};
+
+use crate::targets::TOKENIZER;
+
+/// The inputs of a target, each with a name.
+pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
+    let named = |inputs: Vec<Vec<u8>>| -> Vec<(String, Vec<u8>)> {
+        let numbered = inputs.into_iter().enumerate();
+        numbered
+            .map(|(i, bytes)| (format!("seed-{i:02}"), bytes))
+            .collect()
+    };
+    let texts = |texts: &[&str]| named(texts.iter().map(|text| text.as_bytes().to_vec()).collect());
+    match target {
+        "frame" => named(frames()),
+        "stored" => named(states()),
+        "command" => named(vec![commands().iter().flat_map(lengthed).collect()]),
+        "join_token" => texts(&["pomona-join-1-", "pomona-join-1-00000000000000000000000000000001-x"]),
+        "request" => texts(&[
+            r#" {"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"max_tokens":5}"#,
+            "!{\"model\":\"m\",\"prompt\":\"hi\",\"temperature\":0.5,\"stop\":[\"a\"],\"n\":2,\"logprobs\":3}",
+            r#" {"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"hi"}]}],"seed":-1}"#,
+        ]),
+        "template" => texts(&[
+            "{% for m in messages %}<|{{ m.role }}|>{{ m.content | trim }}\n{% endfor %}{% if add_generation_prompt %}>{% endif %}",
+            "{%- macro x(a) -%}{{ a * 3 }}{%- endmacro -%}{{ x(bos_token) }}{{ raise_exception('no') }}",
+            "{% for i in range(1000000) %}{% for j in range(1000000) %}{{ i }}{% endfor %}{% endfor %}",
+        ]),
+        "model_config" => texts(&[
+            r#"{"model_type":"llama","hidden_size":64,"num_hidden_layers":2,"intermediate_size":128,"num_attention_heads":4,"num_key_value_heads":2,"rms_norm_eps":1e-5,"vocab_size":100,"rope_theta":10000.0,"max_position_embeddings":2048,"quantization":{"group_size":64,"bits":4}}"#,
+            r#"{"model_type":"llama","hidden_size":18446744073709551615,"num_attention_heads":0}"#,
+        ]),
+        "safetensors_header" => named(vec![safetensors()]),
+        "gguf" => named(vec![b"GGUF\x03\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x14\0\0\0\0\0\0\0general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama".to_vec()]),
+        "configuration" => texts(&[
+            "[http]\nnode = \"127.0.0.1:7710\"\n[engine.batch]\nwindow_ms = 50\n[security]\napprove = \"manual\"\n",
+            "coordinators = [\"10.0.0.1:7712\"]\n[probe]\npower = false\n",
+        ]),
+        _ => Vec::new(),
+    }
+}
+
+fn framed<M: Message>(kind: u8, message: &M) -> Vec<u8> {
+    let frame = pomona_wire::encode(message).expect("a message");
+    [&[kind], frame.as_slice()].concat()
+}
+
+fn model() -> ModelRecord {
+    ModelRecord {
+        name: "org/model".parse().expect("a name"),
+        digests: ModelDigests::default(),
+        weight_bytes: 1 << 30,
+        dequantized_bytes: 1 << 31,
+        kv_bytes_per_token: 1024,
+        context: 4096,
+        created_s: 1,
+    }
+}
+
+fn frames() -> Vec<Vec<u8>> {
+    let generation = Box::new(Generation::canary(model().name));
+    let report = NodeReport {
+        engine: Some(EngineReport {
+            classes: [(Class::Batch, Default::default())].into(),
+            ..EngineReport::default()
+        }),
+        ..NodeReport::default()
+    };
+    let target = NodeTarget {
+        generation: 3,
+        models: [(model().name, "stored here and fits".to_owned())].into(),
+    };
+    let node = NodeId::from_bits(7);
+    vec![
+        framed(0, &NodeMessage::Report(Box::new(report))),
+        framed(
+            0,
+            &NodeMessage::Store {
+                models: vec![model()],
+            },
+        ),
+        framed(0, &NodeMessage::Woke { slept_ms: 7_200_000 }),
+        framed(1, &CoordinatorMessage::Target(target)),
+        framed(
+            1,
+            &CoordinatorMessage::Coordinators(vec![(1, ([10, 0, 0, 1], 7712).into())]),
+        ),
+        framed(1, &CoordinatorMessage::Lease(Some(1_000_000))),
+        framed(2, &StreamRequest::Generate(generation.clone())),
+        framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
+        framed(4, &bundle()),
+        framed(
+            5,
+            &EngineCommand::Start {
+                sequence: 1,
+                generation,
+            },
+        ),
+        framed(6, &EngineEvent::Progress(1)),
+        framed(7, &join_request()),
+        framed(8, &JoinAnswer::Refused("no".into())),
+        framed(9, &WeightsRequest::Manifest(model().name)),
+        framed(10, &manifest()),
+        framed(
+            11,
+            &RenewRequest {
+                certificate: "-----BEGIN CERTIFICATE-----".into(),
+                public_key: vec![4; 65],
+                signature: vec![1; 70],
+            },
+        ),
+        framed(12, &RenewAnswer::Refused(format!("no node {node}"))),
+    ]
+}
+
+fn bundle() -> TextBundle {
+    TextBundle {
+        tokenizer_json: TOKENIZER.as_bytes().to_vec(),
+        chat_template: "{{ messages[0].content }}".into(),
+        stop_tokens: vec![2],
+        bos_token: "a".into(),
+        eos_token: "b".into(),
+        add_bos: true,
+        vocab: 4,
+    }
+}
+
+fn join_request() -> JoinRequest {
+    JoinRequest {
+        token: TokenId::from_bits(1),
+        node: NodeId::from_bits(2),
+        name: "mini".into(),
+        public_key: vec![4; 65],
+        proof: [7; 32],
+        signature: vec![1; 70],
+    }
+}
+
+fn manifest() -> Manifest {
+    Manifest {
+        files: vec![ManifestFile {
+            name: "model.safetensors".into(),
+            bytes: 5 << 20,
+            chunks: vec![[1; 32], [2; 32]],
+        }],
+    }
+}
+
+fn commands() -> Vec<Command> {
+    let (node, token, now_s) = (NodeId::from_bits(7), TokenId::from_bits(4), 100);
+    let name = model().name;
+    vec![
+        Command::Found(ClusterId::from_bits(1)),
+        Command::OpenToken {
+            id: token,
+            token: TokenRecord {
+                verifier: TokenVerifier([0; 32]),
+                admits: Admits::Node(MachineRole::Rented),
+                name: "mini".into(),
+                expires_s: 700,
+                used_by: None,
+            },
+            lease: Some(Lease::until(90_000, 600)),
+            now_s,
+        },
+        Command::ConsumeToken {
+            token,
+            node,
+            name: "other".into(),
+            key: KeyPrint([1; 32]),
+            approved: true,
+            now_s,
+        },
+        Command::AddModel(model()),
+        Command::SetPolicy {
+            model: name.clone(),
+            policy: ModelPolicy {
+                replicas: Replicas::Count(2),
+                pins: [node].into(),
+                keep: Keep::Ttl(60),
+                ..ModelPolicy::default()
+            },
+        },
+        Command::UseModels {
+            models: vec![name.clone()],
+            now_s,
+        },
+        Command::Replan {
+            step: PlanStep {
+                parent: 0,
+                moves: vec![Move {
+                    model: name,
+                    node,
+                    load: true,
+                    reason: "pinned here".into(),
+                }],
+                welcome: vec![node],
+            },
+            now_s,
+        },
+        Command::SetAvailability {
+            node,
+            availability: Availability::Draining { until_s: 200 },
+        },
+        Command::RecordKills {
+            node,
+            instance: 1,
+            total: 3,
+            now_s,
+        },
+        Command::AnnounceCoordinator {
+            number: 1,
+            name: "rack".into(),
+            laptop: false,
+            address: ([10, 0, 0, 1], 7712).into(),
+        },
+        Command::Evict(node),
+        Command::RevokeNode { node, now_s },
+    ]
+}
+
+fn lengthed(command: &Command) -> Vec<u8> {
+    let bytes = stored::encode(command).expect("a command");
+    [&[bytes.len() as u8], bytes.as_slice()].concat()
+}
+
+/// A state on its way, after every command.
+fn states() -> Vec<Vec<u8>> {
+    let mut state = ClusterState::default();
+    let mut states = vec![stored::encode(&state).expect("a state")];
+    for (index, command) in (1..).zip(commands()) {
+        let proposal = Proposal {
+            id: u128::from(index),
+            seen: index - 1,
+            command,
+        };
+        apply_proposal(&mut state, index, &proposal);
+        states.push(stored::encode(&state).expect("a state"));
+    }
+    states
+}
+
+fn safetensors() -> Vec<u8> {
+    let header =
+        r#"{"a":{"dtype":"F32","shape":[2,2],"data_offsets":[0,16]},"__metadata__":{"format":"pt"}}"#;
+    let length = (header.len() as u64).to_le_bytes();
+    [&length, header.as_bytes(), &[0; 16]].concat()
+}
+
+/// All inputs, by target.
+pub fn all() -> BTreeMap<&'static str, Vec<(String, Vec<u8>)>> {
+    crate::TARGETS.iter().map(|(name, _)| (*name, of(name))).collect()
+}
