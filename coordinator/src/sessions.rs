@@ -10,7 +10,7 @@ use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
 use pomona_common::{MachineRole, ModelRecord, NodeId, limits};
 use pomona_decide::{Command, Presence, presence};
-use pomona_link::{Authority, LinkError, Role, Session, join};
+use pomona_link::{Authority, CERTIFICATE_LIFE, LinkError, Role, Session, join};
 use pomona_raft::Replica;
 use tokio::task::JoinSet;
 
@@ -24,6 +24,9 @@ const HELLO: Duration = Duration::from_secs(5);
 
 /// A renewal may hold up a node's other messages for this long; it is asked for again.
 const RENEWAL: Duration = Duration::from_millis(500);
+
+/// How often is looked whether a node's certificate is still good.
+const LOOK: Duration = Duration::from_secs(60);
 
 /// A node that was heard of within this time is there: two reports, and some slack.
 const ALIVE: Duration = Duration::from_millis(2500);
@@ -207,6 +210,8 @@ impl Sessions {
         let mut told = Told::default();
         let asked = Arc::new(Requests::new(backend.clone()));
         let mut requests = JoinSet::new();
+        let mut renewed: Option<Instant> = None;
+        let mut looks = tokio::time::interval(LOOK);
         loop {
             let applied = replica.summary().applied;
             // A copy of what is new: the state is not held while it is sent.
@@ -228,6 +233,7 @@ impl Sessions {
                         match current {
                             Ok(Ok(state)) if state.refuses(id, key).is_none() => {
                                 let certificate = authority.certify_node(id, &public_key)?;
+                                renewed = Some(Instant::now());
                                 send.send(&CoordinatorMessage::Renewed { certificate }).await?;
                             }
                             _ => tracing::warn!(node = %id, "certificate not renewed: no majority, or shut out"),
@@ -237,6 +243,13 @@ impl Sessions {
                     Some(message) => self.on_message(id, &connected, message),
                     None => return Ok(()),
                 },
+                // Cut off from the others, a coordinator serves nobody for longer than a certificate.
+                _ = looks.tick() => {
+                    let is_fresh = renewed.is_some_and(|at| at.elapsed() < CERTIFICATE_LIFE);
+                    if !is_fresh && !authority.vouches_for(&session) {
+                        return Err(LinkError::Refused("its certificate has run out".into()));
+                    }
+                }
                 changed = state.changed() => if changed.is_err() {
                     return Ok(());
                 },

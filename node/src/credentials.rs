@@ -65,17 +65,29 @@ impl Credentials {
         }
     }
 
-    /// The key to renew the certificate for, when that is due; `None` when every session gets a
-    /// fresh one anyway.
-    pub(crate) fn key_to_renew(&self) -> Result<Option<Vec<u8>>, LinkError> {
+    /// The key of a session to renew the certificate for, when that is due. Next to the authority
+    /// every session has a key of its own, whose certificate was made at `fresh`.
+    pub(crate) fn key_to_renew(
+        &self,
+        identity: &Identity,
+        fresh: &mut SystemTime,
+    ) -> Result<Option<Vec<u8>>, LinkError> {
+        let now = pomona_clocks::wall();
         match self {
-            Credentials::Authority { .. } => Ok(None),
+            Credentials::Authority { .. } => {
+                if now.duration_since(*fresh).is_ok_and(|age| age < RENEW_EVERY) {
+                    return Ok(None);
+                }
+                // The session outlives its certificate only because it asks.
+                *fresh = now;
+                identity.public_key().map(Some)
+            }
             Credentials::Member {
                 membership, renewed, ..
             } => {
                 let renewed = *lock(renewed);
                 // A clock that was set back says nothing about the age: renew then as well.
-                let age = |at| pomona_clocks::wall().duration_since(at);
+                let age = |at| now.duration_since(at);
                 let is_fresh = renewed.is_some_and(|at| age(at).is_ok_and(|age| age < RENEW_EVERY));
                 if is_fresh {
                     return Ok(None);

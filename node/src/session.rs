@@ -74,7 +74,8 @@ impl SessionContext {
         // A store that is not read yet looks empty, and whoever plans would act on it.
         self.store.scanned().await;
         let identity = self.identity(address).await?;
-        let endpoint = Endpoint::client(any_port_toward(address), identity)?;
+        let endpoint = Endpoint::client(any_port_toward(address), identity.clone())?;
+        let mut fresh = pomona_clocks::wall();
         let session = endpoint.dial(address, Purpose::Control).await?;
         let Some(mut live) = coordinators.began(&session) else {
             // Another address of the same coordinator: known from now on.
@@ -109,7 +110,7 @@ impl SessionContext {
         loop {
             tokio::select! {
                 // The first tick comes at once: a machine that slept may have little time left.
-                _ = renewals.tick() => if let Some(public_key) = self.credentials.key_to_renew()? {
+                _ = renewals.tick() => if let Some(public_key) = self.credentials.key_to_renew(&identity, &mut fresh)? {
                     send.send(&NodeMessage::Renew { public_key }).await?;
                 },
                 message = receive.next::<CoordinatorMessage>() => match message? {

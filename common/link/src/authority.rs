@@ -15,12 +15,17 @@ use crate::LinkError;
 use crate::files::{file_error, write_private};
 use crate::identity::{Identity, Role};
 use crate::join::Point;
+use crate::session::Session;
+use crate::tls;
 use crate::token::sha256;
 
 /// Validity of the authority itself: it is replaced by rotation, not by running out.
 const AUTHORITY_DAYS: i64 = 3650;
 /// Validity of a leaf. Short, so that revocation is needed rarely.
 const LEAF: Duration = Duration::hours(24);
+/// The same, for those who count in it: without a majority that renews it, a node is out after this
+/// time.
+pub const CERTIFICATE_LIFE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
 /// Clocks of two machines may differ by this much.
 const SKEW: Duration = Duration::minutes(5);
 
@@ -117,6 +122,12 @@ impl Authority {
             key_pem: key.serialize_pem(),
             authority_pem: self.certificate_pem.clone(),
         })
+    }
+
+    /// Whether the certificate that the other end of a session showed is still good: sessions outlive
+    /// theirs unless somebody looks.
+    pub fn vouches_for(&self, session: &Session) -> bool {
+        tls::shows_current(session.connection(), &self.certificate_pem)
     }
 
     /// A certificate, PEM, for a node's public key: a point of P-256 whose owner was checked.

@@ -3,8 +3,10 @@
 use std::fmt;
 
 use pomona_common::{ClusterId, KeyPrint, NodeId};
+use rcgen::{KeyPair, PublicKeyData};
 
-use crate::tls;
+use crate::authority::certificate_error;
+use crate::{LinkError, tls};
 
 /// What a process does in the cluster; in its certificate, and checked on both ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,6 +91,15 @@ impl Identity {
     /// Its certificate, PEM.
     pub fn certificate_pem(&self) -> &str {
         &self.certificate_pem
+    }
+
+    /// Its public key: a point of P-256, uncompressed.
+    ///
+    /// # Errors
+    /// The key is damaged.
+    pub fn public_key(&self) -> Result<Vec<u8>, LinkError> {
+        let key = KeyPair::from_pem(&self.key_pem).map_err(certificate_error)?;
+        Ok(key.der_bytes().to_vec())
     }
 
     /// The same process with another certificate, PEM, for its key.

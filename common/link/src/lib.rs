@@ -20,7 +20,7 @@ mod token;
 
 use std::path::PathBuf;
 
-pub use authority::Authority;
+pub use authority::{Authority, CERTIFICATE_LIFE};
 pub use commission::Commission;
 pub use contacts::{Contacts, Source};
 pub use endpoint::{Accepted, Endpoint, Incoming, Purpose, any_port_toward};

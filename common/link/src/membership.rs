@@ -4,13 +4,10 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use pomona_common::{ClusterId, NodeId};
-use rcgen::{KeyPair, PublicKeyData};
-
 use crate::LinkError;
-use crate::authority::certificate_error;
 use crate::files::{file_error, read_addresses, sync_folder, write_addresses, write_private};
 use crate::identity::{Identity, Role};
+use pomona_common::{ClusterId, NodeId};
 
 /// One machine's place in one cluster.
 #[derive(Clone)]
@@ -126,8 +123,7 @@ impl Membership {
     /// # Errors
     /// The key is damaged.
     pub fn public_key(&self) -> Result<Vec<u8>, LinkError> {
-        let key = KeyPair::from_pem(&self.key_pem).map_err(certificate_error)?;
-        Ok(key.der_bytes().to_vec())
+        self.identity().public_key()
     }
 
     /// Key and certificate, to open sessions with.

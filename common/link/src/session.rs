@@ -50,6 +50,10 @@ impl Session {
         self.connection.rtt()
     }
 
+    pub(crate) fn connection(&self) -> &quinn::Connection {
+        &self.connection
+    }
+
     /// What tells this session from every other one of the process.
     pub fn stable_id(&self) -> usize {
         self.connection.stable_id()

@@ -110,19 +110,13 @@ pub(crate) fn expired_peer(
     grace: Duration,
 ) -> Result<Peer, LinkError> {
     let der = parse(certificate_pem)?;
-    let authority = parse(&identity.authority_pem)?;
-    let anchors = [webpki::anchor_from_trusted_cert(&authority).map_err(trouble)?];
-    let leaf = webpki::EndEntityCert::try_from(&der).map_err(trouble)?;
     // Certificates do not tell when they end, only whether they are good at a time; they are good
     // for twice the step.
     let now = WallClock::now();
     let steps = grace.as_secs() / EXPIRY_STEP.as_secs();
     let is_good = |step: u64| {
-        let at = UnixTime::since_unix_epoch(now.saturating_sub(EXPIRY_STEP * step as u32));
-        let usage = webpki::KeyUsage::client_auth();
-        let algorithms = provider().signature_verification_algorithms.all;
-        leaf.verify_for_usage(algorithms, &anchors, &[], at, usage, None, None)
-            .is_ok()
+        let at = now.saturating_sub(EXPIRY_STEP * step as u32);
+        is_good_at(&der, &identity.authority_pem, at)
     };
     if !(0..=steps).any(is_good) {
         return Err(LinkError::Certificate(
@@ -130,6 +124,28 @@ pub(crate) fn expired_peer(
         ));
     }
     named(&der, identity.cluster())
+}
+
+/// Whether a client's certificate comes from this authority and is good at a time since 1970.
+fn is_good_at(der: &CertificateDer<'_>, authority_pem: &str, at: Duration) -> bool {
+    let verify = || -> Option<()> {
+        let authority = parse(authority_pem).ok()?;
+        let anchors = [webpki::anchor_from_trusted_cert(&authority).ok()?];
+        let leaf = webpki::EndEntityCert::try_from(der).ok()?;
+        let (at, usage) = (UnixTime::since_unix_epoch(at), webpki::KeyUsage::client_auth());
+        let algorithms = provider().signature_verification_algorithms.all;
+        leaf.verify_for_usage(algorithms, &anchors, &[], at, usage, None, None)
+            .ok()?;
+        Some(())
+    };
+    verify().is_some()
+}
+
+/// Whether what a connection's other end showed is still good.
+pub(crate) fn shows_current(connection: &quinn::Connection, authority_pem: &str) -> bool {
+    let chain = peer_chain(connection).unwrap_or_default();
+    let leaf = chain.first();
+    leaf.is_some_and(|leaf| is_good_at(leaf, authority_pem, WallClock::now()))
 }
 
 /// Whether a certificate has not run out.

@@ -53,11 +53,45 @@ async fn gets_in(authority: &Authority, identity: Identity) -> bool {
     accepted
 }
 
-#[tokio::test]
-async fn a_certificate_that_ran_out_is_renewed_within_the_grace_by_its_key() {
-    let folder = tempfile::tempdir().unwrap();
+/// The clock of this process is one for all tests.
+static ONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+
+fn clock() -> Clock {
+    static FOLDER: std::sync::OnceLock<tempfile::TempDir> = std::sync::OnceLock::new();
+    let folder = FOLDER.get_or_init(|| tempfile::tempdir().unwrap());
     let clock = Clock(folder.path().join("slept"));
     pomona_clocks::follow_script(clock.0.clone());
+    clock.set(0);
+    clock
+}
+
+/// A session outlives the certificate that it began with, which whoever serves it can tell.
+#[tokio::test]
+async fn a_session_is_vouched_for_as_long_as_its_certificate() {
+    let _one = ONE.lock().await;
+    let (clock, folder) = (clock(), tempfile::tempdir().unwrap());
+    let authority = Authority::open_or_create(folder.path(), ClusterId::from_bits(1)).unwrap();
+    let own = authority.issue(Role::Coordinator(1)).unwrap();
+    let server = Endpoint::server(loopback(), own).unwrap();
+    let node = authority.issue(Role::Node(NodeId::from_bits(7))).unwrap();
+    let client = Endpoint::client(loopback(), node).unwrap();
+    let address = server.local_address().unwrap();
+    let accept = async { server.accept().await.unwrap().finish().await };
+    let (accepted, _dialled) = tokio::join!(accept, client.dial(address, Purpose::Control));
+    let Ok(Accepted::Session(session)) = accepted else {
+        panic!("a member gets a session");
+    };
+    assert!(authority.vouches_for(&session));
+    clock.set(23 * HOUR);
+    assert!(authority.vouches_for(&session));
+    clock.set(25 * HOUR);
+    assert!(!authority.vouches_for(&session));
+}
+
+#[tokio::test]
+async fn a_certificate_that_ran_out_is_renewed_within_the_grace_by_its_key() {
+    let _one = ONE.lock().await;
+    let (clock, folder) = (clock(), tempfile::tempdir().unwrap());
     let authority = Authority::open_or_create(folder.path(), ClusterId::from_bits(1)).unwrap();
     let stranger_folder = tempfile::tempdir().unwrap();
     let stranger = Authority::open_or_create(stranger_folder.path(), ClusterId::from_bits(1)).unwrap();
