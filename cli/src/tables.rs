@@ -83,6 +83,11 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
         .count();
     say(&format!("cluster   {}", text(&status["cluster"])));
     let raft = &status["raft"];
+    if let Some(why) = raft["stopped"].as_str() {
+        say(&format!(
+            "STOPPED   it writes nothing any more: {why}; see its disk, and start it again"
+        ));
+    }
     let part = match (
         raft["leads"] == true,
         raft["member"] == false,

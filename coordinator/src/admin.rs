@@ -152,6 +152,7 @@ async fn status(State(admin): State<Admin>) -> Answer {
             "number": backend.replica.number(), "term": raft.term, "applied": raft.applied,
             "leader": raft.leader, "leads": backend.replica.is_leader(),
             "member": member,
+            "stopped": backend.replica.stopped(),
         },
         "coordinators": coordinators::listed(&backend.replica, &admin.peers),
         "plan": state.plan.id,

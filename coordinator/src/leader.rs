@@ -19,8 +19,16 @@ const PERIOD: Duration = Duration::from_millis(500);
 pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
     let mut usage = Usage::default();
     let mut patience = Patience::default();
+    let mut said = false;
     loop {
-        if replica.is_leader() {
+        if let Some(why) = replica.stopped() {
+            if !std::mem::replace(&mut said, true) {
+                tracing::error!(
+                    why,
+                    "this coordinator has stopped writing: look at its disk, and start it again"
+                );
+            }
+        } else if replica.is_leader() {
             if let Err(error) = lead(&replica, &sessions, &mut usage, &mut patience).await {
                 tracing::warn!(%error, "leader's round failed");
             }

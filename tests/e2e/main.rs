@@ -13,6 +13,7 @@ mod clients;
 mod command;
 mod coordinators;
 mod crash;
+mod disk_full;
 mod golden;
 mod join;
 mod lease;

@@ -297,6 +297,14 @@ fn cluster(facts: &Facts) -> Vec<Finding> {
         }
         return all;
     };
+    if let Some(why) = status["raft"]["stopped"].as_str() {
+        all.push(finding(
+            Level::Bad,
+            what,
+            format!("it has stopped writing: {why}"),
+            "see that its disk has room and is sound, and start it again",
+        ));
+    }
     if status["raft"]["leader"].is_null() {
         all.push(finding(
             Level::Bad,

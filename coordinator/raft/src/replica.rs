@@ -60,7 +60,9 @@ pub enum RaftError {
         source: Box<redb::Error>,
     },
     /// Raft refused to start or has stopped.
-    #[error("raft stopped: {0}")]
+    #[error(
+        "this coordinator has stopped writing: {0}; see that its disk has room and is sound, and start it again"
+    )]
     Stopped(String),
     /// This coordinator does not lead, and only the leader can do this.
     #[error("coordinator {0:?} leads, ask it")]
@@ -95,7 +97,8 @@ pub struct Replica {
     pub(crate) raft: Raft<TypeConfig>,
     pub(crate) caller: Caller,
     pub(crate) config: ReplicaConfig,
-    state: watch::Receiver<Arc<ClusterState>>,
+    /// Where the state is published. Held here as well: readers go on when Raft has stopped.
+    state: watch::Sender<Arc<ClusterState>>,
 }
 
 impl Replica {
@@ -230,7 +233,10 @@ impl Replica {
 
     /// The state as applied here, and news of it.
     pub fn state(&self) -> watch::Receiver<Arc<ClusterState>> {
-        self.state.clone()
+        let mut state = self.state.subscribe();
+        // What is there is news to whoever begins to look.
+        state.mark_changed();
+        state
     }
 
     /// Term, last applied index and leader.
@@ -267,6 +273,43 @@ impl Replica {
             RpcKind::ReadIndex => self.serve_read_index().await,
         };
         answer.map_err(RaftError::Message)
+    }
+
+    /// Takes a snapshot of what is applied, and drops the log before it; comes back when both are done.
+    /// Happens by itself as well, every `limits::RAFT_LOG_ENTRIES` commands.
+    ///
+    /// # Errors
+    /// Raft has stopped, or it took longer than `at_most`.
+    pub async fn compact(&self, at_most: Duration) -> Result<(), RaftError> {
+        let stopped = |error: &dyn std::fmt::Display| RaftError::Stopped(error.to_string());
+        let Some(applied) = self.raft.metrics().borrow().last_applied else {
+            return Ok(());
+        };
+        let trigger = self.raft.trigger();
+        trigger.snapshot().await.map_err(|error| stopped(&error))?;
+        self.raft
+            .wait(Some(at_most))
+            .metrics(|metrics| metrics.snapshot >= Some(applied), "a snapshot is taken")
+            .await
+            .map_err(|error| stopped(&error))?;
+        trigger
+            .purge_log(applied.index)
+            .await
+            .map_err(|error| stopped(&error))?;
+        self.raft
+            .wait(Some(at_most))
+            .metrics(|metrics| metrics.purged >= Some(applied), "the log is dropped")
+            .await
+            .map_err(|error| stopped(&error))?;
+        Ok(())
+    }
+
+    /// Why Raft has stopped on this coordinator, if it has: its disk failed, or is full. It goes on
+    /// answering from what it knows, and takes no part in the cluster until it is started again.
+    pub fn stopped(&self) -> Option<String> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        metrics.running_state.as_ref().err().map(ToString::to_string)
     }
 
     /// Stops Raft; what was acknowledged is on disk.

@@ -50,19 +50,19 @@ pub(crate) struct StateMachine {
 }
 
 impl StateMachine {
-    pub(crate) fn open(db: Arc<Database>) -> DbResult<(Self, watch::Receiver<Arc<ClusterState>>)> {
+    pub(crate) fn open(db: Arc<Database>) -> DbResult<(Self, watch::Sender<Arc<ClusterState>>)> {
         write(&db, |transaction| {
             transaction.open_table(STATE)?;
             Ok(())
         })?;
         let applied: Applied = get_grown(&db, STATE, "applied", ADDED)?.unwrap_or_default();
-        let (published, reader) = watch::channel(Arc::new(applied.state.clone()));
+        let published = watch::Sender::new(Arc::new(applied.state.clone()));
         let machine = Self {
             db,
             applied,
-            published,
+            published: published.clone(),
         };
-        Ok((machine, reader))
+        Ok((machine, published))
     }
 
     fn save(&self) -> DbResult<()> {

@@ -148,6 +148,9 @@ impl Replica {
                 Told::NotLeader => {}
                 Told::Failed(_) => sent = true,
             }
+            if let Some(why) = self.stopped() {
+                return Err(RaftError::Stopped(why));
+            }
             if Instant::now() + PAUSE >= deadline {
                 return Err(if sent && kind == RpcKind::Write {
                     RaftError::Unknown

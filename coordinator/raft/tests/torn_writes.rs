@@ -10,183 +10,44 @@
     reason = "a test"
 )]
 
-use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+mod disk;
+
 use std::time::Duration;
 
+use disk::{Alone, Disk, History, Image, Operation, config};
 use pomona_common::{ClusterId, NodeId};
-use pomona_decide::{Command, Reply};
-use pomona_raft::{CallError, Replica, ReplicaConfig, RpcKind, Transport};
-use redb::{Database, StorageBackend};
+use pomona_decide::{Command, Move, PlanStep, Reply};
+use pomona_raft::Replica;
 
-/// Commands that are written, each acknowledged before the next.
+/// Commands that are written, each acknowledged before the next: members, and steps of the plan.
 const COMMANDS: u64 = 24;
+/// After so many of them a snapshot takes the place of the log before it.
+const SNAPSHOTS: [u64; 2] = [9, 17];
 /// Ways the unsynced writes go at each instant.
 const VARIANTS: u64 = 3;
 
-#[derive(Debug, Clone)]
-enum Operation {
-    Write { disk: usize, offset: u64, data: Vec<u8> },
-    SetLen { disk: usize, len: u64 },
-    Sync { disk: usize },
-    Acknowledged(u64),
-}
-
-/// Everything that happened to both disks, in order.
-type History = Arc<Mutex<Vec<Operation>>>;
-
-#[derive(Debug)]
-struct Disk {
-    number: usize,
-    content: Mutex<Vec<u8>>,
-    history: History,
-}
-
-impl Disk {
-    fn database(
-        number: usize,
-        content: Vec<u8>,
-        history: &History,
-    ) -> Result<Arc<Database>, redb::DatabaseError> {
-        let disk = Disk {
-            number,
-            content: Mutex::new(content),
-            history: history.clone(),
+/// Even ones admit a node, odd ones take a step of the plan.
+fn command(i: u64) -> Command {
+    let node = NodeId::from_bits(u128::from(i));
+    if i.is_multiple_of(2) {
+        return Command::AdmitNode {
+            id: node,
+            name: format!("node {i}"),
+            now_s: i,
         };
-        let mut builder = Database::builder();
-        builder.set_cache_size(1 << 20);
-        builder.create_with_backend(disk).map(Arc::new)
     }
-
-    fn note(&self, operation: Operation) {
-        self.history.lock().unwrap().push(operation);
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> Result<u64, io::Error> {
-        Ok(self.content.lock().unwrap().len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> Result<(), io::Error> {
-        let content = self.content.lock().unwrap();
-        let start = offset as usize;
-        let part = content
-            .get(start..start + out.len())
-            .ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(part);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> Result<(), io::Error> {
-        self.content.lock().unwrap().resize(len as usize, 0);
-        self.note(Operation::SetLen {
-            disk: self.number,
-            len,
-        });
-        Ok(())
-    }
-
-    fn sync_data(&self) -> Result<(), io::Error> {
-        self.note(Operation::Sync { disk: self.number });
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> Result<(), io::Error> {
-        let mut content = self.content.lock().unwrap();
-        let start = offset as usize;
-        if content.len() < start + data.len() {
-            content.resize(start + data.len(), 0);
-        }
-        content[start..start + data.len()].copy_from_slice(data);
-        drop(content);
-        self.note(Operation::Write {
-            disk: self.number,
-            offset,
-            data: data.to_vec(),
-        });
-        Ok(())
-    }
-}
-
-/// A disk image under construction: what is durable, and what is not yet.
-#[derive(Default, Clone)]
-struct Image {
-    durable: Vec<u8>,
-    unsynced: Vec<Operation>,
-}
-
-impl Image {
-    fn apply(bytes: &mut Vec<u8>, operation: &Operation, keep: usize) {
-        match operation {
-            Operation::SetLen { len, .. } => bytes.resize(*len as usize, 0),
-            Operation::Write { offset, data, .. } => {
-                let start = *offset as usize;
-                if bytes.len() < start + data.len() {
-                    bytes.resize(start + data.len(), 0);
-                }
-                bytes[start..start + keep].copy_from_slice(&data[..keep]);
-            }
-            Operation::Sync { .. } | Operation::Acknowledged(_) => {}
-        }
-    }
-
-    fn sync(&mut self) {
-        for operation in std::mem::take(&mut self.unsynced) {
-            Self::apply(&mut self.durable, &operation, whole(&operation));
-        }
-    }
-
-    /// What is there after the power came back: each unsynced write whole, not at all, or torn.
-    fn after_power_loss(&self, random: &mut impl FnMut() -> u64) -> Vec<u8> {
-        let mut bytes = self.durable.clone();
-        for operation in &self.unsynced {
-            let keep = match (random() % 3, operation) {
-                (0, _) => whole(operation),
-                (1, _) => continue,
-                (_, Operation::Write { data, .. }) => (random() as usize) % (data.len() + 1),
-                (_, _) => 0,
-            };
-            Self::apply(&mut bytes, operation, keep);
-        }
-        bytes
-    }
-}
-
-fn whole(operation: &Operation) -> usize {
-    match operation {
-        Operation::Write { data, .. } => data.len(),
-        Operation::SetLen { .. } | Operation::Sync { .. } | Operation::Acknowledged(_) => 0,
-    }
-}
-
-#[derive(Clone)]
-struct Alone;
-
-impl Transport for Alone {
-    fn peers(&self) -> Vec<u64> {
-        Vec::new()
-    }
-
-    async fn call(&self, _: u64, _: RpcKind, _: Vec<u8>) -> Result<Vec<u8>, CallError> {
-        Err(CallError::NotConnected)
-    }
-}
-
-fn config() -> ReplicaConfig {
-    ReplicaConfig {
-        id: 1,
-        folder: PathBuf::new(),
-    }
-}
-
-fn name(i: u64) -> Command {
-    Command::AdmitNode {
-        id: NodeId::from_bits(u128::from(i)),
-        name: format!("node {i}"),
-        now_s: i,
-    }
+    let load = Move {
+        model: format!("model-{i}").parse().unwrap(),
+        node: NodeId::from_bits(u128::from(i - 1)),
+        load: true,
+        reason: "stored here and fits".into(),
+    };
+    let step = PlanStep {
+        parent: i / 2,
+        moves: vec![load],
+        welcome: Vec::new(),
+    };
+    Command::Replan { step, now_s: i }
 }
 
 /// Writes all commands on recording disks; gives the history.
@@ -205,8 +66,13 @@ async fn record() -> Vec<Operation> {
         Reply::Done
     );
     for i in 0..COMMANDS {
-        assert_eq!(replica.write(name(i)).await.unwrap(), Reply::Done);
+        assert_eq!(replica.write(command(i)).await.unwrap(), Reply::Done);
         history.lock().unwrap().push(Operation::Acknowledged(i));
+        if SNAPSHOTS.contains(&(i + 1)) {
+            history.lock().unwrap().push(Operation::Snapshot(true));
+            replica.compact(Duration::from_secs(10)).await.unwrap();
+            history.lock().unwrap().push(Operation::Snapshot(false));
+        }
     }
     replica.stop().await;
     let history = history.lock().unwrap();
@@ -225,6 +91,7 @@ async fn a_restart_after_power_loss_has_everything_acknowledged_or_refuses_by_na
     };
     let mut images = [Image::default(), Image::default()];
     let (mut acknowledged, mut restarts, mut refusals, mut syncs) = (0, 0, 0, 0);
+    let (mut snapshot, mut in_snapshot, mut in_plan) = (false, 0, 0);
     for operation in &history {
         let at_sync = matches!(operation, Operation::Sync { .. });
         // At every sync point, and now and then between.
@@ -252,14 +119,19 @@ async fn a_restart_after_power_loss_has_everything_acknowledged_or_refuses_by_na
             Operation::Sync { disk } => {
                 images[*disk].sync();
                 syncs += 1;
+                in_snapshot += u32::from(snapshot);
+                in_plan += u32::from(!snapshot && acknowledged % 2 == 1);
             }
+            Operation::Snapshot(begins) => snapshot = *begins,
             Operation::Acknowledged(i) => acknowledged = i + 1,
         }
     }
     assert_eq!(acknowledged, COMMANDS);
     assert!(syncs > COMMANDS, "{syncs} syncs");
+    assert!(in_snapshot >= 4 && in_plan >= 20, "{in_snapshot} {in_plan}");
     println!(
-        "{restarts} restarts at {syncs} sync points, {refusals} refusals before the first acknowledgement"
+        "{restarts} restarts at {syncs} sync points, {in_plan} of them in steps of the plan, {in_snapshot} in \
+         snapshots; {refusals} refusals, all before the first acknowledgement"
     );
 }
 
@@ -273,14 +145,21 @@ async fn restart(disks: [Vec<u8>; 2], acknowledged: u64) -> Result<(), String> {
         .await
         .map_err(|error| error.to_string())?;
     let state = replica.state().borrow().clone();
-    for i in 0..acknowledged {
+    assert!(
+        state.plan.id >= acknowledged / 2,
+        "an acknowledged step of the plan is gone"
+    );
+    for i in (0..acknowledged).step_by(2) {
         let id = NodeId::from_bits(u128::from(i));
         let found = state.nodes.get(&id).map(|node| node.name.clone());
-        assert_eq!(
-            found,
-            Some(format!("node {i}")),
-            "acknowledged, and gone after the restart"
-        );
+        assert_eq!(found, Some(format!("node {i}")), "acknowledged, and gone");
+        let model = format!("model-{}", i + 1).parse().unwrap();
+        let planned = state
+            .plan
+            .nodes
+            .get(&id)
+            .is_some_and(|target| target.models.contains_key(&model));
+        assert!(planned || i + 1 >= acknowledged, "step {i} of the plan is gone");
     }
     replica.stop().await;
     Ok(())
