@@ -2,6 +2,7 @@
 //! table in `docs/benchmarks/`; the last line is one JSON object with every figure.
 
 mod gateway;
+mod idle;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -29,7 +30,7 @@ pub(crate) enum Kind {
     Planner,
     /// A gigabyte from node to node on loopback, against one plain stream of the same QUIC.
     Weights,
-    /// Memory and processor time of an idle cluster without engine.
+    /// Memory and processor time of an idle cluster, and of a node of its own, without engine.
     Idle,
 }
 
@@ -65,7 +66,7 @@ pub(crate) fn bench(kind: Kind, rounds: usize) -> anyhow::Result<()> {
         Kind::Planner => of_crate("pomona-decide", "planner")?,
         Kind::Weights => of_crate("pomona-node", "weights")?,
         Kind::Idle => {
-            let figures = idle(&programs)?;
+            let figures = idle::idle(&programs)?;
             ("idle", figures.clone(), figures)
         }
     };
@@ -117,14 +118,21 @@ impl Drop for Running {
 
 /// A cluster of one on ports of its own.
 fn cluster(programs: &Path, state: &Path, engine: &str, ports: [u16; 3]) -> Command {
+    let mut command = pomona(programs, state, engine, ports);
+    command.arg("up");
+    command
+}
+
+/// The program on a machine of its own: a state folder and ports of node, coordinator and QUIC.
+fn pomona(programs: &Path, state: &Path, engine: &str, ports: [u16; 3]) -> Command {
     let mut command = Command::new(programs.join("pomona"));
     command
-        .arg("up")
         .env("POMONA_STATE", state)
         .env("POMONA_ENGINE", engine)
         .env("POMONA_NODE_HTTP", format!("127.0.0.1:{}", ports[0]))
         .env("POMONA_COORDINATOR_HTTP", format!("127.0.0.1:{}", ports[1]))
         .env("POMONA_QUIC", format!("127.0.0.1:{}", ports[2]))
+        .env("POMONA_MDNS", "false")
         .env("POMONA_LOG", "warn")
         .env("OPENBLAS_NUM_THREADS", THREADS);
     command
@@ -287,22 +295,6 @@ fn quantile(samples: &[f64], q: f64) -> f64 {
         .get(((sorted.len() as f64 * q) as usize).min(last))
         .copied()
         .unwrap_or(f64::NAN)
-}
-
-fn idle(programs: &Path) -> anyhow::Result<Value> {
-    const SECONDS: u64 = 30;
-    let work = work_folder("idle")?;
-    let running = Running::start(
-        &mut cluster(programs, &work.join("state"), "none", [17730, 17731, 17732]),
-        &work.join("pomona.log"),
-    )?;
-    wait_for("http://127.0.0.1:17731/healthz")?;
-    std::thread::sleep(Duration::from_secs(5));
-    let before = processor_seconds(running.0.id())?;
-    std::thread::sleep(Duration::from_secs(SECONDS));
-    let used = processor_seconds(running.0.id())? - before;
-    let rss_mb = resident_mb(running.0.id())?;
-    Ok(json!({ "rss_mb": rss_mb, "core_percent": used * 100.0 / SECONDS as f64, "seconds": SECONDS }))
 }
 
 /// Resident memory of a process.

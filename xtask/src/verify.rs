@@ -72,7 +72,7 @@ fn deny() -> anyhow::Result<()> {
                     "--config",
                     "profile.release.lto=false",
                     "--config",
-                    "profile.release.opt-level=1",
+                    "profile.release.opt-level=0",
                 ])
                 .args([
                     "--config",

@@ -191,6 +191,7 @@ impl Worker {
             max_new: generation
                 .max_tokens
                 .saturating_sub(generation.resume.len() as u32),
+            begun: !generation.resume.is_empty(),
         };
         if new.max_new == 0 {
             return Err(invalid("max_tokens", "nothing is left to generate"));

@@ -172,14 +172,20 @@ impl Scheduler {
         if needed > budget {
             return Err(Refusal::TooLarge { needed, budget });
         }
-        self.waiting[new.class.index()].insert((now, new.id));
+        let arrived = if new.begun { Duration::ZERO } else { now };
+        self.waiting[new.class.index()].insert((arrived, new.id));
+        let patience = match new.class {
+            Class::Interactive | Class::Background if !new.begun => limits::QUEUE.wait,
+            _ => limits::REQUEST_WALL_CLOCK,
+        };
         let sequence = Sequence {
             model: new.model,
             class: new.class,
             known: new.prompt,
             left,
             phase: Phase::Waiting,
-            arrived: now,
+            arrived,
+            expires: now + patience,
             admitted: 0,
         };
         self.sequences.insert(new.id, sequence);
@@ -285,21 +291,12 @@ impl Scheduler {
             .filter(|(_, sequence)| sequence.is_running())
     }
 
-    /// Sequences that waited longer than their class may; they are ended.
+    /// Sequences that waited longer than they may; they are ended.
     pub fn expire(&mut self, now: Duration) -> Vec<SequenceId> {
-        let mut expired = Vec::new();
-        for class in Class::ALL {
-            let bound = match class {
-                Class::Interactive | Class::Background => limits::QUEUE.wait,
-                Class::Batch => limits::REQUEST_WALL_CLOCK,
-            };
-            while let Some((arrived, id)) = self.waiting[class.index()].first().copied()
-                && now.saturating_sub(arrived) > bound
-            {
-                expired.push(id);
-                self.end(id);
-            }
-        }
+        let waiting = self.waiting.iter().flatten().map(|(_, id)| *id);
+        let is_over = |id: &SequenceId| self.sequences.get(id).is_some_and(|one| now > one.expires);
+        let expired: Vec<SequenceId> = waiting.filter(is_over).collect();
+        expired.iter().for_each(|id| self.end(*id));
         expired
     }
 

@@ -20,6 +20,9 @@ pub struct NewSequence {
     pub prompt: u32,
     /// Tokens it may add.
     pub max_new: u32,
+    /// Whether it was begun on another node, which was lost: its client has part of the answer. It is
+    /// the first of its class, and waits for as long as a request may take.
+    pub begun: bool,
 }
 
 /// Where a sequence is.
@@ -45,8 +48,11 @@ pub(crate) struct Sequence {
     /// Tokens it may still add.
     pub(crate) left: u32,
     pub(crate) phase: Phase,
-    /// When it arrived; kept over a preemption, so that it does not lose its place.
+    /// When it arrived, or zero for one that goes first; kept over a preemption, so that it does not
+    /// lose its place.
     pub(crate) arrived: Duration,
+    /// It is ended when it still waits then.
+    pub(crate) expires: Duration,
     /// Order of admission, the larger the later.
     pub(crate) admitted: u64,
 }

@@ -116,6 +116,7 @@ impl World {
                     class: *class,
                     prompt: *prompt,
                     max_new: *max_new,
+                    begun: false,
                 };
                 if self.scheduler.submit(new, self.now).is_ok() {
                     let context = if *model == 0 { 4096 } else { 1024 };
@@ -324,7 +325,7 @@ proptest! {
         let mut scheduler = Scheduler::new(EngineKnobs::default());
         scheduler.add_model(name(0), 1, 4096);
         for id in 0..batch {
-            let new = NewSequence { id: u64::from(id), model: name(0), class: Class::Batch, prompt: 300, max_new: 100 };
+            let new = NewSequence { id: u64::from(id), model: name(0), class: Class::Batch, prompt: 300, max_new: 100, begun: false };
             prop_assert!(scheduler.submit(new, Duration::ZERO).is_ok());
         }
         let mut now = Duration::from_millis(60);
@@ -337,7 +338,7 @@ proptest! {
             }
             now += Duration::from_millis(50);
         }
-        let new = NewSequence { id: 99, model: name(0), class: Class::Interactive, prompt, max_new: 8 };
+        let new = NewSequence { id: 99, model: name(0), class: Class::Interactive, prompt, max_new: 8, begun: false };
         prop_assert!(scheduler.submit(new, now).is_ok());
         scheduler.admit(now);
         let Decision::Begin(step) = scheduler.compose(now) else {
@@ -353,7 +354,7 @@ proptest! {
     fn a_short_prompt_does_not_wait_for_a_long_one(long in 300..4000u32, short in 1..=128u32, steps in 0..8u32) {
         let mut scheduler = Scheduler::new(EngineKnobs::default());
         scheduler.add_model(name(0), 1, 8192);
-        let new = |id, prompt| NewSequence { id, model: name(0), class: Class::Interactive, prompt, max_new: 8 };
+        let new = |id, prompt| NewSequence { id, model: name(0), class: Class::Interactive, prompt, max_new: 8, begun: false };
         let now = Duration::ZERO;
         for id in 0..3 {
             prop_assert!(scheduler.submit(new(id, long), now).is_ok());
@@ -380,7 +381,7 @@ proptest! {
         knobs.batch.step_share = share;
         let mut scheduler = Scheduler::new(knobs);
         scheduler.add_model(name(0), 1, 4096);
-        let new = |id, class, prompt| NewSequence { id, model: name(0), class, prompt, max_new: 2000 };
+        let new = |id, class, prompt| NewSequence { id, model: name(0), class, prompt, max_new: 2000, begun: false };
         prop_assert!(scheduler.submit(new(1, Class::Interactive, 1), Duration::ZERO).is_ok());
         prop_assert!(scheduler.submit(new(2, Class::Batch, 2000), Duration::ZERO).is_ok());
         let now = Duration::from_secs(1);
@@ -415,6 +416,7 @@ fn a_batch_window_holds_the_first_and_lets_later_arrivals_join() {
             class: Class::Batch,
             prompt: 10,
             max_new: 50,
+            begun: false,
         };
         scheduler.submit(new, Duration::from_millis(at)).unwrap();
     };
@@ -437,6 +439,7 @@ fn a_full_window_closes_at_once() {
             class: Class::Batch,
             prompt: 10,
             max_new: 50,
+            begun: false,
         };
         scheduler.submit(new, Duration::ZERO).unwrap();
     }
@@ -460,10 +463,37 @@ fn batch_makes_way_when_all_slots_are_taken() {
             class,
             prompt: 10,
             max_new: 5,
+            begun: false,
         };
         scheduler.submit(new, Duration::ZERO).unwrap();
         scheduler.admit(Duration::ZERO);
     }
     assert!(scheduler.place(3).is_some());
     assert_eq!(scheduler.population(Some(Class::Batch), None), (1, 1));
+}
+
+/// Its client has part of the answer and notices a pause: it does not end because the node that goes on
+/// has work of its own.
+#[test]
+fn an_answer_begun_elsewhere_goes_first_and_is_not_turned_away() {
+    let mut knobs = EngineKnobs::default();
+    knobs.interactive.max_slots = 1;
+    let mut scheduler = Scheduler::new(knobs);
+    scheduler.add_model(name(0), 1, 4096);
+    let at = Duration::from_secs;
+    for (id, begun) in [(1, false), (2, false), (3, true)] {
+        let new = NewSequence {
+            id,
+            model: name(0),
+            class: Class::Interactive,
+            prompt: 10,
+            max_new: 50,
+            begun,
+        };
+        scheduler.submit(new, at(id)).unwrap();
+        scheduler.admit(at(id));
+    }
+    assert_eq!(scheduler.expire(at(60)), [2], "the new one waited for too long");
+    scheduler.end(1);
+    assert_eq!(scheduler.admit(at(61)), [3]);
 }
