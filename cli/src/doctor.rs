@@ -3,10 +3,11 @@
 
 mod findings;
 
-use std::net::{SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::process::Command;
-use std::time::Duration;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use hyper::Method;
@@ -21,6 +22,8 @@ use crate::admin::ask;
 use crate::{service, tables};
 use findings::{Facts, Level, Port, findings};
 
+/// An engine that is asked what it is answers sooner.
+const ENGINE: Duration = Duration::from_secs(15);
 /// Coordinators of a LAN answer within a second; some are slow.
 const LOOK: Duration = Duration::from_secs(2);
 
@@ -117,7 +120,7 @@ fn engine(config: &Config) -> Option<Result<String, String>> {
     let Some(program) = pomona_node::engine_path(config) else {
         return Some(Err("pomona-engine is not beside this program".into()));
     };
-    let output = Command::new(&program).arg("info").output();
+    let output = info(&program);
     Some(match output {
         Ok(output) if output.status.success() => {
             let info: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
@@ -129,8 +132,27 @@ fn engine(config: &Config) -> Option<Result<String, String>> {
     })
 }
 
+/// Asks the engine, for as long as a sound one takes.
+fn info(program: &Path) -> std::io::Result<Output> {
+    let mut child = Command::new(program)
+        .arg("info")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()?;
+    let deadline = Instant::now() + ENGINE;
+    while child.try_wait()?.is_none() {
+        if Instant::now() > deadline {
+            child.kill()?;
+            child.wait()?;
+            return Err(std::io::Error::other("it does not answer; is the GPU stuck?"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output()
+}
+
 fn port(address: SocketAddr) -> Port {
-    if TcpListener::bind(address).is_ok() {
+    if TcpStream::connect_timeout(&address, LOOK).is_err() {
         return Port::Free;
     }
     let agent: ureq::Agent = ureq::Agent::config_builder()

@@ -16,6 +16,10 @@ use pomona_cluster_config::{Config, VARIABLES};
 use crate::arguments::ServiceOptions;
 use crate::tables;
 
+/// How often, and after what time, launchd is asked again.
+const LOADS: u32 = 12;
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// What runs as a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Service {
@@ -88,6 +92,10 @@ pub(crate) fn install(
         }
         return Ok(());
     }
+    refuse_sudo()?;
+    // launchd makes no folder for a log.
+    std::fs::create_dir_all(&config.state)
+        .with_context(|| format!("cannot make {}", config.state.display()))?;
     let draft = tempfile(&installation)?;
     let target = installation.path.to_string_lossy().into_owned();
     let written = run(
@@ -103,7 +111,7 @@ pub(crate) fn install(
     let _ = std::fs::remove_file(&draft);
     written?;
     for (command, may_fail) in &installation.load {
-        run(command, *may_fail)?;
+        load(command, *may_fail)?;
     }
     tables::say(&format!(
         "`pomona {part}` runs as a service from now on, also after a restart of the machine.\nIts log: {}",
@@ -152,6 +160,14 @@ pub(crate) fn installed() -> Vec<PathBuf> {
         .collect()
 }
 
+/// With sudo the service would run as root, on root's state.
+fn refuse_sudo() -> anyhow::Result<()> {
+    if std::env::var_os("SUDO_USER").is_some() {
+        bail!("type it without sudo: it asks for a password by itself, and the service runs as you");
+    }
+    Ok(())
+}
+
 fn service(config: &Config, file: Option<&Path>, part: &'static str) -> anyhow::Result<Service> {
     let program = std::env::current_exe().context("this program does not know where it is")?;
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
@@ -170,6 +186,20 @@ fn service(config: &Config, file: Option<&Path>, part: &'static str) -> anyhow::
         user: output("id", &["-un"])?,
         environment,
     })
+}
+
+/// As [`run`], again while an earlier service of the name is still ending: launchd refuses a new one
+/// until then.
+fn load(command: &[String], may_fail: bool) -> anyhow::Result<()> {
+    let mut outcome = run(command, may_fail);
+    for _ in 0..LOADS {
+        if outcome.is_ok() || command.first().is_none_or(|program| program != "launchctl") {
+            break;
+        }
+        std::thread::sleep(AGAIN);
+        outcome = run(command, may_fail);
+    }
+    outcome
 }
 
 /// Runs a command with the rights of the system's owner: as it is for root, with sudo, which may ask

@@ -99,8 +99,13 @@ pub enum CoordinatorMessage {
         /// Nodes that give it.
         sources: Vec<SocketAddr>,
     },
-    /// When the node's lease ends, in seconds since 1970; it leaves by itself then.
-    Lease(Option<u64>),
+    /// When the node's lease ends; it leaves by itself then.
+    Lease {
+        /// Index of the log up to which the sender knows: of several the newest is right.
+        applied: u64,
+        /// The end, in seconds since 1970; none for a node that stays.
+        ends_s: Option<u64>,
+    },
     /// The lease ends: the node destroys what it holds of the cluster, and says so.
     Evict,
 }
@@ -109,7 +114,7 @@ impl CoordinatorMessage {
     /// Version of the protocol that brought it.
     pub fn since(&self) -> u16 {
         match self {
-            CoordinatorMessage::Lease(_) | CoordinatorMessage::Evict => 2,
+            CoordinatorMessage::Lease { .. } | CoordinatorMessage::Evict => 2,
             _ => 1,
         }
     }

@@ -60,11 +60,12 @@ pub(crate) fn issue(
 
 /// Serves a node whose certificate has run out.
 pub(crate) async fn renew(renewing: Renewing, reception: &Reception, joins: &Semaphore) {
+    // Before anything is worked out for somebody who has shown nothing yet; the node dials again.
+    let Ok(_permit) = joins.try_acquire() else {
+        return;
+    };
     let decide = |renewal: Renewal| async move {
-        let answer = match joins.try_acquire() {
-            Ok(_permit) => answer(&renewal, reception).await,
-            Err(_) => RenewAnswer::Refused("too many machines ask at once, try again in a moment".into()),
-        };
+        let answer = answer(&renewal, reception).await;
         match &answer {
             RenewAnswer::Renewed { .. } => tracing::info!(node = %renewal.node, "certificate renewed late"),
             RenewAnswer::Refused(why) => tracing::warn!(node = %renewal.node, why, "renewal refused"),

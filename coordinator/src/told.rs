@@ -16,7 +16,8 @@ pub(crate) struct Told {
     coordinators: Vec<(u64, SocketAddr)>,
     catalogue: Option<Vec<ModelRecord>>,
     members: Vec<NodeId>,
-    lease: Option<Lease>,
+    /// Said in every session: the node may remember one that was taken back.
+    lease: Option<Option<Lease>>,
     /// By model who was named as having it.
     sources: BTreeMap<ModelName, Vec<SocketAddr>>,
 }
@@ -44,18 +45,19 @@ impl Told {
                 self.catalogue = Some(models.clone());
                 news.push(CoordinatorMessage::Catalogue { applied, models });
             }
+            let lease = state.leases.of_nodes.get(&node).copied();
+            if self.lease != Some(lease) {
+                self.lease = Some(lease);
+                let ends_s = lease.map(|lease| lease.ends_s);
+                news.push(CoordinatorMessage::Lease { applied, ends_s });
+                if lease.is_some_and(|lease| lease.evicting) {
+                    news.push(CoordinatorMessage::Evict);
+                }
+            }
         }
         if !self.members.iter().eq(state.nodes.keys()) {
             self.members = state.nodes.keys().copied().collect();
             news.push(CoordinatorMessage::Members(self.members.clone()));
-        }
-        let lease = state.leases.of_nodes.get(&node).copied();
-        if lease != self.lease {
-            self.lease = lease;
-            news.push(CoordinatorMessage::Lease(lease.map(|lease| lease.ends_s)));
-            if lease.is_some_and(|lease| lease.evicting) {
-                news.push(CoordinatorMessage::Evict);
-            }
         }
         if let Some(target) = state.plan.nodes.get(&node)
             && self.generation != Some(target.generation)

@@ -105,7 +105,13 @@ fn frames() -> Vec<Vec<u8>> {
             1,
             &CoordinatorMessage::Coordinators(vec![(1, ([10, 0, 0, 1], 7712).into())]),
         ),
-        framed(1, &CoordinatorMessage::Lease(Some(1_000_000))),
+        framed(
+            1,
+            &CoordinatorMessage::Lease {
+                applied: 9,
+                ends_s: Some(1_000_000),
+            },
+        ),
         framed(2, &StreamRequest::Generate(generation.clone())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),
@@ -234,7 +240,11 @@ fn commands() -> Vec<Command> {
             laptop: false,
             address: ([10, 0, 0, 1], 7712).into(),
         },
-        Command::Evict(node),
+        Command::Evict {
+            node,
+            seen: None,
+            now_s,
+        },
         Command::RevokeNode { node, now_s },
     ]
 }

@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use pomona_common::{ClusterId, NodeId};
 use pomona_link::{Authority, Identity, LinkError, Membership, Role, commission};
@@ -20,14 +19,8 @@ pub(crate) enum Credentials {
     Member {
         folder: PathBuf,
         membership: Mutex<Membership>,
-        /// When this process renewed the certificate, if it did.
-        renewed: Mutex<Option<SystemTime>>,
     },
 }
-
-/// Certificates of 24 hours are renewed at half their life, by the wall clock: a timer would not
-/// count the time that the machine slept.
-const RENEW_EVERY: Duration = Duration::from_secs(12 * 3600);
 
 impl Credentials {
     /// The membership below the node's folder if there is one, else the authority, else none: a
@@ -42,7 +35,6 @@ impl Credentials {
             return Ok(Some(Credentials::Member {
                 folder,
                 membership: Mutex::new(membership),
-                renewed: Mutex::default(),
             }));
         }
         Ok(authority.map(|authority| Credentials::Authority {
@@ -65,50 +57,16 @@ impl Credentials {
         }
     }
 
-    /// The key of a session to renew the certificate for, when that is due. Next to the authority
-    /// every session has a key of its own, whose certificate was made at `fresh`.
-    pub(crate) fn key_to_renew(
-        &self,
-        identity: &Identity,
-        fresh: &mut SystemTime,
-    ) -> Result<Option<Vec<u8>>, LinkError> {
-        let now = pomona_clocks::wall();
-        match self {
-            Credentials::Authority { .. } => {
-                if now.duration_since(*fresh).is_ok_and(|age| age < RENEW_EVERY) {
-                    return Ok(None);
-                }
-                // The session outlives its certificate only because it asks.
-                *fresh = now;
-                identity.public_key().map(Some)
-            }
-            Credentials::Member {
-                membership, renewed, ..
-            } => {
-                let renewed = *lock(renewed);
-                // A clock that was set back says nothing about the age: renew then as well.
-                let age = |at| now.duration_since(at);
-                let is_fresh = renewed.is_some_and(|at| age(at).is_ok_and(|age| age < RENEW_EVERY));
-                if is_fresh {
-                    return Ok(None);
-                }
-                lock(membership).public_key().map(Some)
-            }
-        }
+    /// Whether every session has a key of its own, with a fresh certificate: next to the authority.
+    pub(crate) fn are_fresh(&self) -> bool {
+        matches!(self, Credentials::Authority { .. })
     }
 
     /// Keeps a renewed certificate.
     pub(crate) fn renewed(&self, certificate: String) -> Result<(), LinkError> {
         match self {
             Credentials::Authority { .. } => Ok(()),
-            Credentials::Member {
-                folder,
-                membership,
-                renewed,
-            } => {
-                *lock(renewed) = Some(pomona_clocks::wall());
-                lock(membership).renew(folder, certificate)
-            }
+            Credentials::Member { folder, membership } => lock(membership).renew(folder, certificate),
         }
     }
 
@@ -117,9 +75,9 @@ impl Credentials {
         let addresses: Vec<SocketAddr> = list.iter().map(|(_, address)| *address).collect();
         match self {
             Credentials::Authority { folder, .. } => commission::write_coordinators(folder, &addresses),
-            Credentials::Member {
-                folder, membership, ..
-            } => lock(membership).keep_coordinators(folder, &addresses),
+            Credentials::Member { folder, membership } => {
+                lock(membership).keep_coordinators(folder, &addresses)
+            }
         }
     }
 

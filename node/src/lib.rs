@@ -122,7 +122,10 @@ pub async fn join_cluster(
     let applicant = join::Applicant::open(&folder.join("join.key"), id, name.to_owned())?;
     let joined = join::join(coordinator, token, &applicant).await?;
     match &joined {
-        Joined::Node { membership, .. } => membership.save(&place)?,
+        Joined::Node { membership, .. } => {
+            lease::forget(&folder).map_err(state_error(&folder))?;
+            membership.save(&place)?;
+        }
         Joined::Coordinator(commission) => {
             commission.save(&authority)?;
         }
@@ -150,6 +153,7 @@ impl Node {
     /// A port is taken, or the state folder or engine is missing.
     pub async fn start(config: &Config, authority: Option<Arc<Authority>>) -> Result<Self, NodeError> {
         let folder = config.state.join("node");
+        lease::finish(&folder).map_err(state_error(&folder))?;
         let models = folder.join("models");
         fs::create_dir_all(&models).map_err(state_error(&models))?;
         let on_coordinator = authority.is_some();

@@ -10,6 +10,9 @@ use pomona_link::{Endpoint, Identity, LinkError, Membership, Purpose, any_port_t
 
 use crate::credentials::membership_folder;
 
+/// A coordinator that refuses a node says so within this time.
+const REFUSAL: Duration = Duration::from_millis(400);
+
 /// What this machine is to a cluster that it joined, without starting anything.
 pub struct Belonging {
     /// The cluster.
@@ -58,8 +61,13 @@ impl Belonging {
         let endpoint = Endpoint::client(any_port_toward(address), identity)?;
         let session = endpoint.dial(address, Purpose::Control).await?;
         let round_trip = session.round_trip();
+        // Who is shut out is told so after the handshake.
+        let refused = tokio::time::timeout(round_trip * 2 + REFUSAL, session.ended()).await;
         session.close("only looking");
         endpoint.close().await;
-        Ok(round_trip)
+        match refused {
+            Ok(why) => Err(LinkError::Closed(why)),
+            Err(_) => Ok(round_trip),
+        }
     }
 }

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::{Failure, NodeId};
 use pomona_link::{
-    Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Role, any_port_toward, renew,
+    CERTIFICATE_LIFE, Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Role,
+    any_port_toward, renew,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -75,7 +76,8 @@ impl SessionContext {
         self.store.scanned().await;
         let identity = self.identity(address).await?;
         let endpoint = Endpoint::client(any_port_toward(address), identity.clone())?;
-        let mut fresh = pomona_clocks::wall();
+        // Of this session: its coordinator knows of no other's renewals.
+        let mut renewed = self.credentials.are_fresh().then(pomona_clocks::wall);
         let session = endpoint.dial(address, Purpose::Control).await?;
         let Some(mut live) = coordinators.began(&session) else {
             // Another address of the same coordinator: known from now on.
@@ -110,10 +112,17 @@ impl SessionContext {
         loop {
             tokio::select! {
                 // The first tick comes at once: a machine that slept may have little time left.
-                _ = renewals.tick() => if let Some(public_key) = self.credentials.key_to_renew(&identity, &mut fresh)? {
+                _ = renewals.tick() => if is_due(renewed) {
+                    let public_key = identity.public_key()?;
                     send.send(&NodeMessage::Renew { public_key }).await?;
                 },
                 message = receive.next::<CoordinatorMessage>() => match message? {
+                    Some(CoordinatorMessage::Renewed { certificate }) => {
+                        renewed = Some(pomona_clocks::wall());
+                        if let Err(error) = self.credentials.renewed(certificate) {
+                            tracing::error!(%error, "renewed certificate is not on disk");
+                        }
+                    }
                     Some(message) => self.on_message(session.peer().role, message, coordinators).await,
                     None => return Err(LinkError::Closed("coordinator left".into())),
                 },
@@ -164,12 +173,8 @@ impl SessionContext {
 
     async fn on_message(&self, peer: Role, message: CoordinatorMessage, coordinators: &Coordinators) {
         match message {
-            CoordinatorMessage::Welcome { .. } => {}
-            CoordinatorMessage::Renewed { certificate } => {
-                if let Err(error) = self.credentials.renewed(certificate) {
-                    tracing::error!(%error, "renewed certificate is not on disk");
-                }
-            }
+            // Taken in where they are waited for.
+            CoordinatorMessage::Welcome { .. } | CoordinatorMessage::Renewed { .. } => {}
             CoordinatorMessage::Coordinators(list) => {
                 if let Err(error) = self.credentials.keep_coordinators(&list) {
                     tracing::error!(%error, "addresses of coordinators are not on disk");
@@ -185,7 +190,7 @@ impl SessionContext {
             CoordinatorMessage::Fetch { record, sources } => {
                 self.fetcher.wish(Wish { record, sources });
             }
-            CoordinatorMessage::Lease(ends_s) => self.lease.learn(ends_s),
+            CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Target(target) => {
                 let models = target.models.into_keys();
@@ -196,6 +201,13 @@ impl SessionContext {
             }
         }
     }
+}
+
+/// Whether a certificate of 24 hours is to be renewed: at half its life, by the wall clock, which counts
+/// the time that the machine slept. A clock that was set back says nothing about the age.
+fn is_due(renewed: Option<SystemTime>) -> bool {
+    let age = renewed.map(|at| pomona_clocks::wall().duration_since(at));
+    !matches!(age, Some(Ok(age)) if age < CERTIFICATE_LIFE / 2)
 }
 
 async fn serve_stream(

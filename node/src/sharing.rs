@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pomona_cluster_config::Config;
 use pomona_common::NodeId;
-use pomona_link::{Endpoint, LinkError};
+use pomona_link::{CERTIFICATE_LIFE, Endpoint, LinkError};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -18,8 +18,8 @@ use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::weights::{Pace, WeightsServer};
 
-/// The server takes the certificate that the sessions have renewed, or a new one, this often.
-const RENEW_EVERY: Duration = Duration::from_secs(3600);
+/// How often is looked whether the sessions have renewed the certificate.
+const LOOK: Duration = Duration::from_secs(20);
 
 /// See the module's documentation.
 pub(crate) struct Sharing {
@@ -67,15 +67,30 @@ impl Sharing {
     }
 }
 
+/// The port shows the certificate that the sessions have: one that a late renewal gave as well.
 async fn renew(endpoint: Arc<Endpoint>, id: NodeId, credentials: Arc<Credentials>, stop: CancellationToken) {
+    let mut shown = String::new();
+    let mut issued = pomona_clocks::wall();
     loop {
         tokio::select! {
-            () = tokio::time::sleep(RENEW_EVERY) => {}
+            () = tokio::time::sleep(LOOK) => {}
             () = stop.cancelled() => return,
         }
-        let renewed = credentials
-            .identity(id)
-            .and_then(|identity| endpoint.renew(identity));
+        let now = pomona_clocks::wall();
+        let is_young = now
+            .duration_since(issued)
+            .is_ok_and(|age| age < CERTIFICATE_LIFE / 2);
+        if credentials.are_fresh() && is_young {
+            continue;
+        }
+        let renewed = credentials.identity(id).and_then(|identity| {
+            if identity.certificate_pem() != shown {
+                identity.certificate_pem().clone_into(&mut shown);
+                issued = now;
+                endpoint.renew(identity)?;
+            }
+            Ok(())
+        });
         if let Err(error) = renewed {
             tracing::error!(%error, "certificate of the weights port not renewed");
         }

@@ -87,7 +87,7 @@ fn an_engine_that_hangs_is_found_and_started_anew() {
     });
     assert!(streamed.error.is_none() && streamed.done, "{:?}", streamed.error);
     assert_eq!(streamed.text, undisturbed.text, "the stream goes on");
-    assert!(began.elapsed() < Duration::from_secs(40), "{:?}", began.elapsed());
+    assert!(began.elapsed() < Duration::from_secs(90), "{:?}", began.elapsed());
     assert_ne!(cluster.engine_pid(), hung);
 }
 

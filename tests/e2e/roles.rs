@@ -112,7 +112,10 @@ fn of_coordinators() -> Vec<CoordinatorMessage> {
             models: Vec::new(),
         },
         CoordinatorMessage::Members(vec![NodeId::from_bits(9)]),
-        CoordinatorMessage::Lease(Some(1)),
+        CoordinatorMessage::Lease {
+            applied: u64::MAX,
+            ends_s: Some(1),
+        },
         CoordinatorMessage::Evict,
     ]
 }

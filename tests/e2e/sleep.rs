@@ -56,7 +56,10 @@ fn returns(machines: &[&Machine], at: &Machine, name: &str) {
     machines.iter().for_each(|machine| machine.signal("CONT"));
     eventually("it is back, in a new session", AWAKE, || {
         let node = seen(at, name);
-        node["presence"] == "here" && node["connected_s"].as_u64() <= Some(began.elapsed().as_secs())
+        node["presence"] == "here"
+            && node["connected_s"]
+                .as_u64()
+                .is_some_and(|age_s| age_s <= began.elapsed().as_secs())
     });
     println!("{name} is back after {:?}", began.elapsed());
 }

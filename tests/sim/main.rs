@@ -370,7 +370,10 @@ fn a_stall_is_suspected_then_lost_then_over() {
                 .find(|(_, presence)| *presence == wanted)
                 .map(|(at, _)| *at)
         };
-        assert!(first(Presence::Suspected) <= Some(1_700), "seed {seed}: {seen:?}");
+        assert!(
+            first(Presence::Suspected).is_some_and(|at| at <= 1_700),
+            "seed {seed}: {seen:?}"
+        );
         assert!(
             first(Presence::Lost).is_some_and(|at| at <= 3_000),
             "seed {seed}: {seen:?}"

@@ -120,7 +120,7 @@ pub(crate) fn expired_peer(
     };
     if !(0..=steps).any(is_good) {
         return Err(LinkError::Certificate(
-            "it ran out too long ago, or is of another cluster: join anew".into(),
+            "it ran out too long ago, or is of another cluster: join anew; or the clocks differ: look at them".into(),
         ));
     }
     named(&der, identity.cluster())

@@ -147,7 +147,23 @@ pub enum Command {
         now_s: u64,
     },
     /// Tells a node with a lease to destroy what it holds.
-    Evict(NodeId),
+    Evict {
+        /// The node.
+        node: NodeId,
+        /// The lease that makes it so: one that was prolonged meanwhile stays. None when an operator says it.
+        seen: Option<Lease>,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// Shuts a node out whose lease is over, unless it was prolonged meanwhile.
+    EndLease {
+        /// The node.
+        node: NodeId,
+        /// The lease that is over.
+        seen: Lease,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
 }
 
 /// What a command did.

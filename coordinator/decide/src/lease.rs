@@ -7,8 +7,9 @@ use pomona_common::{MachineRole, NodeId, TokenId};
 use serde::{Deserialize, Serialize};
 
 use crate::command::{Command, Reply};
+use crate::membership;
 use crate::placement::Availability;
-use crate::state::{Admits, ClusterState};
+use crate::state::{Admits, ClusterState, NodeRecord};
 
 /// How long before its end a lease is drained, unless it says otherwise, in seconds.
 pub const DRAIN_S: u64 = 600;
@@ -56,7 +57,7 @@ impl Lease {
 
     /// Where it stands at `now_s`.
     pub fn phase(&self, now_s: u64) -> Phase {
-        let evict_s = self.ends_s.saturating_sub(self.drain_s / EVICT_SHARE);
+        let evict_s = self.ends_s.saturating_sub((self.drain_s / EVICT_SHARE).max(1));
         match now_s {
             _ if now_s >= self.ends_s => Phase::Over,
             _ if self.evicting || now_s >= evict_s => Phase::Evicting,
@@ -103,8 +104,16 @@ pub fn due(state: &ClusterState, now_s: u64) -> Vec<Command> {
     let leases = state.leases.of_nodes.iter();
     let command = |(node, lease): (&NodeId, &Lease)| match lease.phase(now_s) {
         Phase::Running | Phase::Draining { .. } => None,
-        Phase::Evicting => (!lease.evicting).then_some(Command::Evict(*node)),
-        Phase::Over => Some(Command::RevokeNode { node: *node, now_s }),
+        Phase::Evicting => (!lease.evicting).then_some(Command::Evict {
+            node: *node,
+            seen: Some(*lease),
+            now_s,
+        }),
+        Phase::Over => Some(Command::EndLease {
+            node: *node,
+            seen: *lease,
+            now_s,
+        }),
     };
     leases.filter_map(command).collect()
 }
@@ -131,9 +140,21 @@ pub(crate) fn of_token(
     Reply::Done
 }
 
-/// The machine that joined with a token has its lease from now on.
+/// Why nobody joins with a token any more, if its lease says so.
+pub(crate) fn refuses(state: &ClusterState, token: TokenId, now_s: u64) -> Option<&'static str> {
+    let lease = state.leases.of_tokens.get(&token)?;
+    (lease.phase(now_s) != Phase::Running).then_some("the lease that comes with this token is nearly over")
+}
+
+/// The machine that joined with a token has its lease from now on. One that was a member before stays
+/// what it was: a rack machine has no lease, and what is being evicted goes.
 pub(crate) fn begin(state: &mut ClusterState, token: TokenId, node: NodeId) {
-    if let Some(lease) = state.leases.of_tokens.get(&token) {
+    let is_rented = |record: &NodeRecord| record.role == MachineRole::Rented;
+    let goes = |lease: &Lease| lease.evicting;
+    if let Some(lease) = state.leases.of_tokens.get(&token)
+        && state.nodes.get(&node).is_some_and(is_rented)
+        && !state.leases.of_nodes.get(&node).is_some_and(goes)
+    {
         state.leases.of_nodes.insert(node, *lease);
     }
 }
@@ -167,15 +188,28 @@ pub(crate) fn set(state: &mut ClusterState, node: NodeId, lease: Option<Lease>, 
 }
 
 /// The node is told to destroy what it holds.
-pub(crate) fn evict(state: &mut ClusterState, node: NodeId) -> Reply {
+pub(crate) fn evict(state: &mut ClusterState, node: NodeId, seen: Option<Lease>, now_s: u64) -> Reply {
+    if seen.is_some() && state.leases.of_nodes.get(&node) != seen.as_ref() {
+        return Reply::Unchanged;
+    }
     match state.leases.of_nodes.get_mut(&node) {
         None => Reply::Refused("the node has no lease; `pomona node revoke` shuts it out".into()),
         Some(lease) if lease.evicting => Reply::Unchanged,
         Some(lease) => {
             lease.evicting = true;
+            // Whether it says that it has left or not, it is out then.
+            lease.ends_s = lease.ends_s.min(now_s.saturating_add(DRAIN_S));
             Reply::Done
         }
     }
+}
+
+/// The lease is over: the node is shut out, whatever it has done.
+pub(crate) fn end(state: &mut ClusterState, node: NodeId, seen: Lease, now_s: u64) -> Reply {
+    if state.leases.of_nodes.get(&node) != Some(&seen) || seen.phase(now_s) != Phase::Over {
+        return Reply::Unchanged;
+    }
+    membership::revoke_node(state, node, now_s)
 }
 
 /// Why a lease is refused, if it is.
@@ -193,7 +227,7 @@ mod tests {
 
     use super::*;
     use crate::apply;
-    use crate::state::{NodeRecord, TokenRecord};
+    use crate::state::TokenRecord;
 
     const NODE: NodeId = NodeId::from_bits(1);
 
@@ -233,8 +267,17 @@ mod tests {
             state.availability(NODE, 9_500),
             Availability::Draining { until_s: 9_880 }
         );
-        assert_eq!(due(&state, 9_900), [Command::Evict(NODE)]);
-        assert_eq!(apply(&mut state, &Command::Evict(NODE)), Reply::Done);
+        let evict = Command::Evict {
+            node: NODE,
+            seen: lease,
+            now_s: 9_900,
+        };
+        assert_eq!(due(&state, 9_900), [evict.clone()]);
+        // Prolonged before that was committed.
+        let mut prolonged = state.clone();
+        prolonged.leases.of_nodes.insert(NODE, Lease::until(20_000, 600));
+        assert_eq!(apply(&mut prolonged, &evict), Reply::Unchanged);
+        assert_eq!(apply(&mut state, &evict), Reply::Done);
         assert!(due(&state, 9_950).is_empty());
         assert!(
             matches!(apply(&mut state, &set), Reply::Refused(_)),

@@ -106,6 +106,9 @@ pub(crate) fn consume_token(
     if state.has_revoked(node, key) {
         return Reply::Refused("this node was revoked".into());
     }
+    if let Some(why) = lease::refuses(state, token, now_s) {
+        return Reply::Refused(why.into());
+    }
     match record.used_by {
         // Its answer was lost, and it asks again.
         Some(used_by) if used_by == (node, key) => return Reply::Unchanged,

@@ -223,7 +223,7 @@ impl Replica {
 
     /// Whether this replica believes that it leads.
     pub fn is_leader(&self) -> bool {
-        self.leader() == Some(self.config.id)
+        self.leader() == Some(self.config.id) && self.stopped().is_none()
     }
 
     /// The number of this coordinator.

@@ -172,13 +172,16 @@ impl Replica {
 
     /// Who has just joined hears of no leader until the leader hears of it.
     async fn ask_around<T: for<'a> Deserialize<'a>>(&self, kind: RpcKind, body: &[u8]) -> Told<T> {
+        let mut answer = Told::NotLeader;
         for peer in self.caller.peers() {
             match in_time(self.ask(peer, kind, body)).await {
                 Told::NotLeader => {}
-                told => return told,
+                Told::Done(value) => return Told::Done(value),
+                // Its disk may be full: the others know better.
+                failed => answer = failed,
             }
         }
-        Told::NotLeader
+        answer
     }
 
     async fn leader_other_than(&self, leader: u64) {

@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+#[path = "support/disk.rs"]
 mod disk;
 
 use std::sync::atomic::{AtomicU64, Ordering};

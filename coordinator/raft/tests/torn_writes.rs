@@ -10,6 +10,7 @@
     reason = "a test"
 )]
 
+#[path = "support/disk.rs"]
 mod disk;
 
 use std::time::Duration;

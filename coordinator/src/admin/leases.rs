@@ -13,9 +13,6 @@ use serde_json::json;
 use super::membership::find;
 use super::{Admin, Answer, current, reply, write};
 
-/// A node that is evicted without a lease has this long, in seconds.
-const EVICTION_S: u64 = 600;
-
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
     Router::new()
@@ -75,11 +72,12 @@ async fn evict(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> An
     };
     if !state.leases.of_nodes.contains_key(&node) {
         let now_s = wall_s();
-        let lease = Some(Lease::until(now_s + EVICTION_S, EVICTION_S));
+        let lease = Some(Lease::until(now_s + lease::DRAIN_S, lease::DRAIN_S));
         let (status, head, body) = write(&admin, Command::SetLease { node, lease, now_s }).await;
         if status != StatusCode::OK {
             return (status, head, body);
         }
     }
-    write(&admin, Command::Evict(node)).await
+    let (seen, now_s) = (None, wall_s());
+    write(&admin, Command::Evict { node, seen, now_s }).await
 }

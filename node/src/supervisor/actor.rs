@@ -43,6 +43,8 @@ pub(super) struct Actor {
     target: BTreeMap<ModelName, PathBuf>,
     sequences: Sequences,
     watchdog: Watchdog,
+    /// The engine was killed because it was wedged.
+    wedged: bool,
 }
 
 impl Actor {
@@ -70,6 +72,7 @@ impl Actor {
             target: BTreeMap::new(),
             sequences: Sequences::default(),
             watchdog: Watchdog::default(),
+            wedged: false,
         }
     }
 
@@ -91,7 +94,13 @@ impl Actor {
                 },
                 sequence = self.sequences.next_abandoned() => self.cancel(sequence),
                 () = tokio::time::sleep_until(self.restart_at), if may_start => self.start_engine(),
-                _ = ticks.tick() => self.on_tick(),
+                _ = ticks.tick() => {
+                    self.on_tick();
+                    if self.wedged {
+                        // Its pipe may stay open for as long as the kernel holds it.
+                        self.on_engine_end().await;
+                    }
+                }
             }
         }
         // Closing the pipe ends the engine; kill_on_drop makes sure of it.
@@ -324,7 +333,7 @@ impl Actor {
             return;
         };
         let status = engine.end().await;
-        let killed = status.is_some_and(|status: ExitStatus| status.signal().is_some());
+        let killed = self.wedged || status.is_some_and(|status: ExitStatus| status.signal().is_some());
         self.view.kills += u64::from(killed);
         tracing::warn!(?status, killed, sequences = self.sequences.len(), "engine ended");
         self.view.pid = None;
@@ -339,7 +348,9 @@ impl Actor {
     }
 
     fn wait_before_restart(&mut self) {
-        self.restart_wait = if self.born.elapsed() > GROWN_UP {
+        // One that is found wedged has lived for as long as that takes.
+        let was_wedged = std::mem::take(&mut self.wedged);
+        self.restart_wait = if self.born.elapsed() > GROWN_UP && !was_wedged {
             RESTART_FIRST
         } else {
             (self.restart_wait * 2).min(RESTART_LAST)
@@ -399,12 +410,11 @@ impl Actor {
     fn on_canary(&mut self, event: &GenerationEvent) {
         match event {
             GenerationEvent::Granted | GenerationEvent::GrantedBy(_) | GenerationEvent::Chunk(_) => {}
-            // It was unloaded meanwhile, or others were faster: the engine decides, so it lives.
-            GenerationEvent::Finished { .. }
-            | GenerationEvent::Failed(Failure::ModelNotLoaded { .. } | Failure::Overloaded { .. }) => {
-                self.watchdog.answered();
+            GenerationEvent::Failed(failure @ (Failure::Internal { .. } | Failure::EngineLost)) => {
+                self.end_wedged(&format!("it makes no token: {failure}"));
             }
-            GenerationEvent::Failed(failure) => self.end_wedged(&format!("it makes no token: {failure}")),
+            // A refusal is a decision: the model was unloaded, or has no room. The engine lives.
+            GenerationEvent::Finished { .. } | GenerationEvent::Failed(_) => self.watchdog.answered(),
         }
     }
 
@@ -412,6 +422,7 @@ impl Actor {
         if let Some(engine) = &mut self.engine {
             tracing::error!(why, "the engine is wedged and is started anew");
             engine.kill();
+            self.wedged = true;
         }
     }
 

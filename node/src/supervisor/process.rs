@@ -16,6 +16,9 @@ const COMMANDS: usize = 4096;
 /// Events on their way from it.
 const EVENTS: usize = 4096;
 
+/// A killed process is waited for so long.
+const REAP: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// A running engine. Dropping it kills the process.
 pub(super) struct EngineProcess {
     child: Child,
@@ -104,6 +107,7 @@ impl EngineProcess {
             return status.ok();
         }
         let _ = self.child.start_kill();
-        self.child.wait().await.ok()
+        // One that the kernel holds is left to it: dropping the handle reaps it later.
+        tokio::time::timeout(REAP, self.child.wait()).await.ok()?.ok()
     }
 }

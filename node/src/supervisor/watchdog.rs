@@ -6,17 +6,18 @@
 //! when it has had nothing to do for long, whether it still makes a token (a *canary*; the resource
 //! limit of mlx-lm #1672 wedges a thread that otherwise lives).
 
-/// Ticks without a word. Between two slices of a step commands are taken, and a slice takes some ten
-/// milliseconds; on a machine that swaps, a second.
-const SILENT: u32 = 15;
+/// Ticks without a word. Commands are taken between two steps or slices of one. A slice takes some ten
+/// milliseconds; an interactive step is not sliced, and takes seconds for a long prompt and a large
+/// model on a CPU, or on a machine that swaps.
+const SILENT: u32 = 45;
 /// The same while a model is being loaded: a part of it is read from disk in one go.
-const SILENT_WHILE_LOADING: u32 = 90;
+const SILENT_WHILE_LOADING: u32 = 120;
 /// Ticks with work and without progress.
-const STUCK: u32 = 20;
+const STUCK: u32 = 60;
 /// Ticks without work before a canary is sent, and between two.
 const CANARY_EVERY: u32 = 60;
 /// Ticks within which a canary makes its token.
-const CANARY_WITHIN: u32 = 15;
+const CANARY_WITHIN: u32 = 45;
 
 /// What the supervisor knows at a tick.
 #[derive(Debug, Clone, Copy, Default)]
@@ -44,7 +45,8 @@ pub(super) enum Verdict {
 #[derive(Debug, Default)]
 pub(super) struct Watchdog {
     silent: u32,
-    progress: u64,
+    /// `None` until it has told: one that counts nothing is not judged by it.
+    progress: Option<u64>,
     stuck: u32,
     idle: u32,
     /// The sequence of a canary that has not answered, and its age.
@@ -59,8 +61,7 @@ impl Watchdog {
 
     /// The engine's progress counter.
     pub(super) fn progress(&mut self, progress: u64) {
-        if progress != self.progress {
-            self.progress = progress;
+        if self.progress.replace(progress) != Some(progress) {
             self.stuck = 0;
         }
     }
@@ -85,7 +86,7 @@ impl Watchdog {
     pub(super) fn tick(&mut self, seen: Seen) -> Verdict {
         self.silent += 1;
         // Not taken back when there is nothing to do: an engine that fails at every step ends its work.
-        self.stuck += u32::from(seen.works && !seen.loads);
+        self.stuck += u32::from(seen.works && !seen.loads && self.progress.is_some());
         self.idle = if seen.works || seen.loads {
             0
         } else {
