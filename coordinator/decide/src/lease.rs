@@ -272,7 +272,7 @@ mod tests {
             seen: lease,
             now_s: 9_900,
         };
-        assert_eq!(due(&state, 9_900), [evict.clone()]);
+        assert_eq!(due(&state, 9_900), std::slice::from_ref(&evict));
         // Prolonged before that was committed.
         let mut prolonged = state.clone();
         prolonged.leases.of_nodes.insert(NODE, Lease::until(20_000, 600));
