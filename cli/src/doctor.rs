@@ -1,6 +1,7 @@
 //! What keeps this machine from working in a cluster. What is there is gathered here; what it means
 //! is decided in `findings`, which is pure.
 
+mod facts;
 mod findings;
 
 use std::net::{SocketAddr, TcpStream};
@@ -20,7 +21,8 @@ use serde_json::json;
 
 use crate::admin::ask;
 use crate::{service, tables};
-use findings::{Facts, Level, Port, findings};
+use facts::{Facts, Port};
+use findings::{Level, findings};
 
 /// An engine that is asked what it is answers sooner.
 const ENGINE: Duration = Duration::from_secs(15);

@@ -75,8 +75,7 @@ impl Connected {
 
     /// Whether it is there.
     pub(crate) fn presence(&self, role: MachineRole) -> Presence {
-        let age = self.report().map_or(self.since.elapsed(), |(age, _)| age);
-        presence(role, Some(age.as_millis() as u64))
+        presence(role, Some(self.heard_ago().as_millis() as u64))
     }
 
     /// Where it gives weights to a node that is seen at `asker`.
@@ -95,8 +94,12 @@ impl Connected {
 
     /// Whether it was heard of so lately that it is certainly there.
     fn is_alive(&self) -> bool {
-        let heard = self.report().map_or(self.since.elapsed(), |(age, _)| age);
-        self.session.is_open() && heard < ALIVE
+        self.session.is_open() && self.heard_ago() < ALIVE
+    }
+
+    /// Age of its last report, or of the session while there is none.
+    fn heard_ago(&self) -> Duration {
+        self.report().map_or(self.since.elapsed(), |(age, _)| age)
     }
 
     fn soft(&self) -> MutexGuard<'_, Soft> {

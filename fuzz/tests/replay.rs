@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use pomona_fuzz::{TARGETS, run, seeds};
+use pomona_tests::Random;
 
 /// Variations of each input, unless a number is given.
 const VARIATIONS: u64 = 150;
@@ -27,38 +28,29 @@ fn corpus(target: &str) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// SplitMix64 (Steele, Lea, Flood, OOPSLA 2014).
-fn next(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// Damages an input: bits, bytes that mean something, cuts, repeats, pieces of another one.
-fn vary(input: &[u8], other: &[u8], random: &mut u64) -> Vec<u8> {
+fn vary(input: &[u8], other: &[u8], random: &mut Random) -> Vec<u8> {
     const TELLING: [u8; 8] = [0, 1, 0x7f, 0x80, 0xfb, 0xfc, 0xfd, 0xff];
     let mut bytes = input.to_vec();
-    for _ in 0..1 + next(random) % 4 {
+    for _ in 0..1 + random.draw() % 4 {
         let at = if bytes.is_empty() {
             0
         } else {
-            next(random) as usize % bytes.len()
+            random.draw() as usize % bytes.len()
         };
-        match next(random) % 6 {
-            0 if !bytes.is_empty() => bytes[at] ^= 1 << (next(random) % 8),
-            1 if !bytes.is_empty() => bytes[at] = TELLING[next(random) as usize % TELLING.len()],
+        match random.draw() % 6 {
+            0 if !bytes.is_empty() => bytes[at] ^= 1 << (random.draw() % 8),
+            1 if !bytes.is_empty() => bytes[at] = TELLING[random.draw() as usize % TELLING.len()],
             2 => bytes.truncate(at),
-            3 => bytes.insert(at, next(random) as u8),
+            3 => bytes.insert(at, random.draw() as u8),
             4 if !other.is_empty() => {
-                let from = next(random) as usize % other.len();
-                let length = (next(random) % 64) as usize;
+                let from = random.draw() as usize % other.len();
+                let length = (random.draw() % 64) as usize;
                 let piece: Vec<u8> = other[from..].iter().take(length).copied().collect();
                 bytes.splice(at..at, piece);
             }
             _ => {
-                let end = (at + (next(random) % 32) as usize).min(bytes.len());
+                let end = (at + (random.draw() % 32) as usize).min(bytes.len());
                 bytes.drain(at..end);
             }
         }
@@ -81,11 +73,11 @@ fn the_corpus_and_its_variations_break_nothing() {
         let corpus = corpus(target);
         assert!(!corpus.is_empty(), "no corpus of {target}");
         let inputs: Vec<&Vec<u8>> = corpus.values().collect();
-        let mut random = 1;
+        let mut random = Random::new(1);
         for (name, bytes) in &corpus {
             timed(target, name, bytes);
             for i in 0..variations {
-                let other = inputs[next(&mut random) as usize % inputs.len()];
+                let other = inputs[random.draw() as usize % inputs.len()];
                 let varied = vary(bytes, other, &mut random);
                 timed(target, &format!("{name}, variation {i}"), &varied);
             }

@@ -8,6 +8,7 @@ mod credentials;
 pub mod echo;
 mod entry;
 mod fetcher;
+mod files;
 pub mod hub;
 mod lease;
 mod pipes;
@@ -347,10 +348,8 @@ pub use pomona_probe::{disk_free, is_laptop};
 
 /// Where the engine's program is, if it is anywhere.
 pub fn engine_path(config: &Config) -> Option<PathBuf> {
-    let found = config.engine_program.clone().or_else(|| {
-        let beside = std::env::current_exe().ok()?.parent()?.join("pomona-engine");
-        Some(beside)
-    });
+    let beside = || Some(std::env::current_exe().ok()?.parent()?.join("pomona-engine"));
+    let found = config.engine_program.clone().or_else(beside);
     found.filter(|path| path.exists())
 }
 
@@ -373,14 +372,7 @@ fn node_id(path: &Path) -> Result<NodeId, NodeError> {
         return Ok(id);
     }
     let id = NodeId::from_bits(random()?);
-    let partial = path.with_extension("partial");
-    let write = || {
-        let mut file = fs::File::create(&partial)?;
-        io::Write::write_all(&mut file, id.to_string().as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(state_error(path))?;
+    files::write_whole(path, &id.to_string()).map_err(state_error(path))?;
     Ok(id)
 }
 

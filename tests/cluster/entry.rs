@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pomona_tests::{MODEL, Machine, agent, eventually, gguf, greedy, try_stream};
+use pomona_tests::{MODEL, Machine, agent, eventually, greedy, try_stream};
 use serde_json::{Value, json};
 
 use crate::former::{SOON, found, is_whole, token};
@@ -32,8 +32,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
         vec!["--coordinator".into(), first.quic()]
     });
     let mut with_model = Machine::empty();
-    let pulled = with_model.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().expect("a path")]);
-    assert!(pulled.0, "{}", pulled.2);
+    with_model.pull_model();
     join(&coordinators[0], &mut with_model, "echo:10");
     let mut without = Machine::empty();
     join(&coordinators[0], &mut without, "none");

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use pomona_tests::lan::Lan;
-use pomona_tests::{MODEL, Machine, eventually, gguf};
+use pomona_tests::{MODEL, Machine, eventually};
 use serde_json::{Value, json};
 
 use crate::former::{SOON, found, is_whole, status, token};
@@ -25,9 +25,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     // Nobody types an address: `pomona join` finds a coordinator by the token's cluster.
     found(coordinators, |_| Vec::new());
     for (i, node) in nodes.iter_mut().enumerate() {
-        let (ok, _, errors) =
-            node.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().expect("a path")]);
-        assert!(ok, "{errors}");
+        node.pull_model();
         let (ok, _, errors) = node.pomona(&["join", &token(&coordinators[i % COORDINATORS], "rack", "")]);
         assert!(ok, "{errors}");
     }

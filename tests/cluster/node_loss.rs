@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pomona_tests::{MODEL, Machine, Streamed, eventually, gguf, greedy, stream_from};
+use pomona_tests::{MODEL, Machine, Streamed, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
 use crate::former::{SOON, status, token};
@@ -28,9 +28,7 @@ fn lose_a_node(engine: &str, apart: Duration) -> Value {
     });
     let mut nodes = [(); 2].map(|()| Machine::empty());
     for node in &mut nodes {
-        let (ok, _, errors) =
-            node.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().expect("a path")]);
-        assert!(ok, "{errors}");
+        node.pull_model();
         let joined = node.pomona(&[
             "join",
             &token(&coordinator, "rack", ""),

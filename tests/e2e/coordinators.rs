@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pomona_tests::{MODEL, Machine, eventually, gguf, greedy, post_to};
+use pomona_tests::{Machine, eventually, greedy, post_to};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(15);
@@ -57,8 +57,7 @@ fn three_coordinators_go_on_without_the_one_that_founded_the_cluster() {
     let _one = crate::engine_lock();
     let [mut first, second, mut third] = three();
     let mut node = Machine::empty();
-    let (ok, _, errors) = node.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
-    assert!(ok, "{errors}");
+    node.pull_model();
     node.join(&second, &["token", "create", "--name", "mini"]);
     node.start_node("echo");
     for machine in [&first, &second, &third] {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pomona_tests::{Cluster, Machine, agent, eventually, gguf};
+use pomona_tests::{Cluster, Machine, agent, eventually};
 use serde_json::{Value, json};
 
 /// A model that only the second machine has.
@@ -38,8 +38,7 @@ fn ask(cluster: &Cluster) -> (u16, String) {
 fn a_machine_joins_serves_survives_a_restart_and_is_revoked() {
     let mut cluster = Cluster::start("echo");
     let mut machine = Machine::empty();
-    let (ok, _, errors) = machine.pomona(&["model", "pull", "--name", OTHER, gguf().to_str().unwrap()]);
-    assert!(ok, "{errors}");
+    machine.pull_model_as(OTHER);
     let text = token(&cluster, &["--role", "rack", "--name", "mini-7"]);
     let joined = machine.pomona(&["--json", "join", &text, "--coordinator", &cluster.quic()]);
     assert!(joined.0, "{}", joined.2);
@@ -149,8 +148,7 @@ fn tokens_that_should_not_work_do_not() {
 fn an_operator_approves_by_words_and_a_copied_identity_is_refused() {
     let cluster = Cluster::configured("echo", "[security]\napprove = \"manual\"\n");
     let mut machine = Machine::empty();
-    let (ok, _, errors) = machine.pomona(&["model", "pull", "--name", OTHER, gguf().to_str().unwrap()]);
-    assert!(ok, "{errors}");
+    machine.pull_model_as(OTHER);
     let text = token(&cluster, &["--name", "mini"]);
     let (ok, out, errors) = machine.pomona(&["--json", "join", &text, "--coordinator", &cluster.quic()]);
     assert!(ok, "{errors}");

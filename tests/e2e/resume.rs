@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_tests::{Cluster, MODEL, Machine, Streamed, eventually, gguf, greedy};
+use pomona_tests::{Cluster, MODEL, Machine, Streamed, eventually, greedy};
 use serde_json::{Value, json};
 
 use crate::join::token;
@@ -46,8 +46,7 @@ fn streams_survive_the_death_of_their_node_and_of_their_engine() {
     let streams = 16;
     let cluster = Cluster::start("echo:10");
     let mut machine = Machine::empty();
-    let (ok, _, errors) = machine.pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
-    assert!(ok, "{errors}");
+    machine.pull_model();
     let text = token(&cluster, &[]);
     let (ok, _, errors) = machine.pomona(&["join", &text, "--coordinator", &cluster.quic()]);
     assert!(ok, "{errors}");

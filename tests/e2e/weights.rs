@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_tests::{MODEL, Machine, eventually, gguf, greedy, post_to};
+use pomona_tests::{MODEL, Machine, eventually, greedy, post_to};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -13,8 +13,7 @@ fn a_replica_more_brings_its_weights_from_the_first() {
     coordinator.start_coordinator();
     eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
     let mut nodes = [(); 2].map(|()| Machine::empty());
-    let (ok, _, errors) = nodes[0].pomona(&["model", "pull", "--name", MODEL, gguf().to_str().unwrap()]);
-    assert!(ok, "{errors}");
+    nodes[0].pull_model();
     for (node, name) in nodes.iter_mut().zip(["first", "second"]) {
         let token = coordinator.json(&["token", "create", "--role", "rack", "--name", name]);
         node.json(&[

@@ -3,7 +3,7 @@
 
 use pomona_decide::{Command, Proposal};
 
-use crate::random::Random;
+use pomona_tests::Random;
 
 /// Time without a leader after one is lost, in milliseconds.
 const ELECTION: u64 = 700;
@@ -34,7 +34,7 @@ impl Log {
     /// Commits a command, and now and then a second attempt of it as well.
     pub fn commit(&mut self, command: Command, random: &mut Random) {
         let proposal = Proposal {
-            id: u128::from(random.next()),
+            id: u128::from(random.draw()),
             seen: self.entries.len() as u64,
             command,
         };

@@ -15,7 +15,6 @@ mod coordinator;
 mod log;
 mod machine;
 mod node;
-mod random;
 mod wire;
 mod world;
 
@@ -250,6 +249,11 @@ fn settled(world: &mut World, seed: u64) {
     }
 }
 
+fn all_finished(world: &World, seed: u64) {
+    let mut ends = world.clients.values().map(|client| client.end);
+    assert!(ends.all(|end| end == Some(End::Finished)), "seed {seed}");
+}
+
 fn run(seed: u64) -> World {
     let mut world = world(seed);
     trouble(&mut world);
@@ -336,13 +340,7 @@ fn a_laptop_that_wakes_is_there_and_repeats_nothing() {
         assert_eq!(world.nodes[1].orphans(), 0);
         world.run_until(world.now + 30_000);
         settled(&mut world, seed);
-        assert!(
-            world
-                .clients
-                .values()
-                .all(|client| client.end == Some(End::Finished)),
-            "seed {seed}"
-        );
+        all_finished(&world, seed);
     }
 }
 
@@ -419,12 +417,6 @@ fn a_lease_ends_in_trouble_as_well() {
         );
         world.run_until(70_000);
         settled(&mut world, seed);
-        assert!(
-            world
-                .clients
-                .values()
-                .all(|client| client.end == Some(End::Finished)),
-            "seed {seed}"
-        );
+        all_finished(&world, seed);
     }
 }

@@ -12,8 +12,8 @@ use crate::client::Client;
 use crate::coordinator::{self, Coordinator};
 use crate::log::Log;
 use crate::node::{self, Node};
-use crate::random::Random;
 use crate::wire::{Id, Wire};
+use pomona_tests::Random;
 
 /// Milliseconds between two looks of a machine, of a step of an engine, and before a message that
 /// found nobody is sent again.

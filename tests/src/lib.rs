@@ -11,9 +11,11 @@
 mod admin;
 pub use admin::ask as admin_at;
 pub use machine::Machine;
+pub use random::Random;
 pub mod lan;
 pub mod linear;
 mod machine;
+mod random;
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

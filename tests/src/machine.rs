@@ -98,9 +98,14 @@ impl Machine {
 
     /// Brings the default model to its store.
     pub fn pull_model(&self) {
+        self.pull_model_as(MODEL);
+    }
+
+    /// Brings the default model to its store under another name.
+    pub fn pull_model_as(&self, name: &str) {
         let file = gguf();
         let file = file.to_str().expect("a path");
-        let (ok, _, errors) = self.pomona(&["model", "pull", "--name", MODEL, file]);
+        let (ok, _, errors) = self.pomona(&["model", "pull", "--name", name, file]);
         assert!(ok, "{errors}");
     }
 

@@ -35,7 +35,8 @@ pub(crate) fn cargo() -> Command {
     command
 }
 
-/// One of the test programs of `tests/`.
+/// One of the test programs of `tests/`. Of the whole workspace, which has one of each name: a package
+/// alone has other features of its dependencies, and would build them again.
 pub(crate) fn cargo_test(name: &str) -> Command {
     let mut command = cargo();
     command.args([
@@ -43,8 +44,7 @@ pub(crate) fn cargo_test(name: &str) -> Command {
         "--release",
         "--locked",
         "-q",
-        "-p",
-        "pomona-tests",
+        "--workspace",
         "--test",
         name,
     ]);

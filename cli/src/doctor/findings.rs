@@ -5,8 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pomona_common::NodeId;
-use serde_json::Value;
+use super::facts::{Facts, Port};
 
 /// A model of a useful size, with something to spare.
 const DISK_LOW: u64 = 10 << 30;
@@ -14,48 +13,6 @@ const DISK_LOW: u64 = 10 << 30;
 const DISK_EMPTY: u64 = 1 << 30;
 /// A coordinator on the LAN answers sooner.
 const FAR: Duration = Duration::from_millis(30);
-
-/// What is known about a machine.
-#[derive(Debug, Clone, Default)]
-pub(super) struct Facts {
-    pub(super) macos: bool,
-    pub(super) state: PathBuf,
-    /// Permissions of the state folder; `None` while there is none.
-    pub(super) state_mode: Option<u32>,
-    /// Bytes to be had where the state is.
-    pub(super) disk_free: Option<u64>,
-    /// What the engine says; `None` when none is wanted.
-    pub(super) engine: Option<Result<String, String>>,
-    pub(super) ports: Vec<(&'static str, SocketAddr, Port)>,
-    pub(super) is_coordinator: bool,
-    pub(super) is_laptop: bool,
-    /// Whether the coordinator's QUIC port is for this machine only.
-    pub(super) listens_on_loopback: bool,
-    /// The node that this machine joined as.
-    pub(super) node: Option<NodeId>,
-    pub(super) expired: bool,
-    /// Why what it joined cannot be read, if so.
-    pub(super) damaged: Option<String>,
-    /// Coordinators that it knows, with the round trip or why they are not reached.
-    pub(super) coordinators: Vec<(SocketAddr, Result<Duration, String>)>,
-    /// Coordinators seen over mDNS; `None` when nobody looked.
-    pub(super) sightings: Option<Vec<u64>>,
-    pub(super) mdns: bool,
-    /// Files of services of ours.
-    pub(super) services: Vec<PathBuf>,
-    /// What the coordinator of this machine says.
-    pub(super) status: Option<Value>,
-}
-
-/// A TCP port.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Port {
-    Free,
-    /// Pomona answers there.
-    Ours,
-    /// Somebody else does.
-    Taken,
-}
 
 /// How bad it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -367,6 +324,7 @@ fn services(facts: &Facts) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use pomona_common::NodeId;
     use serde_json::json;
 
     use super::*;

@@ -5,10 +5,9 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use pomona_common::join::{JoinAnswer, JoinRequest};
-use pomona_common::{ClusterId, KeyPrint, NodeId, TokenVerifier, limits};
+use pomona_common::{ClusterId, KeyPrint, NodeId, TokenVerifier};
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use ring::{hmac, signature};
 use rustls::client::WebPkiServerVerifier;
@@ -19,20 +18,15 @@ use rustls::{CertificateError, DigitallySignedStruct, RootCertStore, SignatureSc
 
 use crate::authority::{Authority, certificate_error};
 use crate::commission::Commission;
-use crate::endpoint::{Purpose, any_port_toward, connect};
+use crate::endpoint::Purpose;
 use crate::files::{file_error, write_private};
-use crate::identity::Role;
 use crate::membership::Membership;
-use crate::session::{FrameReceiver, FrameSender, closed};
 use crate::token::{JoinToken, sha256};
+use crate::visit::{EXCHANGE, Visit, Visitor, exporter};
 use crate::{LinkError, custody, tls};
 
 /// Exporter label: what binds a proof to one TLS session.
 const EXPORTER: &[u8] = b"EXPORTER-pomona-join-1";
-/// The whole exchange takes at most this long.
-const EXCHANGE: Duration = Duration::from_secs(10);
-/// A machine sends its request at once.
-const REQUEST: Duration = Duration::from_secs(2);
 
 /// A machine that is about to join: id, key and name stay the same over all attempts, so that one
 /// whose answer was lost is recognised.
@@ -86,32 +80,25 @@ pub async fn join(
     token: &JoinToken,
     applicant: &Applicant,
 ) -> Result<Joined, LinkError> {
-    let local = any_port_toward(address);
-    let endpoint = quinn::Endpoint::client(local).map_err(|source| LinkError::Bind {
-        address: local,
-        source,
-    })?;
     let config = tls::join_config(
         Arc::new(PinnedAuthority(token.authority())),
         Purpose::Join.protocols(u16::MAX),
     )?;
-    let server_name = Role::Coordinator(0).server_name(token.cluster());
-    let connection = connect(&endpoint, config, address, &server_name).await?;
-    let joined = tokio::time::timeout(EXCHANGE, exchange(&connection, address, token, applicant))
+    let visit = Visit::dial(address, config, token.cluster()).await?;
+    let joined = tokio::time::timeout(EXCHANGE, exchange(&visit, address, token, applicant))
         .await
         .map_err(|_| LinkError::Deadline(EXCHANGE))?;
-    connection.close(0u32.into(), b"done");
-    endpoint.wait_idle().await;
+    visit.end().await;
     joined
 }
 
 async fn exchange(
-    connection: &quinn::Connection,
+    visit: &Visit,
     address: SocketAddr,
     token: &JoinToken,
     applicant: &Applicant,
 ) -> Result<Joined, LinkError> {
-    let key = &applicant.key;
+    let (key, connection) = (&applicant.key, &visit.connection);
     let mut request = JoinRequest {
         token: token.id(),
         node: applicant.node,
@@ -125,11 +112,7 @@ async fn exchange(
     let proof = hmac::sign(&proof_key(token.verifier()), &transcript);
     request.proof = proof.as_ref().try_into().unwrap_or_default();
     request.signature = key.sign(&transcript).map_err(certificate_error)?;
-    let (send, receive) = connection.open_bi().await.map_err(closed)?;
-    let (mut send, mut receive) = (FrameSender::new(send, 1), FrameReceiver::new(receive));
-    send.send(&request).await?;
-    send.finish();
-    match receive.expect::<JoinAnswer>(EXCHANGE).await? {
+    match visit.ask::<_, JoinAnswer>(&request).await? {
         JoinAnswer::Refused(why) => Err(LinkError::Refused(why)),
         JoinAnswer::Admitted {
             certificate,
@@ -174,16 +157,11 @@ async fn exchange(
 }
 
 /// A machine that wants to join, and has proved nothing yet.
-pub struct Joining {
-    connection: quinn::Connection,
-}
+pub struct Joining(Visitor);
 
 impl Joining {
     pub(crate) fn new(connection: quinn::Connection) -> Self {
-        // One small request is all that it may send.
-        connection.set_max_concurrent_bi_streams(1u32.into());
-        connection.set_receive_window((limits::JOIN_FRAME_BYTES as u32).into());
-        Self { connection }
+        Self(Visitor::new(connection))
     }
 
     /// Reads the request, lets `decide` answer it, sends the answer. `decide` gets the request
@@ -195,28 +173,11 @@ impl Joining {
         self,
         decide: impl FnOnce(JoinRequest, Proofs) -> F,
     ) -> Result<(), LinkError> {
-        let exchange = async {
-            let (send, receive) = tokio::time::timeout(REQUEST, self.connection.accept_bi())
-                .await
-                .map_err(|_| LinkError::Deadline(REQUEST))?
-                .map_err(closed)?;
-            let (mut send, mut receive) = (FrameSender::new(send, 1), FrameReceiver::new(receive));
-            let request: JoinRequest = receive.expect(REQUEST).await?;
-            let exporter = exporter(&self.connection, EXPORTER)?;
-            let proofs = Proofs {
-                transcript: transcript(&request, &exporter),
-                exporter,
-            };
-            let answer = decide(request, proofs).await;
-            send.send(&answer).await?;
-            send.finish();
-            // The machine closes once it has the answer.
-            self.connection.closed().await;
-            Ok(())
+        let prove = |request: JoinRequest, exporter| {
+            let transcript = transcript(&request, &exporter);
+            decide(request, Proofs { transcript, exporter })
         };
-        let served = tokio::time::timeout(EXCHANGE, exchange).await;
-        self.connection.close(1u32.into(), b"join ended");
-        served.map_err(|_| LinkError::Deadline(EXCHANGE))?
+        self.0.serve((EXPORTER, b"join ended"), prove).await
     }
 }
 
@@ -246,14 +207,6 @@ impl Proofs {
 
 fn proof_key(verifier: TokenVerifier) -> hmac::Key {
     hmac::Key::new(hmac::HMAC_SHA256, &verifier.0)
-}
-
-pub(crate) fn exporter(connection: &quinn::Connection, label: &[u8]) -> Result<[u8; 32], LinkError> {
-    let mut secret = [0; 32];
-    connection
-        .export_keying_material(&mut secret, label, b"")
-        .map_err(|_| LinkError::Closed("the session exports no key".into()))?;
-    Ok(secret)
 }
 
 /// Everything that proof and signature cover; lengths keep the fields apart.

@@ -17,6 +17,7 @@ pub mod renew;
 mod session;
 mod tls;
 mod token;
+mod visit;
 
 use std::path::PathBuf;
 

@@ -10,18 +10,14 @@ use rcgen::{KeyPair, PublicKeyData, SigningKey};
 use ring::signature;
 
 use crate::authority::certificate_error;
-use crate::endpoint::{Purpose, any_port_toward, connect};
+use crate::endpoint::Purpose;
 use crate::identity::{Identity, Role};
-use crate::join::{exporter, print_of};
-use crate::session::{FrameReceiver, FrameSender, closed};
+use crate::join::print_of;
+use crate::visit::{EXCHANGE, Visit, Visitor, exporter};
 use crate::{LinkError, tls};
 
 /// Exporter label: what binds a signature to one TLS session.
 const EXPORTER: &[u8] = b"EXPORTER-pomona-renew-1";
-/// The whole exchange takes at most this long.
-const EXCHANGE: Duration = Duration::from_secs(10);
-/// A node sends its request at once.
-const REQUEST: Duration = Duration::from_secs(2);
 /// How long after its end a certificate may be renewed: a holiday.
 const GRACE: Duration = Duration::from_secs(14 * 24 * 3600);
 
@@ -30,36 +26,25 @@ const GRACE: Duration = Duration::from_secs(14 * 24 * 3600);
 /// # Errors
 /// Nobody answers, it is not a coordinator of the node's cluster, or it refuses.
 pub async fn renew(address: SocketAddr, identity: &Identity) -> Result<String, LinkError> {
-    let local = any_port_toward(address);
-    let endpoint = quinn::Endpoint::client(local).map_err(|source| LinkError::Bind {
-        address: local,
-        source,
-    })?;
     let config = tls::renewal_config(identity, Purpose::Renew.protocols(u16::MAX))?;
-    let server_name = Role::Coordinator(0).server_name(identity.cluster());
-    let connection = connect(&endpoint, config, address, &server_name).await?;
-    let renewed = tokio::time::timeout(EXCHANGE, ask(&connection, identity))
+    let visit = Visit::dial(address, config, identity.cluster()).await?;
+    let renewed = tokio::time::timeout(EXCHANGE, ask(&visit, identity))
         .await
         .map_err(|_| LinkError::Deadline(EXCHANGE))?;
-    connection.close(0u32.into(), b"done");
-    endpoint.wait_idle().await;
+    visit.end().await;
     renewed
 }
 
-async fn ask(connection: &quinn::Connection, identity: &Identity) -> Result<String, LinkError> {
+async fn ask(visit: &Visit, identity: &Identity) -> Result<String, LinkError> {
     let key = KeyPair::from_pem(&identity.key_pem).map_err(certificate_error)?;
     let request = RenewRequest {
         certificate: identity.certificate_pem.clone(),
         public_key: key.der_bytes().to_vec(),
         signature: key
-            .sign(&exporter(connection, EXPORTER)?)
+            .sign(&exporter(&visit.connection, EXPORTER)?)
             .map_err(certificate_error)?,
     };
-    let (send, receive) = connection.open_bi().await.map_err(closed)?;
-    let (mut send, mut receive) = (FrameSender::new(send, 1), FrameReceiver::new(receive));
-    send.send(&request).await?;
-    send.finish();
-    match receive.expect::<RenewAnswer>(EXCHANGE).await? {
+    match visit.ask(&request).await? {
         RenewAnswer::Renewed { certificate } => Ok(certificate),
         RenewAnswer::Refused(why) => Err(LinkError::Refused(why)),
     }
@@ -77,16 +62,16 @@ pub struct Renewal {
 
 /// A node that wants a certificate, and has shown nothing yet.
 pub struct Renewing {
-    connection: quinn::Connection,
+    visitor: Visitor,
     own: Identity,
 }
 
 impl Renewing {
     pub(crate) fn new(connection: quinn::Connection, own: Identity) -> Self {
-        // One small request is all that it may send.
-        connection.set_max_concurrent_bi_streams(1u32.into());
-        connection.set_receive_window((pomona_common::limits::JOIN_FRAME_BYTES as u32).into());
-        Self { connection, own }
+        Self {
+            visitor: Visitor::new(connection),
+            own,
+        }
     }
 
     /// Reads the request, checks its proofs, lets `decide` answer it, sends the answer.
@@ -97,26 +82,14 @@ impl Renewing {
         self,
         decide: impl FnOnce(Renewal) -> F,
     ) -> Result<(), LinkError> {
-        let exchange = async {
-            let (send, receive) = tokio::time::timeout(REQUEST, self.connection.accept_bi())
-                .await
-                .map_err(|_| LinkError::Deadline(REQUEST))?
-                .map_err(closed)?;
-            let (mut send, mut receive) = (FrameSender::new(send, 1), FrameReceiver::new(receive));
-            let request: RenewRequest = receive.expect(REQUEST).await?;
-            let answer = match check(request, &self.own, &exporter(&self.connection, EXPORTER)?) {
+        let own = &self.own;
+        let checked = |request, exporter| async move {
+            match check(request, own, &exporter) {
                 Ok(renewal) => decide(renewal).await,
                 Err(error) => RenewAnswer::Refused(error.to_string()),
-            };
-            send.send(&answer).await?;
-            send.finish();
-            // The node closes once it has the answer.
-            self.connection.closed().await;
-            Ok(())
+            }
         };
-        let served = tokio::time::timeout(EXCHANGE, exchange).await;
-        self.connection.close(1u32.into(), b"renewal ended");
-        served.map_err(|_| LinkError::Deadline(EXCHANGE))?
+        self.visitor.serve((EXPORTER, b"renewal ended"), checked).await
     }
 }
 
