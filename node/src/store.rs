@@ -235,3 +235,8 @@ fn write_manifest(folder: &Path, manifest: &Manifest) -> Result<(), StoreError> 
 pub fn partial_folder(models: &Path, name: &ModelName) -> PathBuf {
     models.join(format!("{}{PARTIAL}", name.as_folder()))
 }
+
+/// Where an archive that carries a model lies until it is unpacked.
+pub fn unpack_folder(models: &Path, name: &ModelName) -> PathBuf {
+    models.join(format!("{}.archive{PARTIAL}", name.as_folder()))
+}

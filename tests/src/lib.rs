@@ -217,8 +217,12 @@ pub fn stream_from(port: u16, body: &Value) -> Streamed {
 /// Nobody answered, or the answer was no stream: its status and body.
 pub fn try_stream(port: u16, body: &Value) -> Result<Streamed, String> {
     let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
+    // Fifty answers of a real engine on two cores take minutes; silence is judged by itself.
     let mut response = agent()
         .post(url)
+        .config()
+        .timeout_global(Some(Duration::from_secs(900)))
+        .build()
         .send_json(body)
         .map_err(|error| error.to_string())?;
     if response.status() != 200 {

@@ -67,6 +67,15 @@ impl Machine {
         copy
     }
 
+    /// Gives it a configuration file, read by what is started from now on.
+    pub fn configure(&self, file: &str) {
+        std::fs::write(self.configuration(), file).expect("a configuration");
+    }
+
+    fn configuration(&self) -> PathBuf {
+        self.state.path().join("pomona.toml")
+    }
+
     /// From now on its clocks say that it has slept for so many seconds since the test began.
     pub fn sleep(&self, seconds: u64) {
         assert!(self.scripted, "its clocks follow no script");
@@ -212,6 +221,9 @@ impl Machine {
         } else {
             "127.0.0.1"
         };
+        if self.configuration().exists() {
+            command.arg("--config").arg(self.configuration());
+        }
         command
             .args(arguments)
             .env("POMONA_STATE", self.state.path())
