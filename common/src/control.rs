@@ -11,9 +11,9 @@ use crate::id::{ModelName, NodeId};
 use crate::plan::NodeTarget;
 use crate::report::NodeReport;
 
-/// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep. A
-/// message that is new gets its version in `since`: peers that do not know it are not sent it.
-pub const PROTOCOL: u16 = 2;
+/// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep,
+/// version 3 weights through a coordinator, the room on disks and heartbeats. A message that is new gets its version in `since`: peers that do not know it are not sent it.
+pub const PROTOCOL: u16 = 3;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -53,6 +53,11 @@ pub enum NodeMessage {
     },
     /// The node has destroyed what it held, as [`CoordinatorMessage::Evict`] asked.
     Evicted,
+    /// How much room there is for models, whenever that has changed by much.
+    Room {
+        /// Free bytes of the disk with the store.
+        free_bytes: u64,
+    },
 }
 
 impl NodeMessage {
@@ -60,6 +65,7 @@ impl NodeMessage {
     pub fn since(&self) -> u16 {
         match self {
             NodeMessage::Woke { .. } | NodeMessage::Evicted => 2,
+            NodeMessage::Room { .. } => 3,
             _ => 1,
         }
     }
@@ -108,6 +114,13 @@ pub enum CoordinatorMessage {
     },
     /// The lease ends: the node destroys what it holds of the cluster, and says so.
     Evict,
+    /// A model as in [`CoordinatorMessage::Fetch`], which this coordinator passes on from nodes that the
+    /// asker may not reach: on a session for [relayed weights](crate::weights).
+    Through(ModelRecord),
+    /// Somebody needs weights through this coordinator: the node opens a session for them.
+    Give,
+    /// Once a second, so that the transport's acknowledgements tell whether the node still hears.
+    Heartbeat,
 }
 
 impl CoordinatorMessage {
@@ -115,6 +128,7 @@ impl CoordinatorMessage {
     pub fn since(&self) -> u16 {
         match self {
             CoordinatorMessage::Lease { .. } | CoordinatorMessage::Evict => 2,
+            CoordinatorMessage::Through(_) | CoordinatorMessage::Give | CoordinatorMessage::Heartbeat => 3,
             _ => 1,
         }
     }

@@ -140,6 +140,12 @@ async fn status(State(admin): State<Admin>) -> Answer {
                 "presence": connected.as_ref().map_or(presence(record.role, None), |connected| {
                     connected.presence(record.role)
                 }),
+                "line": connected.as_ref().map(|connected| connected.session.line()),
+                "round_trip_ms": connected.as_ref().map(|connected| {
+                    connected.session.round_trip().as_secs_f64() * 1e3
+                }),
+                "address": connected.as_ref().map(|connected| connected.session.remote_address()),
+                "disk_free_bytes": connected.as_ref().and_then(|connected| connected.disk_free()),
                 "slept_ms": connected.as_ref().and_then(|connected| connected.slept_ms()),
                 "lease": state.leases.of_nodes.get(id),
             })

@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
 use pomona_common::{Failure, Generation, ModelName, NodeId, limits};
-use pomona_decide::{Candidate, Command, plan, route};
+use pomona_decide::{Candidate, Command, Heard, plan, route};
 use pomona_dispatch::{Places, Promise, is_last_word};
 use pomona_raft::Replica;
 
+use crate::connected::InFlight;
 use crate::inventory::{inventory, is_stale};
-use crate::sessions::{InFlight, Sessions};
+use crate::sessions::Sessions;
 
 /// A node grants or refuses at once; the network gets the rest of this.
 const GRANT: Duration = Duration::from_secs(5);
@@ -146,12 +147,12 @@ impl Dispatcher {
             .all()
             .iter()
             .filter_map(|(id, connected)| {
-                let (age, report) = connected.report()?;
+                let (_, report) = connected.report()?;
                 let engine = report.engine.as_ref()?;
                 let loaded = engine.models.get(model)?;
                 Some(Candidate {
                     node: *id,
-                    report_age_ms: age.as_millis() as u64,
+                    heard: connected.heard(),
                     queued: loaded.running + loaded.waiting,
                     in_flight: connected.in_flight.load(Ordering::Relaxed),
                     draining: state.availability(*id, now_s).is_draining(),
@@ -171,7 +172,7 @@ impl Dispatcher {
             .filter(|(id, target)| target.models.contains_key(model) && self.sessions.get(**id).is_some())
             .map(|(id, _)| Candidate {
                 node: *id,
-                report_age_ms: 0,
+                heard: Heard::NOW,
                 queued: 0,
                 in_flight: 0,
                 draining: state.availability(*id, now_s).is_draining(),

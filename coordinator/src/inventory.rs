@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pomona_common::{ModelName, NodeId};
-use pomona_decide::{ClusterState, Inventory, NodeInventory};
+use pomona_decide::{ClusterState, Inventory, NodeInventory, StoreInventory};
 
 use crate::sessions::Sessions;
 
@@ -13,13 +13,14 @@ pub(crate) fn inventory(sessions: &Sessions) -> Inventory {
     nodes
         .iter()
         .filter_map(|(id, connected)| {
-            let (age, report) = connected.report()?;
+            let (_, report) = connected.report()?;
             let joules = sessions.collector.joules_per_token(*id);
-            let age_ms = age.as_millis() as u64;
-            Some((
-                *id,
-                NodeInventory::of(&report, age_ms, (connected.stored(), connected.serves()), joules),
-            ))
+            let store = StoreInventory {
+                stored: connected.stored(),
+                serves: connected.serves(),
+                disk_free: connected.disk_free(),
+            };
+            Some((*id, NodeInventory::of(&report, connected.heard(), store, joules)))
         })
         .collect()
 }

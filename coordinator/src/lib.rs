@@ -6,6 +6,7 @@ mod address;
 mod admin;
 mod backend;
 mod certificate;
+mod connected;
 mod dispatch;
 mod inventory;
 mod joining;
@@ -18,6 +19,7 @@ mod sessions;
 mod telemetry;
 mod told;
 mod wake;
+mod weights;
 
 use std::fs;
 use std::io;
@@ -42,6 +44,7 @@ use backend::CoordinatorBackend;
 use members::Announcement;
 use peers::Peers;
 use sessions::Sessions;
+use weights::WeightsRelay;
 
 /// The number of the coordinator that founds a cluster.
 const FOUNDER: u64 = 1;
@@ -215,12 +218,14 @@ impl Coordinator {
         let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
         let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone()));
+        let weights = Arc::new(WeightsRelay::new(sessions.clone(), replica.clone()));
         let reception = Reception {
             backend: backend.clone(),
             endpoint: self.endpoint.clone(),
             peers: peers.clone(),
             replica: replica.clone(),
             authority: authority.clone(),
+            weights,
             approve_manually: config.approve_manually,
         };
         tasks.spawn(reception.run(stop.clone()));
@@ -291,6 +296,7 @@ struct Reception {
     peers: Peers,
     replica: Replica,
     authority: Arc<Authority>,
+    weights: Arc<WeightsRelay>,
     approve_manually: bool,
 }
 
@@ -331,6 +337,7 @@ impl Reception {
                 sessions.serve(session, &self.backend, &self.authority).await;
             }
             Purpose::Raft => self.peers.serve(session, &self.replica).await,
+            Purpose::Relay => self.weights.serve(session).await,
             // Nodes have these with each other; joining and renewing have no session.
             Purpose::Join | Purpose::Renew | Purpose::Weights => {}
         }

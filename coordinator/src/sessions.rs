@@ -1,20 +1,18 @@
 //! The nodes that are connected to this coordinator. Soft state: losing it costs seconds.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
-use pomona_common::report::NodeReport;
-use pomona_common::{MachineRole, ModelRecord, NodeId, limits};
-use pomona_decide::{Command, Presence, presence};
-use pomona_link::{Authority, CERTIFICATE_LIFE, LinkError, Role, Session, join};
+use pomona_common::{KeyPrint, NodeId, limits};
+use pomona_decide::Command;
+use pomona_link::{Authority, CERTIFICATE_LIFE, FrameReceiver, FrameSender, LinkError, Role, Session, join};
 use pomona_raft::Replica;
 use tokio::task::JoinSet;
 
 use crate::backend::CoordinatorBackend;
+use crate::connected::{Connected, Hello};
 use crate::requests::Requests;
 use crate::telemetry::Collector;
 use crate::told::Told;
@@ -25,87 +23,11 @@ const HELLO: Duration = Duration::from_secs(5);
 /// A renewal may hold up a node's other messages for this long; it is asked for again.
 const RENEWAL: Duration = Duration::from_millis(500);
 
+/// How often a node is sent something, so that its transport acknowledges.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
 /// How often is looked whether a node's certificate is still good.
 const LOOK: Duration = Duration::from_secs(60);
-
-/// A node that was heard of within this time is there: two reports, and some slack.
-const ALIVE: Duration = Duration::from_millis(2500);
-
-/// One connected node.
-#[derive(Debug)]
-pub(crate) struct Connected {
-    pub(crate) session: Session,
-    pub(crate) name: String,
-    pub(crate) version: String,
-    /// Drawn by its process.
-    pub(crate) instance: u64,
-    pub(crate) since: Instant,
-    /// Requests of this coordinator that run there.
-    pub(crate) in_flight: AtomicU32,
-    soft: Mutex<Soft>,
-}
-
-#[derive(Debug, Clone, Default)]
-struct Soft {
-    stored: Vec<ModelRecord>,
-    report: Option<(Instant, Arc<NodeReport>)>,
-    /// Port on which it gives weights.
-    serves: Option<u16>,
-    /// How long its machine slept before this session, if that is why there is a new one.
-    slept_ms: Option<u64>,
-}
-
-impl Connected {
-    pub(crate) fn stored(&self) -> Vec<ModelRecord> {
-        self.soft().stored.clone()
-    }
-
-    /// The last report and its age.
-    pub(crate) fn report(&self) -> Option<(Duration, Arc<NodeReport>)> {
-        let soft = self.soft();
-        soft.report
-            .as_ref()
-            .map(|(at, report)| (at.elapsed(), report.clone()))
-    }
-
-    /// How long its machine slept before this session, in milliseconds, if it did.
-    pub(crate) fn slept_ms(&self) -> Option<u64> {
-        self.soft().slept_ms
-    }
-
-    /// Whether it is there.
-    pub(crate) fn presence(&self, role: MachineRole) -> Presence {
-        presence(role, Some(self.heard_ago().as_millis() as u64))
-    }
-
-    /// Where it gives weights to a node that is seen at `asker`.
-    pub(crate) fn gives_at(&self, asker: SocketAddr) -> Option<SocketAddr> {
-        let ip = self.session.remote_address().ip();
-        // One that dialled over loopback is reached by nobody else there.
-        let reachable = !ip.is_loopback() || asker.ip().is_loopback();
-        let port = self.soft().serves.filter(|_| reachable)?;
-        Some(SocketAddr::new(ip, port))
-    }
-
-    /// Whether it gives weights to others.
-    pub(crate) fn serves(&self) -> bool {
-        self.soft().serves.is_some()
-    }
-
-    /// Whether it was heard of so lately that it is certainly there.
-    fn is_alive(&self) -> bool {
-        self.session.is_open() && self.heard_ago() < ALIVE
-    }
-
-    /// Age of its last report, or of the session while there is none.
-    fn heard_ago(&self) -> Duration {
-        self.report().map_or(self.since.elapsed(), |(age, _)| age)
-    }
-
-    fn soft(&self) -> MutexGuard<'_, Soft> {
-        self.soft.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// All connected nodes.
 #[derive(Debug, Default)]
@@ -147,17 +69,20 @@ impl Sessions {
         let Role::Node(id) = session.peer().role else {
             return;
         };
-        let key = session.peer().key;
-        let mut state = backend.replica.state();
-        let refused = state.wait_for(|state| state.refuses(id, key).is_some());
+        // One that says nothing has only measured the line.
+        let hello = match tokio::time::timeout(HELLO, greeted(&session)).await {
+            Ok(Ok(hello)) => hello,
+            Ok(Err(error)) => return tracing::debug!(node = %id, %error, "no hello"),
+            Err(_) => return session.close("no hello"),
+        };
         let outcome = tokio::select! {
             // Beside everything else, so that a node which reads nothing cannot outlive it.
             biased;
-            refused = refused => {
-                let why = refused.ok().and_then(|state| state.refuses(id, key)).unwrap_or("the coordinator stops");
-                Err(LinkError::Refused(why.to_owned()))
+            why = refusal(&backend.replica, id, session.peer().key) => Err(LinkError::Refused(why.to_owned())),
+            () = session.unheard(), if session.version() >= CoordinatorMessage::Heartbeat.since() => {
+                Err(LinkError::Closed("it acknowledges nothing: the line is cut in one direction".into()))
             }
-            outcome = self.converse(id, session.clone(), backend, authority) => outcome,
+            outcome = self.converse(id, session.clone(), hello, backend, authority) => outcome,
         };
         // Answers that still run there hold handles of the session.
         match &outcome {
@@ -174,36 +99,14 @@ impl Sessions {
         &self,
         id: NodeId,
         session: Session,
+        (hello, mut send, mut receive): (Hello, FrameSender, FrameReceiver),
         backend: &Arc<CoordinatorBackend>,
         authority: &Authority,
     ) -> Result<(), LinkError> {
         let replica = &backend.replica;
         let key = session.peer().key;
         let mut state = replica.state();
-        let (mut send, mut receive) = tokio::time::timeout(HELLO, session.accept())
-            .await
-            .map_err(|_| LinkError::Deadline(HELLO))??;
-        let NodeMessage::Hello {
-            name,
-            version,
-            instance,
-            models,
-        } = receive.expect(HELLO).await?
-        else {
-            return Err(LinkError::Closed("no hello".into()));
-        };
-        let connected = Arc::new(Connected {
-            session: session.clone(),
-            name: name.chars().take(limits::NODE_NAME_CHARS).collect(),
-            version,
-            instance,
-            since: Instant::now(),
-            in_flight: AtomicU32::new(0),
-            soft: Mutex::new(Soft {
-                stored: bounded(models),
-                ..Soft::default()
-            }),
-        });
+        let connected = Arc::new(Connected::new(session.clone(), hello));
         let _guard = self.register(id, connected.clone())?;
         let welcome = CoordinatorMessage::Welcome {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -215,6 +118,7 @@ impl Sessions {
         let mut requests = JoinSet::new();
         let mut renewed: Option<Instant> = None;
         let mut looks = tokio::time::interval(LOOK);
+        let mut hearts = tokio::time::interval(HEARTBEAT);
         loop {
             let applied = replica.summary().applied;
             // A copy of what is new: the state is not held while it is sent.
@@ -253,6 +157,8 @@ impl Sessions {
                         return Err(LinkError::Refused("its certificate has run out".into()));
                     }
                 }
+                _ = hearts.tick() => send.send(&CoordinatorMessage::Heartbeat).await?,
+                () = connected.give.notified() => send.send(&CoordinatorMessage::Give).await?,
                 changed = state.changed() => if changed.is_err() {
                     return Ok(());
                 },
@@ -263,27 +169,26 @@ impl Sessions {
     fn on_message(&self, id: NodeId, connected: &Connected, message: NodeMessage) {
         match message {
             NodeMessage::Hello { models, .. } | NodeMessage::Store { models } => {
-                connected.soft().stored = bounded(models);
+                connected.set_stored(models);
                 self.changed.notify_one();
             }
             // Answered where the sender is.
             NodeMessage::Renew { .. } | NodeMessage::Evicted => {}
             NodeMessage::Woke { slept_ms } => {
                 tracing::info!(node = %id, name = connected.name, seconds = slept_ms / 1000, "node woke");
-                connected.soft().slept_ms = Some(slept_ms);
+                connected.set_slept(slept_ms);
             }
             NodeMessage::Serves { port } => {
-                connected.soft().serves = (port > 0).then_some(port);
+                connected.set_serves(port);
+                self.changed.notify_one();
+            }
+            NodeMessage::Room { free_bytes } => {
+                connected.set_disk_free(free_bytes);
                 self.changed.notify_one();
             }
             NodeMessage::Report(mut report) => {
                 self.collector.ingest(id, &mut report);
-                let first = connected
-                    .soft()
-                    .report
-                    .replace((Instant::now(), Arc::new(*report)))
-                    .is_none();
-                if first {
+                if connected.set_report(*report) {
                     self.changed.notify_one();
                 }
             }
@@ -320,6 +225,36 @@ impl Sessions {
             connected,
         })
     }
+}
+
+/// A node's control stream, and what it says first on it.
+async fn greeted(session: &Session) -> Result<(Hello, FrameSender, FrameReceiver), LinkError> {
+    let (send, mut receive) = session.accept().await?;
+    match receive.expect(HELLO).await? {
+        NodeMessage::Hello {
+            name,
+            version,
+            instance,
+            models,
+        } => {
+            let hello = Hello {
+                name,
+                version,
+                instance,
+                models,
+            };
+            Ok((hello, send, receive))
+        }
+        _ => Err(LinkError::Closed("no hello".into())),
+    }
+}
+
+/// Waits until the cluster refuses this node, and says why.
+pub(crate) async fn refusal(replica: &Replica, id: NodeId, key: KeyPrint) -> &'static str {
+    let mut state = replica.state();
+    let refused = state.wait_for(|state| state.refuses(id, key).is_some()).await;
+    let why = refused.ok().and_then(|state| state.refuses(id, key));
+    why.unwrap_or("the coordinator stops")
 }
 
 /// A node says that it has destroyed what it held, as it was told to. One that was not told so stays.
@@ -370,26 +305,4 @@ impl Drop for Registered<'_> {
         }
         self.sessions.changed.notify_one();
     }
-}
-
-/// Counts a request while it runs on a node.
-pub(crate) struct InFlight(Arc<Connected>);
-
-impl InFlight {
-    pub(crate) fn new(connected: Arc<Connected>) -> Self {
-        connected.in_flight.fetch_add(1, Ordering::Relaxed);
-        Self(connected)
-    }
-}
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-fn bounded(mut models: Vec<ModelRecord>) -> Vec<ModelRecord> {
-    models.truncate(limits::MODELS);
-    models.retain(ModelRecord::is_plausible);
-    models
 }

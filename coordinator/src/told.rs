@@ -7,7 +7,8 @@ use pomona_common::control::CoordinatorMessage;
 use pomona_common::{ModelName, ModelRecord, NodeId};
 use pomona_decide::{ClusterState, Lease};
 
-use crate::sessions::{Connected, Sessions};
+use crate::connected::Connected;
+use crate::sessions::Sessions;
 
 /// See the module's documentation.
 #[derive(Default)]
@@ -18,8 +19,8 @@ pub(crate) struct Told {
     members: Vec<NodeId>,
     /// Said in every session: the node may remember one that was taken back.
     lease: Option<Option<Lease>>,
-    /// By model who was named as having it.
-    sources: BTreeMap<ModelName, Vec<SocketAddr>>,
+    /// By model who was named as having it, and whether it comes through here.
+    sources: BTreeMap<ModelName, (Vec<SocketAddr>, bool)>,
 }
 
 impl Told {
@@ -96,20 +97,26 @@ impl Told {
         });
         let asker = connected.session.remote_address();
         for record in missing {
-            let sources: Vec<SocketAddr> = sessions
-                .all()
-                .iter()
-                .filter(|(id, other)| {
-                    let has_it = || other.stored().iter().any(|own| own.digests == record.digests);
-                    **id != node && has_it()
-                })
-                .filter_map(|(_, other)| other.gives_at(asker))
+            let mut holders = sessions.all();
+            holders.retain(|id, other| *id != node && other.stores(record));
+            let sources: Vec<SocketAddr> = holders
+                .values()
+                .filter_map(|other| other.gives_at(asker))
                 .collect();
-            if !sources.is_empty() && self.sources.get(&record.name) != Some(&sources) {
-                self.sources.insert(record.name.clone(), sources.clone());
-                let record = record.clone();
+            let through = connected.relays() && holders.values().any(|other| other.relays());
+            let has = (sources, through);
+            let is_nothing = has.0.is_empty() && !through;
+            if is_nothing || self.sources.get(&record.name) == Some(&has) {
+                continue;
+            }
+            if through {
+                wishes.push(CoordinatorMessage::Through(record.clone()));
+            }
+            if !has.0.is_empty() {
+                let (record, sources) = (record.clone(), has.0.clone());
                 wishes.push(CoordinatorMessage::Fetch { record, sources });
             }
+            self.sources.insert(record.name.clone(), has);
         }
         wishes
     }

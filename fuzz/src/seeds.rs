@@ -100,6 +100,7 @@ fn frames() -> Vec<Vec<u8>> {
             },
         ),
         framed(0, &NodeMessage::Woke { slept_ms: 7_200_000 }),
+        framed(0, &NodeMessage::Room { free_bytes: 64 << 30 }),
         framed(1, &CoordinatorMessage::Target(target)),
         framed(
             1,
@@ -112,6 +113,7 @@ fn frames() -> Vec<Vec<u8>> {
                 ends_s: Some(1_000_000),
             },
         ),
+        framed(1, &CoordinatorMessage::Through(model())),
         framed(2, &StreamRequest::Generate(generation.clone())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),

@@ -16,8 +16,9 @@ mod site;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use pomona_link::Pace;
 use pomona_link::{Accepted, Endpoint, Purpose};
-use pomona_node::weights::{Pace, fetch};
+use pomona_node::weights::{Sources, fetch};
 use serde_json::json;
 use site::{Cluster, big_model};
 
@@ -76,7 +77,11 @@ async fn weights(cluster: &Cluster) -> (f64, f64) {
             *seen.lock().unwrap() = began.elapsed();
         }
     };
-    let (sources, pace) = ([from.address], Pace::new(|| false));
+    let sources = Sources {
+        nodes: vec![from.address],
+        ..Sources::default()
+    };
+    let pace = Pace::new(|| false);
     fetch(
         to.models(),
         &record,

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 use pomona_common::ModelRecord;
 use pomona_decide::Reachable;
 use pomona_discovery::Sighting;
-use pomona_link::{Contacts, Role, Session, Source};
+use pomona_link::{Contacts, Faster, Paths, Role, Session, Source};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::paths;
 use crate::session::SessionContext;
 
 /// New sessions follow a wake within this time.
@@ -28,6 +29,7 @@ pub(crate) struct Coordinators(Arc<Inner>);
 struct Inner {
     began: Instant,
     contacts: Mutex<Contacts>,
+    paths: Mutex<Paths>,
     /// Those that took this node in, by number.
     sessions: Mutex<BTreeMap<u64, Session>>,
     /// What the cluster serves, by the coordinator that said so, with the index of its log.
@@ -58,6 +60,7 @@ impl Coordinators {
         Self(Arc::new(Inner {
             began: Instant::now(),
             contacts: Mutex::new(contacts),
+            paths: Mutex::default(),
             sessions: Mutex::default(),
             catalogues: Mutex::default(),
             news: Notify::new(),
@@ -70,6 +73,8 @@ impl Coordinators {
         let context = Arc::new(context);
         let mut sessions = JoinSet::new();
         let mut complained: Option<Instant> = None;
+        let mut paths = JoinSet::new();
+        paths.spawn(paths::watch(self.clone(), context.clone(), stopped.clone()));
         loop {
             while let Some(address) = self.next_dial() {
                 let (this, context) = (self.clone(), context.clone());
@@ -122,6 +127,28 @@ impl Coordinators {
             session.close("the node's machine slept");
         }
         self.0.news.notify_one();
+    }
+
+    /// A coordinator whose lines are to be measured now, and its addresses.
+    pub(crate) fn paths_due(&self) -> Option<(u64, Vec<SocketAddr>)> {
+        let peer = lock(&self.0.paths).due(self.now())?;
+        Some((peer, self.contacts().addresses(peer)))
+    }
+
+    /// What was measured; a line that is to be taken instead of the one in use.
+    pub(crate) fn paths_measured(
+        &self,
+        peer: u64,
+        round_trips: BTreeMap<SocketAddr, Duration>,
+    ) -> Option<Faster> {
+        lock(&self.0.paths).measured(peer, round_trips)
+    }
+
+    /// Ends the session with a coordinator: all its addresses are dialled, and the fastest wins.
+    pub(crate) fn dial_anew(&self, peer: u64) {
+        if let Some(session) = self.session(peer) {
+            session.close("the node takes a faster line");
+        }
     }
 
     /// How long the machine slept, in milliseconds, if it has just woken.
@@ -205,6 +232,12 @@ impl Coordinators {
 impl Live {
     /// The coordinator took this node in: it can be asked until this is dropped.
     pub(crate) fn taken_in(&mut self, session: &Session) {
+        let (address, round_trip) = (session.remote_address(), session.round_trip());
+        let now = self.coordinators.now();
+        let known = lock(&self.coordinators.0.paths).began(self.peer, address, round_trip, now);
+        if let Some(faster) = known {
+            tracing::warn!(coordinator = self.peer, %address, ?faster, "on a slower line than before: the fast one does not answer");
+        }
         lock(&self.coordinators.0.sessions).insert(self.peer, session.clone());
         self.entered = Some(session.clone());
     }
@@ -219,6 +252,7 @@ impl Drop for Live {
         if let Some(session) = self.entered.take() {
             lock(&self.coordinators.0.sessions).remove(&self.peer);
             lock(&self.coordinators.0.catalogues).remove(&self.peer);
+            lock(&self.coordinators.0.paths).ended(self.peer);
             // Answers that come through it hold handles of it.
             session.close("the node ends this session");
         }

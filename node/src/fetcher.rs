@@ -2,21 +2,23 @@
 //! coordinator names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_common::{ModelName, ModelRecord, NodeId};
+use pomona_link::Pace;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Credentials;
-use crate::weights::{FetchError, Pace, fetch};
+use crate::weights::{FetchError, Sources, fetch};
 
 /// Wishes that wait; each coordinator repeats what changes.
 const WISHES: usize = 64;
+/// Coordinators that are asked to pass a model on; the last one that offered it first.
+const COORDINATORS: usize = 5;
 /// First and longest wait before a model is tried again.
 const AGAIN_FIRST: Duration = Duration::from_secs(2);
 const AGAIN_LONGEST: Duration = Duration::from_secs(120);
@@ -27,7 +29,8 @@ const SAY: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wish {
     pub(crate) record: ModelRecord,
-    pub(crate) sources: Vec<SocketAddr>,
+    /// Nowhere when it is not wanted any more.
+    pub(crate) sources: Sources,
 }
 
 /// A handle on the fetcher; clones share it.
@@ -124,11 +127,22 @@ impl Work {
 
     fn note(&self, open: &mut BTreeMap<ModelName, Wish>, wish: Wish) {
         let name = wish.record.name.clone();
-        if wish.sources.is_empty() {
+        if wish.sources == Sources::default() {
             open.remove(&name);
             self.failed.send_if_modified(|failed| failed.remove(&name));
-        } else {
-            open.insert(name, wish);
+            return;
+        }
+        // Nodes and coordinators are named one after the other.
+        let open = open.entry(name).or_insert_with(|| wish.clone());
+        open.record = wish.record;
+        if !wish.sources.nodes.is_empty() {
+            open.sources.nodes = wish.sources.nodes;
+        }
+        for coordinator in wish.sources.coordinators {
+            if !open.sources.coordinators.contains(&coordinator) {
+                open.sources.coordinators.insert(0, coordinator);
+                open.sources.coordinators.truncate(COORDINATORS);
+            }
         }
     }
 

@@ -9,7 +9,9 @@ pub mod echo;
 mod entry;
 mod fetcher;
 mod files;
+mod giver;
 mod lease;
+mod paths;
 mod pipes;
 pub mod pull;
 pub mod reach;
@@ -240,6 +242,7 @@ impl Node {
                     store,
                     supervisor: supervisor.clone(),
                     fetcher: sharing.fetcher,
+                    giver: sharing.giver,
                     members: sharing.members,
                     serves: sharing.port,
                     reporter,

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::{Failure, NodeId};
 use pomona_link::{
-    CERTIFICATE_LIFE, Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Role,
+    CERTIFICATE_LIFE, Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session,
     any_port_toward, renew,
 };
 use tokio::sync::watch;
@@ -20,13 +20,18 @@ use crate::coordinators::Coordinators;
 use crate::credentials::Credentials;
 use crate::entry::Entry;
 use crate::fetcher::{Fetcher, Wish};
+use crate::giver::Giver;
 use crate::lease::Lease;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
+use crate::weights::Sources;
 
 /// How often is looked whether the certificate is to be renewed.
 const RENEW_LOOK: Duration = Duration::from_secs(60);
+/// How often is looked how much room there is on the disk, and by how much it changes before that is said.
+const ROOM_LOOK: Duration = Duration::from_secs(10);
+const ROOM_CHANGE_BYTES: u64 = 256 * 1024 * 1024;
 /// A coordinator answers a hello, and a peer sends its first frame, within this time.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -40,6 +45,7 @@ pub(crate) struct SessionContext {
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
     pub(crate) fetcher: Fetcher,
+    pub(crate) giver: Giver,
     /// Nodes of the cluster, as coordinators say.
     pub(crate) members: watch::Sender<Arc<BTreeSet<NodeId>>>,
     /// Port on which this node gives weights.
@@ -100,6 +106,7 @@ impl SessionContext {
         coordinators.answered(address, &session);
         live.taken_in(&session);
         send.send(&NodeMessage::Serves { port: self.serves }).await?;
+        let mut said = None;
         if let Some(slept_ms) = coordinators.slept_ms() {
             send.send(&NodeMessage::Woke { slept_ms }).await?;
         }
@@ -107,6 +114,7 @@ impl SessionContext {
         let mut streams = JoinSet::new();
         let mut reports = self.reporter.latest();
         let mut renewals = tokio::time::interval(RENEW_LOOK);
+        let mut rooms = tokio::time::interval(ROOM_LOOK);
         let mut gone = self.lease.gone();
         gone.mark_changed();
         loop {
@@ -116,6 +124,10 @@ impl SessionContext {
                     let public_key = identity.public_key()?;
                     send.send(&NodeMessage::Renew { public_key }).await?;
                 },
+                // The first tick comes at once here as well.
+                _ = rooms.tick() => if let Some(room) = self.room(&mut said) {
+                    send.send(&room).await?;
+                },
                 message = receive.next::<CoordinatorMessage>() => match message? {
                     Some(CoordinatorMessage::Renewed { certificate }) => {
                         renewed = Some(pomona_clocks::wall());
@@ -123,7 +135,7 @@ impl SessionContext {
                             tracing::error!(%error, "renewed certificate is not on disk");
                         }
                     }
-                    Some(message) => self.on_message(session.peer().role, message, coordinators).await,
+                    Some(message) => self.on_message(&session, message, coordinators).await,
                     None => return Err(LinkError::Closed("coordinator left".into())),
                 },
                 stream = session.accept() => {
@@ -155,6 +167,11 @@ impl SessionContext {
         }
     }
 
+    /// Whether no answer for a coordinator runs.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.drain.answers.is_empty()
+    }
+
     /// What this node proves to a coordinator who it is with. One that slept past its certificate gets
     /// another one first.
     async fn identity(&self, address: SocketAddr) -> Result<Identity, LinkError> {
@@ -171,10 +188,22 @@ impl SessionContext {
         Ok(renewed)
     }
 
-    async fn on_message(&self, peer: Role, message: CoordinatorMessage, coordinators: &Coordinators) {
+    /// How much room there is for models, when that is not what was `said` about it.
+    fn room(&self, said: &mut Option<u64>) -> Option<NodeMessage> {
+        let free_bytes = pomona_probe::disk_free(self.store.folder())?;
+        if said.is_some_and(|said| said.abs_diff(free_bytes) < ROOM_CHANGE_BYTES) {
+            return None;
+        }
+        *said = Some(free_bytes);
+        Some(NodeMessage::Room { free_bytes })
+    }
+
+    async fn on_message(&self, session: &Session, message: CoordinatorMessage, coordinators: &Coordinators) {
         match message {
             // Taken in where they are waited for.
-            CoordinatorMessage::Welcome { .. } | CoordinatorMessage::Renewed { .. } => {}
+            CoordinatorMessage::Welcome { .. }
+            | CoordinatorMessage::Renewed { .. }
+            | CoordinatorMessage::Heartbeat => {}
             CoordinatorMessage::Coordinators(list) => {
                 if let Err(error) = self.credentials.keep_coordinators(&list) {
                     tracing::error!(%error, "addresses of coordinators are not on disk");
@@ -182,14 +211,26 @@ impl SessionContext {
                 coordinators.learn_cluster(&list);
             }
             CoordinatorMessage::Catalogue { applied, models } => {
-                coordinators.learn_catalogue(peer, applied, models)
+                coordinators.learn_catalogue(session.peer().role, applied, models)
             }
             CoordinatorMessage::Members(members) => {
                 self.members.send_replace(Arc::new(members.into_iter().collect()));
             }
             CoordinatorMessage::Fetch { record, sources } => {
+                let sources = Sources {
+                    nodes: sources,
+                    coordinators: Vec::new(),
+                };
                 self.fetcher.wish(Wish { record, sources });
             }
+            CoordinatorMessage::Through(record) => {
+                let sources = Sources {
+                    nodes: Vec::new(),
+                    coordinators: vec![session.remote_address()],
+                };
+                self.fetcher.wish(Wish { record, sources });
+            }
+            CoordinatorMessage::Give => self.giver.give_through(session.remote_address()),
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Target(target) => {

@@ -7,16 +7,17 @@ use std::time::Duration;
 
 use pomona_cluster_config::Config;
 use pomona_common::NodeId;
-use pomona_link::{CERTIFICATE_LIFE, Endpoint, LinkError};
+use pomona_link::{CERTIFICATE_LIFE, Endpoint, LinkError, Pace};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Credentials;
 use crate::fetcher::Fetcher;
+use crate::giver::Giver;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
-use crate::weights::{Pace, WeightsServer};
+use crate::weights::WeightsServer;
 
 /// How often is looked whether the sessions have renewed the certificate.
 const LOOK: Duration = Duration::from_secs(20);
@@ -24,6 +25,7 @@ const LOOK: Duration = Duration::from_secs(20);
 /// See the module's documentation.
 pub(crate) struct Sharing {
     pub(crate) fetcher: Fetcher,
+    pub(crate) giver: Giver,
     /// Nodes that are given weights.
     pub(crate) members: watch::Sender<Arc<BTreeSet<NodeId>>>,
     /// Port on which they are.
@@ -56,11 +58,14 @@ impl Sharing {
         });
         let (members, reader) = watch::channel(Arc::default());
         let server = WeightsServer::new(endpoint.clone(), store.clone(), pace.clone(), reader);
-        tasks.spawn(server.run(stop.clone()));
+        let server = Arc::new(server);
+        tasks.spawn(server.clone().run(stop.clone()));
+        let giver = Giver::start(id, credentials.clone(), server, tasks, stop.clone());
         tasks.spawn(renew(endpoint, id, credentials.clone(), stop.clone()));
         let fetcher = Fetcher::start(id, models, credentials.clone(), pace, tasks, stop.clone());
         Ok(Self {
             fetcher,
+            giver,
             members,
             port,
         })

@@ -83,6 +83,11 @@ impl Store {
         let _ = self.scanned.clone().wait_for(|scanned| *scanned).await;
     }
 
+    /// The folder of all models.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// The folder of a model.
     pub fn path(&self, model: &ModelName) -> PathBuf {
         self.folder.join(model.as_folder())

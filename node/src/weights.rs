@@ -2,15 +2,13 @@
 //! chunk, each checked. What was fetched becomes a model when its digests are the catalogue's.
 
 mod fetch;
-mod pace;
 mod partial;
 mod serve;
 mod work;
 
 use std::io;
 
-pub use fetch::{FetchError, fetch};
-pub use pace::Pace;
+pub use fetch::{FetchError, Sources, fetch};
 pub use serve::WeightsServer;
 
 /// Disk work, off the threads that keep sessions alive.

@@ -15,6 +15,9 @@ mod former;
 mod lan_discovery;
 mod leader_kills;
 mod node_loss;
+mod nodes_apart;
+mod paths;
+mod rough_links;
 
 use std::panic::catch_unwind;
 
@@ -49,9 +52,17 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("lan_discovery", lan_discovery::run),
     ("node_loss", node_loss::run),
     ("entry", entry::run),
+    ("nodes_apart", nodes_apart::run),
+    ("paths", paths::run),
+    ("rough_links", rough_links::run),
 ];
 
 fn main() {
+    if let [_, word, listens, target] = &std::env::args().collect::<Vec<_>>()[..]
+        && word == pomona_tests::udp_relay::ARGUMENT
+    {
+        return pomona_tests::udp_relay::run(listens, target);
+    }
     // The harness of other tests lists and filters; this one runs what is named, or all.
     let named: Vec<String> = std::env::args()
         .skip(1)

@@ -4,7 +4,7 @@ use pomona_common::{
     Class, ClassReason, Generation, GenerationEvent, ModelDigests, ModelName, RequestId, Sampling,
 };
 
-use crate::coordinator::Heard;
+use crate::coordinator::Told;
 use crate::wire::Id;
 use crate::world::World;
 
@@ -31,10 +31,10 @@ pub enum End {
 }
 
 impl World {
-    pub fn hear(&mut self, heard: Heard) {
+    pub fn hear(&mut self, heard: Told) {
         let (number, event, ended) = match heard {
-            Heard::Event(number, event) => (number, event, None),
-            Heard::Ended(number, event, moves) => (number, event, Some(moves)),
+            Told::Event(number, event) => (number, event, None),
+            Told::Ended(number, event, moves) => (number, event, Some(moves)),
         };
         let now = self.now;
         let Some(client) = self.clients.get_mut(&number) else {

@@ -8,8 +8,8 @@ use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
 use pomona_common::{Generation, GenerationEvent, ModelName, ModelRecord, NodeId};
 use pomona_decide::{
-    Candidate, ClusterState, Command, Inventory, Next, NodeInventory, Patience, Presence, Relay, lease, plan,
-    presence, route,
+    Candidate, ClusterState, Command, Heard, Inventory, Next, NodeInventory, Patience, Presence, Relay,
+    StoreInventory, lease, plan, presence, route,
 };
 
 use crate::machine::Machine;
@@ -54,7 +54,7 @@ struct Answer {
 }
 
 /// What a client hears.
-pub enum Heard {
+pub enum Told {
     Event(u64, GenerationEvent),
     /// It ended here after so many moves.
     Ended(u64, GenerationEvent, u32),
@@ -66,7 +66,7 @@ pub enum Wish {
     /// Tells the other end that its session has ended.
     Close(NodeId, u64),
     Commit(Command),
-    Tell(Heard),
+    Tell(Told),
 }
 
 pub struct Coordinator {
@@ -115,7 +115,7 @@ impl Coordinator {
         let awake = self.machine.awake(now);
         let age = self.sessions.get(&node).map(|connected| {
             let heard = connected.report.as_ref().map_or(connected.since, |(at, _)| *at);
-            awake - heard
+            heard_ago(awake - heard)
         });
         presence(role, age)
     }
@@ -124,8 +124,11 @@ impl Coordinator {
         let awake = self.machine.awake(now);
         let seen = self.sessions.iter().filter_map(|(id, connected)| {
             let (at, report) = connected.report.as_ref()?;
-            let stored = (connected.stored.clone(), false);
-            Some((*id, NodeInventory::of(report, awake - at, stored, None)))
+            let store = StoreInventory {
+                stored: connected.stored.clone(),
+                ..StoreInventory::default()
+            };
+            Some((*id, NodeInventory::of(report, heard_ago(awake - at), store, None)))
         });
         seen.collect()
     }
@@ -317,7 +320,7 @@ impl Coordinator {
             let loaded = report.engine.as_ref()?.models.get(model)?;
             Some(Candidate {
                 node: *id,
-                report_age_ms: awake - at,
+                heard: heard_ago(awake - at),
                 queued: loaded.running + loaded.waiting,
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
@@ -360,7 +363,7 @@ impl Coordinator {
                 let moves = answer.moves;
                 self.answers.remove(&number);
                 let failure = pomona_common::Failure::NodeLost;
-                vec![Wish::Tell(Heard::Ended(
+                vec![Wish::Tell(Told::Ended(
                     number,
                     GenerationEvent::Failed(failure),
                     moves,
@@ -415,11 +418,11 @@ impl Coordinator {
         };
         match next {
             Next::Wait => Vec::new(),
-            Next::Pass(event) => vec![Wish::Tell(Heard::Event(number, event))],
+            Next::Pass(event) => vec![Wish::Tell(Told::Event(number, event))],
             Next::Last(event) => {
                 let moves = answer.moves;
                 self.answers.remove(&number);
-                vec![Wish::Tell(Heard::Ended(number, event, moves))]
+                vec![Wish::Tell(Told::Ended(number, event, moves))]
             }
             Next::Move => {
                 let from = match answer.stage {
@@ -434,4 +437,9 @@ impl Coordinator {
             }
         }
     }
+}
+
+/// The simulated network is a LAN.
+fn heard_ago(age_ms: u64) -> Heard {
+    Heard { age_ms, ..Heard::NOW }
 }

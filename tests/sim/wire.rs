@@ -44,6 +44,6 @@ pub struct End {
 }
 
 /// Silence after which an end gives its session up, and how often it says something, as
-/// `limits::QUIC_IDLE` and `QUIC_KEEP_ALIVE`.
-pub const IDLE: u64 = pomona_common::limits::QUIC_IDLE.as_millis() as u64;
+/// `Line::silence` of a LAN and `QUIC_KEEP_ALIVE`.
+pub const IDLE: u64 = pomona_common::Line::Lan.silence().as_millis() as u64;
 pub const KEEP_ALIVE: u64 = pomona_common::limits::QUIC_KEEP_ALIVE.as_millis() as u64;

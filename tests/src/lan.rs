@@ -58,6 +58,27 @@ impl Lan {
         assert!(done, "{namespace} got no address");
     }
 
+    /// Lets a host speak only with hosts that are not isolated, as guest networks do.
+    pub fn isolate(&self, host: usize) {
+        assert!(ip(&[
+            "-n",
+            &self.switch(),
+            "link",
+            "set",
+            &format!("port{host}"),
+            "type",
+            "bridge_slave",
+            "isolated",
+            "on"
+        ]));
+    }
+
+    /// What a host sends to an address is lost, or goes there again; what comes from there arrives.
+    pub fn cut(&self, namespace: &str, to: &str, cut: bool) {
+        let what = if cut { "replace" } else { "del" };
+        assert!(ip(&["-n", namespace, "route", what, "blackhole", to]));
+    }
+
     /// Plugs a host's cable in or out.
     pub fn plug(&self, host: usize, plugged: bool) {
         let state = if plugged { "up" } else { "down" };

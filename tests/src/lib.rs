@@ -16,6 +16,7 @@ pub mod lan;
 pub mod linear;
 mod machine;
 mod random;
+pub mod udp_relay;
 
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;

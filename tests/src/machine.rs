@@ -234,6 +234,7 @@ impl Machine {
                 format!("127.0.0.1:{}", self.coordinator),
             )
             .env("POMONA_QUIC", format!("{listens}:{}", self.quic))
+            .env("POMONA_NODE_QUIC", format!("{listens}:0"))
             .env("NO_COLOR", "1");
         if self.scripted {
             command.env("POMONA_CLOCK_SCRIPT", self.clock());

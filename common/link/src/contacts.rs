@@ -161,6 +161,15 @@ impl Contacts {
         true
     }
 
+    /// Where a coordinator answered, or is by the word of the cluster; hints that failed are left out.
+    pub fn addresses(&self, peer: u64) -> Vec<SocketAddr> {
+        let is_there = |contact: &Contact| {
+            contact.peer == Some(peer) && (contact.source > Source::Hint || contact.failures == 0)
+        };
+        let contacts = self.contacts.iter().filter(|(_, contact)| is_there(contact));
+        contacts.map(|(address, _)| *address).collect()
+    }
+
     /// A session with a coordinator began, whoever dialled it. `false` when there is one already.
     pub fn began(&mut self, peer: u64) -> bool {
         let sessions = self.live.entry(peer).or_default();

@@ -27,21 +27,30 @@ pub enum Purpose {
     Renew,
     /// Weights from one node to another.
     Weights,
+    /// The same through a coordinator, for nodes that do not reach each other.
+    Relay,
 }
 
 impl Purpose {
-    pub(crate) const ALL: [Purpose; 5] = [
+    pub(crate) const ALL: [Purpose; 6] = [
         Purpose::Control,
         Purpose::Raft,
         Purpose::Join,
         Purpose::Renew,
         Purpose::Weights,
+        Purpose::Relay,
     ];
 
     /// What a process with this role is dialled for.
     fn of_server(role: Role) -> &'static [Purpose] {
         match role {
-            Role::Coordinator(_) => &[Purpose::Control, Purpose::Raft, Purpose::Join, Purpose::Renew],
+            Role::Coordinator(_) => &[
+                Purpose::Control,
+                Purpose::Raft,
+                Purpose::Join,
+                Purpose::Renew,
+                Purpose::Relay,
+            ],
             Role::Node(_) => &[Purpose::Weights],
         }
     }
@@ -53,6 +62,7 @@ impl Purpose {
             Purpose::Join => "pomona-join",
             Purpose::Renew => "pomona-renew",
             Purpose::Weights => "pomona-weights",
+            Purpose::Relay => "pomona-relay",
         }
     }
 
@@ -60,7 +70,7 @@ impl Purpose {
     const fn newest(self) -> u16 {
         match self {
             Purpose::Control => control::PROTOCOL,
-            Purpose::Raft | Purpose::Join | Purpose::Renew | Purpose::Weights => 1,
+            Purpose::Raft | Purpose::Join | Purpose::Renew | Purpose::Weights | Purpose::Relay => 1,
         }
     }
 
@@ -83,7 +93,10 @@ impl Purpose {
     fn admits(self, role: Role) -> bool {
         matches!(
             (self, role),
-            (Purpose::Control | Purpose::Weights, Role::Node(_)) | (Purpose::Raft, Role::Coordinator(_))
+            (
+                Purpose::Control | Purpose::Weights | Purpose::Relay,
+                Role::Node(_)
+            ) | (Purpose::Raft, Role::Coordinator(_))
         )
     }
 }

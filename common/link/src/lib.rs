@@ -13,6 +13,8 @@ pub mod join;
 #[cfg(test)]
 mod matrix;
 mod membership;
+mod pace;
+mod paths;
 pub mod renew;
 mod session;
 mod tls;
@@ -28,6 +30,8 @@ pub use endpoint::{Accepted, Endpoint, Incoming, Purpose, any_port_toward};
 pub use identity::{Identity, Peer, Role};
 pub use join::{Joining, Proofs};
 pub use membership::Membership;
+pub use pace::Pace;
+pub use paths::{Faster, Paths};
 pub use renew::Renewing;
 pub use session::{FrameReceiver, FrameSender, Session};
 pub use token::JoinToken;

@@ -1,18 +1,26 @@
 //! A session with one peer, and its streams of frames.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use pomona_common::Line;
 use pomona_wire::{Message, WireError};
 use quinn::VarInt;
+use tokio::task::JoinSet;
 
 use crate::LinkError;
 use crate::endpoint::Purpose;
 use crate::identity::Peer;
+use crate::pace::Pace;
 
 /// Opening a stream waits at most this long for the peer to allow one more.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 /// A peer that takes no bytes for this long is stuck.
 const SEND_TIMEOUT: Duration = Duration::from_secs(30);
+/// How often is looked within the time that a peer may be silent.
+const LOOKS: u32 = 10;
+/// Bytes of a stream that are passed on at once.
+const PASSED_AT_ONCE: usize = 256 * 1024;
 /// The code of a stream that was given up.
 const CANCELLED: VarInt = VarInt::from_u32(1);
 
@@ -23,15 +31,51 @@ pub struct Session {
     peer: Peer,
     purpose: Purpose,
     version: u16,
+    _watch: Arc<Watch>,
+}
+
+/// Ends a session whose peer is silent for longer than their line allows; the transport's own limit is
+/// that of the longest line. It ends with the last handle.
+#[derive(Debug)]
+struct Watch {
+    _task: JoinSet<()>,
+}
+
+impl Watch {
+    fn start(connection: quinn::Connection) -> Self {
+        let mut task = JoinSet::new();
+        task.spawn(async move {
+            let silent = unchanged(&connection, || connection.stats().udp_rx.datagrams);
+            tokio::select! {
+                () = silent => connection.close(VarInt::from_u32(0), b"the peer is silent"),
+                _ = connection.closed() => {}
+            }
+        });
+        Self { _task: task }
+    }
+}
+
+/// Waits until a count stands still for as long as a peer may be silent. Looks are counted, not
+/// seconds: a process that was stopped has missed nothing meanwhile.
+async fn unchanged(connection: &quinn::Connection, count: impl Fn() -> u64) {
+    let (mut last, mut silent) = (count(), 0);
+    while silent < LOOKS {
+        tokio::time::sleep(Line::of(connection.rtt()).silence() / LOOKS).await;
+        let now = count();
+        silent = if now == last { silent + 1 } else { 0 };
+        last = now;
+    }
 }
 
 impl Session {
     pub(crate) fn new(connection: quinn::Connection, peer: Peer, purpose: Purpose, version: u16) -> Self {
+        let watch = Arc::new(Watch::start(connection.clone()));
         Self {
             connection,
             peer,
             purpose,
             version,
+            _watch: watch,
         }
     }
 
@@ -48,6 +92,11 @@ impl Session {
     /// Round trip, smoothed.
     pub fn round_trip(&self) -> Duration {
         self.connection.rtt()
+    }
+
+    /// What lies between the two, by the round trip.
+    pub fn line(&self) -> Line {
+        Line::of(self.round_trip())
     }
 
     pub(crate) fn connection(&self) -> &quinn::Connection {
@@ -93,6 +142,13 @@ impl Session {
     /// Waits for the end of the session.
     pub async fn ended(&self) -> String {
         self.connection.closed().await.to_string()
+    }
+
+    /// Waits until the other end has acknowledged nothing for as long as it may be silent. Its packets
+    /// may still arrive: a line that is cut in one direction. Only for sessions on which something is
+    /// sent every second, which is acknowledged.
+    pub async fn unheard(&self) {
+        unchanged(&self.connection, || self.connection.stats().frame_rx.acks).await;
     }
 
     /// Whether nothing has ended it yet.
@@ -243,6 +299,36 @@ impl FrameReceiver {
     /// The stream ended before, the peer gave up, or the session ended.
     pub async fn fill(&mut self, buffer: &mut [u8]) -> Result<(), LinkError> {
         self.inner.read_exact(buffer).await.map_err(closed)
+    }
+
+    /// Passes everything up to the end of the stream on, unread and as fast as `pace` lets it. A
+    /// stream that breaks off breaks the other one off as well.
+    ///
+    /// # Errors
+    /// More bytes than `limit`, none within `patience`, or one of the two ended.
+    pub async fn pass_on(
+        mut self,
+        mut to: FrameSender,
+        pace: &Pace,
+        (limit, patience): (usize, Duration),
+    ) -> Result<(), LinkError> {
+        let mut passed = 0;
+        loop {
+            let chunk = tokio::time::timeout(patience, self.inner.read_chunk(PASSED_AT_ONCE, true))
+                .await
+                .map_err(|_| LinkError::Deadline(patience))?
+                .map_err(closed)?;
+            let Some(chunk) = chunk else {
+                to.finish();
+                return Ok(());
+            };
+            passed += chunk.bytes.len();
+            if passed > limit {
+                return Err(LinkError::Closed(format!("more than {limit} bytes")));
+            }
+            pace.admit(chunk.bytes.len()).await;
+            to.send_bytes(&chunk.bytes).await?;
+        }
     }
 
     /// All bytes up to the end of the stream, at most `limit`.

@@ -15,7 +15,7 @@ use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::time_provider::TimeProvider;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
-use pomona_common::{ClusterId, KeyPrint, limits};
+use pomona_common::{ClusterId, KeyPrint, Line, limits};
 
 use crate::LinkError;
 use crate::identity::{Identity, Peer, Role};
@@ -274,10 +274,11 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
-/// Every limit of quinn, set: its defaults are made for the open internet.
+/// Every limit of quinn, set: its defaults are made for the open internet. Sessions
+/// on shorter lines end themselves sooner.
 fn transport() -> Result<Arc<TransportConfig>, LinkError> {
     let mut config = TransportConfig::default();
-    let idle = IdleTimeout::try_from(limits::QUIC_IDLE).map_err(trouble)?;
+    let idle = IdleTimeout::try_from(Line::Wan.silence()).map_err(trouble)?;
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::QUIC_BIDI_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))

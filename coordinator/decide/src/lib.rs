@@ -8,6 +8,7 @@ pub mod apply;
 pub mod command;
 pub mod coordinators;
 pub mod entry;
+mod heard;
 pub mod lease;
 mod membership;
 pub mod patience;
@@ -24,10 +25,13 @@ pub use apply::apply;
 pub use command::{Command, Reply};
 pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_change};
 pub use entry::{EntryPlace, Here, Reachable, entry};
+pub use heard::Heard;
 pub use lease::{Lease, Leases, Phase};
 pub use patience::Patience;
 pub use placement::{Availability, Keep, ModelPolicy, Move, Placement, PlanMoves, PlanStep, Replicas};
-pub use planner::{Explanation, Inventory, NodeInventory, PlanOutcome, Verdict, explain, plan};
+pub use planner::{
+    Explanation, Inventory, NodeInventory, PlanOutcome, StoreInventory, Verdict, explain, plan,
+};
 pub use presence::{Presence, presence};
 pub use proposal::{Proposal, apply_proposal};
 pub use relay::{Next, Relay};

@@ -21,7 +21,7 @@ use crate::state::ClusterState;
 pub use explain::{Explanation, Verdict, explain};
 pub use fit::{PRESSURE_MAX, RESERVE_BYTES, RESERVE_NOW_BYTES, Rejected};
 use fit::{Site, is_in_pool, sites};
-pub use inventory::{Inventory, NodeInventory};
+pub use inventory::{Inventory, NodeInventory, StoreInventory};
 pub use score::Score;
 use score::score;
 

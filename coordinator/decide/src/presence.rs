@@ -4,7 +4,7 @@
 use pomona_common::MachineRole;
 use serde::Serialize;
 
-use crate::router::STALE_MS;
+use crate::heard::Heard;
 
 /// What a node is to this coordinator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -20,11 +20,11 @@ pub enum Presence {
     Lost,
 }
 
-/// Of a node with this role, by the age of its last report in its session, if it has one. A session
-/// that has not reported yet is as old as it is.
-pub fn presence(role: MachineRole, session_age_ms: Option<u64>) -> Presence {
-    match session_age_ms {
-        Some(age_ms) if age_ms <= STALE_MS => Presence::Here,
+/// Of a node with this role, by its last report in its session, if it has one. A session that has not
+/// reported yet is as old as it is.
+pub fn presence(role: MachineRole, session: Option<Heard>) -> Presence {
+    match session {
+        Some(heard) if !heard.is_late() => Presence::Here,
         Some(_) => Presence::Suspected,
         None if role == MachineRole::Laptop => Presence::Away,
         None => Presence::Lost,
@@ -33,6 +33,8 @@ pub fn presence(role: MachineRole, session_age_ms: Option<u64>) -> Presence {
 
 #[cfg(test)]
 mod tests {
+    use pomona_common::Line;
+
     use super::*;
 
     #[test]
@@ -42,9 +44,13 @@ mod tests {
             (MachineRole::Rack, Presence::Lost),
             (MachineRole::Rented, Presence::Lost),
         ] {
-            assert_eq!(presence(role, Some(0)), Presence::Here);
-            assert_eq!(presence(role, Some(STALE_MS)), Presence::Here);
-            assert_eq!(presence(role, Some(STALE_MS + 1)), Presence::Suspected);
+            for line in [Line::Lan, Line::Wan] {
+                let late = line.late().as_millis() as u64;
+                let at = |age_ms| presence(role, Some(Heard { age_ms, line }));
+                assert_eq!(at(0), Presence::Here);
+                assert_eq!(at(late), Presence::Here);
+                assert_eq!(at(late + 1), Presence::Suspected);
+            }
             assert_eq!(presence(role, None), gone);
         }
     }

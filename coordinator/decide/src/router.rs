@@ -2,17 +2,15 @@
 
 use pomona_common::NodeId;
 
-/// A node whose last report is older is suspected: it gets no new work while others are there.
-/// Reports come every second.
-pub const STALE_MS: u64 = 1500;
+use crate::heard::Heard;
 
 /// A node that has the model loaded.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     /// The node.
     pub node: NodeId,
-    /// Age of its last report.
-    pub report_age_ms: u64,
+    /// Its last report.
+    pub heard: Heard,
     /// Sequences waiting and running there, by the last report.
     pub queued: u32,
     /// Sequences this router has sent there and not seen end.
@@ -35,13 +33,13 @@ pub struct Route {
 pub fn route(candidates: &[Candidate]) -> Vec<Route> {
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     let load = |c: &Candidate| c.in_flight.max(c.queued);
-    order.sort_by_key(|c| (c.draining, c.report_age_ms > STALE_MS, load(c), c.node));
+    order.sort_by_key(|c| (c.draining, c.heard.is_late(), load(c), c.node));
     let alone = order.len() == 1;
     order
         .into_iter()
         .map(|candidate| Route {
             node: candidate.node,
-            reason: match (alone, candidate.report_age_ms > STALE_MS) {
+            reason: match (alone, candidate.heard.is_late()) {
                 (true, _) => "the only replica",
                 _ if candidate.draining => "others refused, and this one is drained",
                 (false, false) => "least loaded replica",
@@ -57,9 +55,9 @@ mod tests {
 
     #[test]
     fn fresh_and_idle_nodes_come_first() {
-        let node = |id, report_age_ms, queued, in_flight| Candidate {
+        let node = |id, age_ms, queued, in_flight| Candidate {
             node: NodeId::from_bits(id),
-            report_age_ms,
+            heard: Heard { age_ms, ..Heard::NOW },
             queued,
             in_flight,
             draining: id == 5,

@@ -467,3 +467,28 @@ fn pressure_keeps_new_models_away_and_old_ones_in_place() {
     world.settle();
     assert_eq!(world.holders(1), [1]);
 }
+
+#[test]
+fn a_model_is_brought_only_to_a_disk_with_room_for_it() {
+    let mut world = World::new(&[8, 8]);
+    world.add(0, MachineRole::Rack, 64, [0, 1]);
+    world.add(1, MachineRole::Rack, 64, []);
+    for i in [0, 1] {
+        let replicas = Replicas::Count(2);
+        world.policy(
+            i,
+            ModelPolicy {
+                replicas,
+                ..ModelPolicy::default()
+            },
+        );
+    }
+    world.inventory.get_mut(&node(0)).unwrap().serves = true;
+    // Room for one of the two beside the reserve; both would be brought there by the same plan.
+    world.inventory.get_mut(&node(1)).unwrap().disk_free = Some(19 * GIB);
+    world.step();
+    let holders = [0, 1].map(|i| world.holders(i).len());
+    assert_eq!(holders, [2, 1]);
+    let explained = explain(&world.state, &world.inventory, &name(1), world.now_s).unwrap();
+    assert!(format!("{explained:?}").contains("NoDisk"), "{explained:?}");
+}

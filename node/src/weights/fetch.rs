@@ -9,11 +9,10 @@ use std::time::Duration;
 
 use pomona_common::ModelRecord;
 use pomona_common::weights::{Manifest, WeightsRequest};
-use pomona_link::{Endpoint, Identity, LinkError, Purpose, Session, any_port_toward};
+use pomona_link::{Endpoint, Identity, LinkError, Pace, Purpose, Session, any_port_toward};
 use tokio::task::JoinSet;
 
 use super::blocking;
-use super::pace::Pace;
 use super::partial::Partial;
 use super::work::{Piece, Work};
 use crate::store::{fetch_folder, write_record_of};
@@ -28,6 +27,15 @@ const CHUNK: Duration = Duration::from_secs(60);
 const MANIFEST: Duration = Duration::from_secs(300);
 /// Between two looks whether a piece came back.
 const LOOK: Duration = Duration::from_millis(20);
+
+/// Where a model is to be had.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// Nodes that give it.
+    pub nodes: Vec<SocketAddr>,
+    /// Coordinators that pass it on, where no node is reached.
+    pub coordinators: Vec<SocketAddr>,
+}
 
 /// Why a model was not fetched.
 #[derive(Debug, thiserror::Error)]
@@ -46,7 +54,8 @@ pub enum FetchError {
     Store(#[from] pomona_store::StoreError),
 }
 
-/// Fetches a model into the store from the nodes at these addresses, all at once. What an earlier
+/// Fetches a model into the store from these nodes, all at once; through a coordinator when none of
+/// them is reached. What an earlier
 /// attempt brought is used again. `progress` is told bytes done and in all.
 ///
 /// # Errors
@@ -54,14 +63,13 @@ pub enum FetchError {
 pub async fn fetch(
     models: &Path,
     record: &ModelRecord,
-    sources: &[SocketAddr],
+    sources: &Sources,
     identity: &Identity,
     pace: &Pace,
     progress: impl Fn(u64, u64) + Send + Sync + 'static,
 ) -> Result<(), FetchError> {
     let name = record.name.to_string();
-    let sessions = dial(sources, identity).await;
-    let manifest = manifest(&sessions, record)
+    let (sessions, manifest) = reach(sources, identity, record)
         .await
         .map_err(|why| FetchError::NoSource(name.clone(), why))?;
     let folder = fetch_folder(models, &record.name);
@@ -128,13 +136,38 @@ fn settle(job: &Job, models: &Path, folder: &Path, record: &ModelRecord) -> Resu
     Err(FetchError::OtherContents(record.name.to_string()))
 }
 
-async fn dial(sources: &[SocketAddr], identity: &Identity) -> Vec<Session> {
+/// Sessions with whoever gives the model, and its manifest.
+async fn reach(
+    sources: &Sources,
+    identity: &Identity,
+    record: &ModelRecord,
+) -> Result<(Vec<Session>, Manifest), String> {
+    let sessions = dial(&sources.nodes, Purpose::Weights, identity).await;
+    let why = match manifest(&sessions, record).await {
+        Ok(manifest) => return Ok((sessions, manifest)),
+        Err(why) => why,
+    };
+    if sources.coordinators.is_empty() {
+        return Err(why);
+    }
+    tracing::warn!(model = %record.name, why, "no node is reached: weights come through a coordinator, which is slower");
+    // One is enough: all of them ask the same nodes, and share their lines with token streams.
+    for coordinator in &sources.coordinators {
+        let sessions = dial(&[*coordinator], Purpose::Relay, identity).await;
+        if let Ok(manifest) = manifest(&sessions, record).await {
+            return Ok((sessions, manifest));
+        }
+    }
+    Err(format!("{why}, and no coordinator passes it on"))
+}
+
+async fn dial(sources: &[SocketAddr], purpose: Purpose, identity: &Identity) -> Vec<Session> {
     let mut dials = JoinSet::new();
     for address in sources.iter().copied() {
         let identity = identity.clone();
         dials.spawn(async move {
             let endpoint = Endpoint::client(any_port_toward(address), identity)?;
-            endpoint.dial(address, Purpose::Weights).await
+            endpoint.dial(address, purpose).await
         });
     }
     let mut sessions = Vec::new();

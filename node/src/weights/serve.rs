@@ -8,13 +8,12 @@ use std::time::Duration;
 
 use pomona_common::weights::{Manifest, WeightsRequest};
 use pomona_common::{ModelName, NodeId};
-use pomona_link::{Accepted, Endpoint, FrameReceiver, FrameSender, LinkError, Session};
+use pomona_link::{Accepted, Endpoint, FrameReceiver, FrameSender, LinkError, Pace, Session};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::blocking;
-use super::pace::Pace;
 use crate::store::Store;
 
 /// Nodes that are served at once.
@@ -50,8 +49,8 @@ impl WeightsServer {
     }
 
     /// Runs until the stop.
-    pub async fn run(self, stop: CancellationToken) {
-        let this = Arc::new(self);
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let this = self;
         let mut sessions = JoinSet::new();
         loop {
             let incoming = tokio::select! {
@@ -89,6 +88,12 @@ impl WeightsServer {
             _ = shut_out => session.close("this node is not of the cluster"),
             () = self.answer(&session) => {}
         }
+    }
+
+    /// Serves whoever a coordinator lets ask in a session that this node has opened; the coordinator
+    /// has checked who that is. Comes back when nothing was asked for a while.
+    pub async fn serve_through(&self, session: &Session) {
+        self.answer(session).await;
     }
 
     async fn answer(&self, session: &Session) {

@@ -14,13 +14,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use pomona_common::ModelRecord;
-use pomona_node::weights::{FetchError, Pace, fetch};
+use pomona_link::Pace;
+use pomona_node::weights::{FetchError, Sources, fetch};
 use site::{Cluster, MODEL, Site, big_model};
 
 const MIB: usize = 1 << 20;
 
 async fn get(cluster: &Cluster, to: &Site, record: &ModelRecord, from: &[&Site]) -> Result<(), FetchError> {
-    let sources: Vec<_> = from.iter().map(|site| site.address).collect();
+    let sources = Sources {
+        nodes: from.iter().map(|site| site.address).collect(),
+        ..Sources::default()
+    };
     let pace = Pace::new(|| false);
     fetch(
         to.models(),
@@ -77,7 +81,10 @@ async fn an_interrupted_fetch_goes_on_where_it_stopped() {
     let identity = cluster.identity(to.id);
     // Busy, so that there is time to interrupt it.
     let busy = Pace::new(|| true);
-    let sources = [from.address];
+    let sources = Sources {
+        nodes: vec![from.address],
+        ..Sources::default()
+    };
     let fetching = fetch(
         to.models(),
         &record,

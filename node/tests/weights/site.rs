@@ -10,9 +10,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_common::{ClusterId, ModelRecord, NodeId};
-use pomona_link::{Authority, Endpoint, Identity, Role};
+use pomona_link::{Authority, Endpoint, Identity, Pace, Role};
 use pomona_node::store::{Store, write_record};
-use pomona_node::weights::{Pace, WeightsServer};
+use pomona_node::weights::WeightsServer;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -50,7 +50,7 @@ impl Cluster {
         let everybody: BTreeSet<NodeId> = (0..10).map(NodeId::from_bits).collect();
         let (members, reader) = watch::channel(Arc::new(everybody));
         let server = WeightsServer::new(Arc::new(endpoint), store.clone(), Pace::new(|| false), reader);
-        tasks.spawn(server.run(stop));
+        tasks.spawn(Arc::new(server).run(stop));
         Site {
             folder,
             id,

@@ -9,7 +9,6 @@ use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
 use crate::lease::Phase;
 use crate::placement::{Availability, ModelPolicy, Replicas};
 use crate::planner::inventory::NodeInventory;
-use crate::router::STALE_MS;
 use crate::state::{ClusterState, NodeRecord};
 
 /// Memory that is never planned for: the system, the agent, and the person's own programs.
@@ -17,6 +16,8 @@ pub const RESERVE_BYTES: u64 = 2 * 1024 * 1024 * 1024;
 /// Of the reserve, what a load must leave of the memory that is to be had at the moment: the rest of it
 /// is in use by those programs already.
 pub const RESERVE_NOW_BYTES: u64 = RESERVE_BYTES / 4;
+/// Room that stays on a disk: the system swaps there, and a Mac whose disk is full stops.
+const RESERVE_DISK_BYTES: u64 = 4 * 1024 * 1024 * 1024;
 /// Nothing more is loaded on a node whose memory pressure is higher, in percent.
 pub const PRESSURE_MAX: f32 = 80.0;
 
@@ -48,6 +49,13 @@ pub enum Rejected {
         /// Bytes that nothing is planned for.
         room: u64,
     },
+    /// Its disk has no room for the weights.
+    NoDisk {
+        /// Bytes of the weights.
+        need: u64,
+        /// Free bytes that nothing is planned for.
+        room: u64,
+    },
     /// Within physical memory, and not at the moment.
     NoMemoryNow {
         /// Bytes that the weights take there.
@@ -75,6 +83,9 @@ impl fmt::Display for Rejected {
             Rejected::OtherContents => f.write_str("other contents under this name"),
             Rejected::TooLarge { need, room } => {
                 write!(f, "needs {}, room for {}", Gib(*need), Gib(*room))
+            }
+            Rejected::NoDisk { need, room } => {
+                write!(f, "needs {} of disk, room for {}", Gib(*need), Gib(*room))
             }
             Rejected::NoMemoryNow { need, available } => {
                 write!(f, "needs {}, {} available now", Gib(*need), Gib(*available))
@@ -111,6 +122,8 @@ pub(crate) struct Site<'a> {
     planned: u64,
     /// Of those, bytes that are not loaded yet.
     coming: u64,
+    /// Bytes of models that it is to hold and does not store yet.
+    fetching: u64,
 }
 
 impl<'a> Site<'a> {
@@ -135,6 +148,7 @@ impl<'a> Site<'a> {
             holds: BTreeSet::new(),
             planned: 0,
             coming: 0,
+            fetching: 0,
         }
     }
 
@@ -155,6 +169,9 @@ impl<'a> Site<'a> {
             if !self.node.loaded.contains(&model.name) {
                 self.coming = self.coming.saturating_add(self.need(model));
             }
+            if self.stored(model).is_none() {
+                self.fetching = self.fetching.saturating_add(model.weight_bytes);
+            }
         }
     }
 
@@ -163,6 +180,9 @@ impl<'a> Site<'a> {
             self.planned = self.planned.saturating_sub(self.need(model));
             if !self.node.loaded.contains(&model.name) {
                 self.coming = self.coming.saturating_sub(self.need(model));
+            }
+            if self.stored(model).is_none() {
+                self.fetching = self.fetching.saturating_sub(model.weight_bytes);
             }
         }
     }
@@ -230,10 +250,23 @@ impl<'a> Site<'a> {
         if !is_in_pool(policy, self.record.role) && !pinned {
             return Err(Rejected::OtherPool(self.record.role));
         }
-        if self.node.age_ms > STALE_MS {
+        if self.node.heard.is_late() {
             return Err(Rejected::Suspected);
         }
-        Ok(())
+        self.fits_on_disk(model)
+    }
+
+    /// Whether the weights fit on its disk, if it has to fetch them.
+    fn fits_on_disk(&self, model: &ModelRecord) -> Result<(), Rejected> {
+        let free = self.node.disk_free.filter(|_| self.stored(model).is_none());
+        let room = free.map(|free| free.saturating_sub(RESERVE_DISK_BYTES.saturating_add(self.fetching)));
+        match room {
+            Some(room) if model.weight_bytes > room => Err(Rejected::NoDisk {
+                need: model.weight_bytes,
+                room,
+            }),
+            _ => Ok(()),
+        }
     }
 
     /// Whether a model that it does not hold fits, once these are gone.

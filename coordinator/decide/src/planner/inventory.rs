@@ -6,6 +6,8 @@ use pomona_common::conditions::Supply;
 use pomona_common::report::{NodeReport, Thermal};
 use pomona_common::{ModelName, ModelRecord, NodeId};
 
+use crate::heard::Heard;
+
 /// By node.
 pub type Inventory = BTreeMap<NodeId, NodeInventory>;
 
@@ -26,6 +28,8 @@ pub struct NodeInventory {
     pub dequantizes: bool,
     /// Whether it gives weights to other nodes.
     pub serves: bool,
+    /// Free bytes of the disk with its store.
+    pub disk_free: Option<u64>,
     /// Models that answer there.
     pub loaded: BTreeSet<ModelName>,
     /// Of those, the ones that work on something.
@@ -42,16 +46,27 @@ pub struct NodeInventory {
     pub low_power: Option<bool>,
     /// Whether a person's own work keeps it busy: a build, video, a call.
     pub occupied: bool,
-    /// Age of its last report, milliseconds.
-    pub age_ms: u64,
+    /// Its last report.
+    pub heard: Heard,
+}
+
+/// What a connected node says about its store.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct StoreInventory {
+    /// See [`NodeInventory::stored`].
+    pub stored: Vec<ModelRecord>,
+    /// See [`NodeInventory::serves`].
+    pub serves: bool,
+    /// See [`NodeInventory::disk_free`].
+    pub disk_free: Option<u64>,
 }
 
 impl NodeInventory {
-    /// What a report of this age says, with what is in the node's store.
+    /// What the last report says, with what is in the node's store.
     pub fn of(
         report: &NodeReport,
-        age_ms: u64,
-        (stored, serves): (Vec<ModelRecord>, bool),
+        heard: Heard,
+        store: StoreInventory,
         joules_per_token: Option<f32>,
     ) -> Self {
         let machine = &report.machine;
@@ -67,8 +82,9 @@ impl NodeInventory {
         };
         let works = [activity.indexing, activity.video, activity.capture];
         Self {
-            stored,
-            serves,
+            stored: store.stored,
+            serves: store.serves,
+            disk_free: store.disk_free,
             memory_total: machine.memory_total.value().map(|bytes| bytes.get()),
             memory_available: machine.memory_available.value().map(|bytes| bytes.get()),
             pressure: machine.pressure.value().map(|percent| percent.get()),
@@ -82,7 +98,7 @@ impl NodeInventory {
             supply: conditions.supply.value(),
             low_power: conditions.low_power.value(),
             occupied: works.iter().any(|reading| reading.value() == Some(true)),
-            age_ms,
+            heard,
         }
     }
 }

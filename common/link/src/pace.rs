@@ -27,7 +27,7 @@ impl Pace {
     }
 
     /// Waits until this many bytes may go.
-    pub(crate) async fn admit(&self, bytes: usize) {
+    pub async fn admit(&self, bytes: usize) {
         if !(self.0.is_busy)() {
             return;
         }

@@ -1,0 +1,82 @@
+//! Nodes that do not reach each other, as on a network for guests, and both reach the coordinator:
+//! weights come through it. Then one direction of a node's way is cut, as a broken switch does.
+
+use std::time::Instant;
+
+use pomona_tests::lan::Lan;
+use pomona_tests::{MODEL, Machine, eventually};
+use serde_json::{Value, json};
+
+use crate::former::{SOON, status, token};
+use crate::{Outcome, Scale, keep};
+
+const COORDINATOR: &str = "10.77.0.10";
+const FIRST: &str = "10.77.0.11";
+
+pub(crate) fn run(_: Scale) -> Outcome {
+    let Some(mut lan) = Lan::new() else {
+        return Outcome::Skipped("network namespaces need root");
+    };
+    let hosts = [COORDINATOR, FIRST, "10.77.0.12"].map(|address| lan.host(address));
+    let [mut coordinator, mut first, mut second] = hosts.each_ref().map(|host| Machine::on_lan(host));
+    lan.isolate(1);
+    lan.isolate(2);
+    coordinator.start_coordinator();
+    eventually("the founder leads", SOON, || {
+        status(&coordinator)["raft"]["leads"] == true
+    });
+    first.pull_model();
+    for node in [&mut first, &mut second] {
+        let (ok, _, errors) = node.pomona(&["join", &token(&coordinator, "rack", "")]);
+        assert!(ok, "{errors}");
+        node.start_node("echo");
+    }
+    let wanted = coordinator.pomona(&["model", "place", MODEL, "--replicas", "2"]);
+    assert!(wanted.0, "{}", wanted.2);
+    eventually("one replica is there", SOON, || replicas(&coordinator) >= 1);
+    let began = Instant::now();
+    eventually("both replicas are there", SOON, || replicas(&coordinator) == 2);
+    let brought_s = began.elapsed().as_secs_f64();
+    assert!(
+        second.log().contains("weights come through a coordinator"),
+        "{}",
+        second.log()
+    );
+    let cuts = [
+        ("from_the_node", hosts[1].as_str(), COORDINATOR),
+        ("to_the_node", hosts[0].as_str(), FIRST),
+    ]
+    .map(|(which, at, to)| (which, cut(&lan, &coordinator, (at, to))));
+    let figures = json!({ "weights_s": brought_s, "one_way_cuts": serde_json::Map::from_iter(
+        cuts.map(|(which, figures)| (which.to_owned(), figures)),
+    ) });
+    keep("nodes_apart", &json!({ "figures": figures }));
+    Outcome::Figures(figures)
+}
+
+/// What one host sends to the other is lost for a while: the node is missed, and the other one answers.
+fn cut(lan: &Lan, coordinator: &Machine, (at, to): (&str, &str)) -> Value {
+    let began = Instant::now();
+    lan.cut(at, to, true);
+    eventually("the node is missed", SOON, || replicas(coordinator) == 1);
+    let missed_s = began.elapsed().as_secs_f64();
+    let answers = (0..5)
+        .filter(|_| coordinator.pomona(&["chat", "Hello"]).0)
+        .count();
+    assert_eq!(answers, 5, "the other node answers");
+    let began = Instant::now();
+    lan.cut(at, to, false);
+    eventually("the node is back", SOON, || replicas(coordinator) == 2);
+    let back_s = began.elapsed().as_secs_f64();
+    // Silence of 2.5 s ends a session; the rest is the test's own pace.
+    assert!(missed_s <= 3.5, "{missed_s}");
+    json!({ "missed_s": missed_s, "back_s": back_s })
+}
+
+/// Nodes in reach that have the model loaded.
+fn replicas(coordinator: &Machine) -> usize {
+    let status = status(coordinator);
+    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+    let loaded = |node: &&Value| node["report"]["engine"]["models"][MODEL].is_object();
+    nodes.iter().filter(loaded).count()
+}
