@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use pomona_common::NodeId;
 use pomona_common::renew::RenewAnswer;
+use pomona_decide::{ClusterState, Command, Reply};
 use pomona_link::renew::Renewal;
 use pomona_link::{Authority, Endpoint, Renewing, Role};
+use pomona_raft::Replica;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
@@ -89,11 +92,34 @@ async fn answer(renewal: &Renewal, reception: &Reception) -> RenewAnswer {
     if let Some(why) = state.refuses(renewal.node, renewal.key) {
         return RenewAnswer::Refused(why.into());
     }
+    if reception.approve_manually
+        && let Err(why) = approved_again(&state, renewal.node, &reception.replica).await
+    {
+        return RenewAnswer::Refused(why);
+    }
     match reception
         .authority
         .certify_node(renewal.node, &renewal.public_key)
     {
         Ok(certificate) => RenewAnswer::Renewed { certificate },
         Err(error) => RenewAnswer::Refused(error.to_string()),
+    }
+}
+
+/// Under manual approval, whoever slept past its certificate is looked at by the operator again.
+async fn approved_again(state: &ClusterState, node: NodeId, replica: &Replica) -> Result<(), String> {
+    let was_doubted = state.late.contains(&node);
+    let command = if was_doubted {
+        Command::TrustNode(node)
+    } else {
+        Command::DoubtNode(node)
+    };
+    match replica.write(command).await {
+        Ok(Reply::Refused(why)) => Err(why),
+        Ok(_) if was_doubted => Ok(()),
+        Ok(_) => {
+            Err("its certificate had run out, so an operator approves it again: `pomona node approve`".into())
+        }
+        Err(error) => Err(error.to_string()),
     }
 }

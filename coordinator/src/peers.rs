@@ -175,6 +175,13 @@ impl Peers {
         self.0.news.notify_one();
     }
 
+    /// The newest session with a coordinator.
+    fn session(&self, peer: u64) -> Option<Session> {
+        let book = self.book();
+        let mut sessions = book.sessions.get(&peer).into_iter().flatten().rev();
+        sessions.find(|session| session.is_open()).cloned()
+    }
+
     fn now(&self) -> Duration {
         self.0.began.elapsed()
     }
@@ -189,13 +196,12 @@ impl Transport for Peers {
         self.book().sessions.keys().copied().collect()
     }
 
+    fn version(&self, peer: u64) -> Option<u16> {
+        Some(self.session(peer)?.version())
+    }
+
     async fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Result<Vec<u8>, CallError> {
-        let session = {
-            let book = self.book();
-            let mut sessions = book.sessions.get(&peer).into_iter().flatten().rev();
-            sessions.find(|session| session.is_open()).cloned()
-        };
-        let session = session.ok_or(CallError::NotConnected)?;
+        let session = self.session(peer).ok_or(CallError::NotConnected)?;
         raft_link::call(&session, kind, &body)
             .await
             .map_err(|error| CallError::Unanswered(io::Error::other(error)))

@@ -247,19 +247,22 @@ fn commands() -> Vec<Command> {
             seen: None,
             now_s,
         },
+        Command::DoubtNode(node),
+        Command::ApproveNode(node),
+        Command::TrustNode(node),
         Command::RevokeNode { node, now_s },
     ]
 }
 
 fn lengthed(command: &Command) -> Vec<u8> {
-    let bytes = stored::encode(command).expect("a command");
+    let bytes = stored::encode_since(command, command.since()).expect("a command");
     [&[bytes.len() as u8], bytes.as_slice()].concat()
 }
 
 /// A state on its way, after every command.
 fn states() -> Vec<Vec<u8>> {
     let mut state = ClusterState::default();
-    let mut states = vec![stored::encode(&state).expect("a state")];
+    let mut states = vec![pomona_raft::encode_state(&state).expect("a state")];
     for (index, command) in (1..).zip(commands()) {
         let proposal = Proposal {
             id: u128::from(index),
@@ -267,7 +270,7 @@ fn states() -> Vec<Vec<u8>> {
             command,
         };
         apply_proposal(&mut state, index, &proposal);
-        states.push(stored::encode(&state).expect("a state"));
+        states.push(pomona_raft::encode_state(&state).expect("a state"));
     }
     states
 }

@@ -61,7 +61,7 @@ pub(crate) fn stored(data: &[u8]) {
     let Ok(state) = pomona_raft::decode_state(data) else {
         return;
     };
-    let written = stored::encode(&state).expect("what was read can be written");
+    let written = pomona_raft::encode_state(&state).expect("what was read can be written");
     let again = pomona_raft::decode_state(&written).expect("what was written is read");
     assert_eq!(again, state);
 }

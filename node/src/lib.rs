@@ -238,6 +238,7 @@ impl Node {
                     name,
                     instance: random()? as u64,
                     credentials,
+                    renewing: tokio::sync::Mutex::default(),
                     entry,
                     store,
                     supervisor: supervisor.clone(),

@@ -41,6 +41,8 @@ pub(crate) struct SessionContext {
     pub(crate) name: String,
     pub(crate) instance: u64,
     pub(crate) credentials: Arc<Credentials>,
+    /// Held while a certificate is renewed that has run out.
+    pub(crate) renewing: tokio::sync::Mutex<()>,
     pub(crate) entry: Entry,
     pub(crate) store: Store,
     pub(crate) supervisor: Supervisor,
@@ -175,6 +177,9 @@ impl SessionContext {
     /// What this node proves to a coordinator who it is with. One that slept past its certificate gets
     /// another one first.
     async fn identity(&self, address: SocketAddr) -> Result<Identity, LinkError> {
+        // One at a time: a coordinator that is asked when another one has just given a certificate
+        // would take this node for one that comes back once more.
+        let _one = self.renewing.lock().await;
         let identity = self.credentials.identity(self.id)?;
         if identity.is_current() {
             return Ok(identity);

@@ -178,3 +178,38 @@ fn after_days_without_power_the_cluster_forms_again() {
     }
     eventually("writes are taken", SOON, || first.pomona(&["token", "create"]).0);
 }
+
+#[test]
+fn under_manual_approval_who_slept_past_its_certificate_is_approved_again() {
+    let _lock = super::engine_lock();
+    let mut coordinator = Machine::with_clocks();
+    coordinator.configure("[security]\napprove = \"manual\"\n");
+    coordinator.start_coordinator();
+    eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
+    let mut node = node(&coordinator, "rack");
+    let approve = || {
+        let (ok, _, errors) = coordinator.pomona(&["node", "approve", "rack", "--yes"]);
+        assert!(ok, "{errors}");
+    };
+    approve();
+    eventually("it is there", SOON, || is_loaded(&coordinator, "rack"));
+    for days in 1..=2 {
+        node.kill();
+        // Coordinator and node agree on the time.
+        node.sleep(days * 30 * HOUR);
+        coordinator.sleep(days * 30 * HOUR);
+        node.start_node("echo");
+        eventually("it is to be approved again", SOON, || {
+            seen(&coordinator, "rack")["approved"] == false
+        });
+        std::thread::sleep(Duration::from_secs(2));
+        assert_ne!(presence(&coordinator, "rack"), "here");
+        approve();
+        eventually("it is back", SOON, || is_loaded(&coordinator, "rack"));
+        assert_eq!(seen(&coordinator, "rack")["approved"], true);
+    }
+    // Within its certificate's life nobody is asked.
+    node.kill();
+    node.start_node("echo");
+    eventually("it is back", SOON, || is_loaded(&coordinator, "rack"));
+}

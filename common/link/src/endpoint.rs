@@ -70,7 +70,9 @@ impl Purpose {
     const fn newest(self) -> u16 {
         match self {
             Purpose::Control => control::PROTOCOL,
-            Purpose::Raft | Purpose::Join | Purpose::Renew | Purpose::Weights | Purpose::Relay => 1,
+            // What Raft sends says by itself who can read it; this tells what a coordinator reads.
+            Purpose::Raft => pomona_wire::stored::VERSION as u16,
+            Purpose::Join | Purpose::Renew | Purpose::Weights | Purpose::Relay => 1,
         }
     }
 

@@ -8,20 +8,52 @@ use serde::de::DeserializeOwned;
 
 use crate::WireError;
 
-/// Version of stored values. Version 4 added placement to the state, version 5 leases; both added
-/// commands. Versions 1 and 2 were never released: their state had no tokens, and no coordinators.
-const VERSION: u8 = 5;
+/// Newest version of stored values. Version 4 added placement to the state, version 5 leases, version 6
+/// nodes that are doubted; all added commands. Versions 1 and 2 were never released: their state had no
+/// tokens, and no coordinators.
+pub const VERSION: u8 = 6;
 /// Oldest version that can still be read.
 const OLDEST: u8 = 3;
 
-/// Encodes a value for storage.
+/// What versions added at the end of a value: the bytes of it when it is empty, the oldest first.
+pub type Added<'a> = &'a [(u8, &'a [u8])];
+
+/// Encodes a value whose layout all readable versions share.
 ///
 /// # Errors
 /// The value cannot be encoded.
 pub fn encode<T: Serialize>(value: &T) -> Result<Vec<u8>, WireError> {
-    let mut bytes = vec![VERSION];
+    encode_since(value, OLDEST)
+}
+
+/// Encodes a value that a program of version `since` reads, and older ones do not.
+///
+/// # Errors
+/// The value cannot be encoded.
+pub fn encode_since<T: Serialize>(value: &T, since: u8) -> Result<Vec<u8>, WireError> {
+    let mut bytes = vec![since.max(OLDEST)];
     bincode::serde::encode_into_std_write(value, &mut bytes, bincode::config::standard())
         .map_err(WireError::Encode)?;
+    Ok(bytes)
+}
+
+/// Encodes a value that has grown at its end as a program of version `since` wrote it: what came later
+/// is empty, and left out.
+///
+/// # Errors
+/// The value cannot be encoded.
+pub fn encode_grown<T: Serialize>(value: &T, added: Added<'_>, since: u8) -> Result<Vec<u8>, WireError> {
+    let whole = encode_since(value, VERSION)?;
+    let mut bytes = whole.as_slice();
+    for (_, empty) in added.iter().rev().filter(|(by, _)| *by > since) {
+        match bytes.strip_suffix(*empty) {
+            Some(shorter) => bytes = shorter,
+            // Not empty after all: whoever does not know it must not read the rest.
+            None => return Ok(whole),
+        }
+    }
+    let mut bytes = bytes.to_vec();
+    bytes[0] = since.max(OLDEST);
     Ok(bytes)
 }
 
@@ -33,12 +65,11 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, WireError> {
     decode_grown(bytes, &[])
 }
 
-/// Decodes a stored value that has grown at its end: `added` is what each version added there, when
-/// it is empty, the oldest first.
+/// Decodes a stored value that has grown at its end.
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_grown<T: DeserializeOwned>(bytes: &[u8], added: &[(u8, &[u8])]) -> Result<T, WireError> {
+pub fn decode_grown<T: DeserializeOwned>(bytes: &[u8], added: Added<'_>) -> Result<T, WireError> {
     let [version, payload @ ..] = bytes else {
         return Err(WireError::Truncated);
     };

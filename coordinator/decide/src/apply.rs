@@ -35,6 +35,8 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         } => membership::open_token(state, *id, token, *lease, *now_s),
         Command::RevokeToken(id) => membership::revoke_token(state, *id),
         Command::SetLease { node, lease, now_s } => lease::set(state, *node, *lease, *now_s),
+        Command::DoubtNode(id) => membership::doubt_node(state, *id),
+        Command::TrustNode(id) => membership::trust_node(state, *id),
         Command::Evict { node, seen, now_s } => lease::evict(state, *node, *seen, *now_s),
         Command::EndLease { node, seen, now_s } => lease::end(state, *node, *seen, *now_s),
         Command::ConsumeToken {

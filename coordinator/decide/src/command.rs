@@ -164,6 +164,10 @@ pub enum Command {
         /// Now, in seconds since 1970.
         now_s: u64,
     },
+    /// A node came back with a certificate that had run out: it must be approved again.
+    DoubtNode(NodeId),
+    /// It was, and gets its certificate.
+    TrustNode(NodeId),
 }
 
 /// What a command did.

@@ -20,6 +20,7 @@ pub mod relay;
 pub mod router;
 pub mod state;
 pub mod telemetry;
+mod upgrade;
 
 pub use apply::apply;
 pub use command::{Command, Reply};
@@ -38,3 +39,4 @@ pub use relay::{Next, Relay};
 pub use router::{Candidate, Route, route};
 pub use state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
 pub use telemetry::{Point, Series, Telemetry};
+pub use upgrade::too_new;

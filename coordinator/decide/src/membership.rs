@@ -164,6 +164,28 @@ pub(crate) fn approve_node(state: &mut ClusterState, id: NodeId) -> Reply {
     }
 }
 
+pub(crate) fn doubt_node(state: &mut ClusterState, id: NodeId) -> Reply {
+    let Some(record) = state.nodes.get_mut(&id) else {
+        return Reply::Refused(format!("no node {id}"));
+    };
+    if !state.late.insert(id) {
+        return Reply::Unchanged;
+    }
+    record.approved = false;
+    Reply::Done
+}
+
+pub(crate) fn trust_node(state: &mut ClusterState, id: NodeId) -> Reply {
+    if !state.nodes.get(&id).is_some_and(|record| record.approved) {
+        return Reply::Refused("this node awaits approval".into());
+    }
+    if state.late.remove(&id) {
+        Reply::Done
+    } else {
+        Reply::Unchanged
+    }
+}
+
 pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> Reply {
     if state.revoked.contains_key(&id) {
         return Reply::Unchanged;
@@ -171,6 +193,7 @@ pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> R
     let Some(record) = state.nodes.remove(&id) else {
         return Reply::Refused(format!("no node {id}"));
     };
+    state.late.remove(&id);
     let revoked = RevokedNode {
         name: record.name,
         key: record.key,

@@ -1,6 +1,6 @@
 //! What all coordinators agree on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use pomona_common::plan::Plan;
@@ -37,9 +37,11 @@ pub struct ClusterState {
     pub recent: Recent,
     /// What is wanted of placement, and what is remembered for it.
     pub placement: Placement,
-    /// Until when rented machines stay. What comes later is added after it: stored states of before end
-    /// where it begins, see `pomona_raft`.
+    /// Until when rented machines stay.
     pub leases: Leases,
+    /// Nodes that came back with a certificate that had run out, and must be approved again. What comes
+    /// later is added after it: stored states of before end where it begins, see `pomona_raft`.
+    pub late: BTreeSet<NodeId>,
 }
 
 /// A node as the cluster knows it.

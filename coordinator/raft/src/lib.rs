@@ -14,7 +14,7 @@ use std::io::Cursor;
 
 pub use network::{CallError, RpcKind, Transport};
 pub use replica::{RaftError, Replica, ReplicaConfig, Summary};
-pub use state_machine::decode_state;
+pub use state_machine::{decode_state, encode_state};
 
 openraft::declare_raft_types!(
     /// Types of the Raft instance: commands and replies of `pomona-decide`. Where coordinators are

@@ -9,7 +9,8 @@ use openraft::{Entry, LogId, LogState, OptionalSend, RaftLogReader, StorageError
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use crate::TypeConfig;
-use crate::tables::{DbResult, Values, decode, encode, get, put, write};
+use crate::network::since;
+use crate::tables::{DbResult, Values, decode, encode_since, get, put, write};
 
 const LOG: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("raft_log");
 const META: Values = TableDefinition::new("raft_meta");
@@ -96,7 +97,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         write(&self.db, |transaction| {
             let mut table = transaction.open_table(LOG)?;
             for entry in &entries {
-                table.insert(entry.log_id.index, encode(entry)?.as_slice())?;
+                let bytes = encode_since(entry, since(entry))?;
+                table.insert(entry.log_id.index, bytes.as_slice())?;
             }
             Ok(())
         })

@@ -11,12 +11,12 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use openraft::{EmptyNode, RaftNetwork, RaftNetworkFactory};
+use openraft::{EmptyNode, Entry, EntryPayload, RaftNetwork, RaftNetworkFactory};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::TypeConfig;
-use crate::tables::{decode, encode};
+use crate::tables::{decode, encode_since};
 
 /// A coordinator that is not reached is tried again after this time: it dials by itself when it
 /// is back, and a try that finds no session costs nothing.
@@ -53,6 +53,9 @@ pub trait Transport: Clone + Send + Sync + 'static {
     /// The coordinators that there are sessions with.
     fn peers(&self) -> Vec<u64>;
 
+    /// The newest version of stored values that a connected coordinator reads.
+    fn version(&self, peer: u64) -> Option<u16>;
+
     /// Calls the coordinator with this number.
     fn call(
         &self,
@@ -70,12 +73,17 @@ pub(crate) struct Caller(Arc<dyn Calls>);
 
 trait Calls: Send + Sync {
     fn peers(&self) -> Vec<u64>;
+    fn version(&self, peer: u64) -> Option<u16>;
     fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Answer;
 }
 
 impl<T: Transport> Calls for T {
     fn peers(&self) -> Vec<u64> {
         Transport::peers(self)
+    }
+
+    fn version(&self, peer: u64) -> Option<u16> {
+        Transport::version(self, peer)
     }
 
     fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Answer {
@@ -91,6 +99,10 @@ impl Caller {
 
     pub(crate) fn peers(&self) -> Vec<u64> {
         self.0.peers()
+    }
+
+    pub(crate) fn version(&self, peer: u64) -> Option<u16> {
+        self.0.version(peer)
     }
 
     pub(crate) fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Answer {
@@ -118,16 +130,24 @@ impl RaftNetworkFactory<TypeConfig> for Network {
     }
 }
 
+/// Version that is needed to read an entry of the log: all read those without a command.
+pub(crate) fn since(entry: &Entry<TypeConfig>) -> u8 {
+    match &entry.payload {
+        EntryPayload::Normal(proposal) => proposal.command.since(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 type RpcError<E> = RPCError<u64, EmptyNode, RaftError<u64, E>>;
 
 impl Peer {
-    async fn call<Q, A, E>(&self, kind: RpcKind, request: &Q) -> Result<A, RpcError<E>>
+    async fn call<Q, A, E>(&self, kind: RpcKind, request: &Q, since: u8) -> Result<A, RpcError<E>>
     where
         Q: Serialize,
         A: DeserializeOwned,
         E: std::error::Error + DeserializeOwned,
     {
-        let body = encode(request).map_err(|error| NetworkError::new(&error))?;
+        let body = encode_since(request, since).map_err(|error| NetworkError::new(&error))?;
         let answer = self
             .caller
             .call(self.id, kind, body)
@@ -145,7 +165,8 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: AppendEntriesRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RpcError<openraft::error::Infallible>> {
-        self.call(RpcKind::Append, &request).await
+        let since = request.entries.iter().map(since).max().unwrap_or_default();
+        self.call(RpcKind::Append, &request, since).await
     }
 
     async fn install_snapshot(
@@ -153,7 +174,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: InstallSnapshotRequest<TypeConfig>,
         _option: RPCOption,
     ) -> Result<InstallSnapshotResponse<u64>, RpcError<InstallSnapshotError>> {
-        self.call(RpcKind::Snapshot, &request).await
+        self.call(RpcKind::Snapshot, &request, 0).await
     }
 
     async fn vote(
@@ -161,7 +182,7 @@ impl RaftNetwork<TypeConfig> for Peer {
         request: VoteRequest<u64>,
         _option: RPCOption,
     ) -> Result<VoteResponse<u64>, RpcError<openraft::error::Infallible>> {
-        self.call(RpcKind::Vote, &request).await
+        self.call(RpcKind::Vote, &request, 0).await
     }
 
     fn backoff(&self) -> Backoff {

@@ -10,16 +10,25 @@ use openraft::{
     StorageError, StorageIOError, StoredMembership,
 };
 use pomona_decide::{ClusterState, Reply, apply_proposal};
+use pomona_wire::stored::{self, Added};
 use redb::{Database, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::TypeConfig;
-use crate::tables::{DbResult, Values, decode_grown, encode, get, get_grown, put, write};
+use crate::tables::{DbResult, Values, decode_grown, get, get_grown, put, put_bytes, write};
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
-/// the two of `Leases`.
-const ADDED: &[(u8, &[u8])] = &[(4, &[0; 4]), (5, &[0; 2])];
+/// the two of `Leases`, the nodes that are doubted.
+const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0])];
+
+/// Writes a state so that every program reads it that knows what is in it.
+///
+/// # Errors
+/// The state cannot be encoded.
+pub fn encode_state(state: &ClusterState) -> std::io::Result<Vec<u8>> {
+    stored::encode_grown(state, ADDED, state.since()).map_err(std::io::Error::other)
+}
 
 /// Reads a state as snapshots have it, of any version that is still known.
 ///
@@ -67,7 +76,9 @@ impl StateMachine {
 
     fn save(&self) -> DbResult<()> {
         write(&self.db, |transaction| {
-            put(transaction, STATE, "applied", &self.applied)
+            let since = self.applied.state.since();
+            let bytes = stored::encode_grown(&self.applied, ADDED, since).map_err(std::io::Error::other)?;
+            put_bytes(transaction, STATE, "applied", &bytes)
         })?;
         self.published.send_replace(Arc::new(self.applied.state.clone()));
         Ok(())
@@ -85,7 +96,7 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
                 last_membership: applied.membership.clone(),
                 snapshot_id: format!("snapshot-{index}"),
             };
-            let data = encode(&applied.state)?;
+            let data = encode_state(&applied.state)?;
             write(&self.db, |transaction| {
                 put(transaction, STATE, "snapshot", &(meta.clone(), data.clone()))
             })?;
@@ -175,6 +186,7 @@ mod tests {
     use pomona_common::{ClusterId, NodeId};
 
     use super::*;
+    use crate::tables::encode;
 
     fn bytes(hex: &str) -> Vec<u8> {
         let digits: Vec<u32> = hex.trim().chars().filter_map(|c| c.to_digit(16)).collect();
@@ -182,6 +194,24 @@ mod tests {
             .chunks(2)
             .map(|pair| (pair[0] * 16 + pair[1]) as u8)
             .collect()
+    }
+
+    /// Updates go one coordinator after the other: what a newer one writes is what an older one wrote,
+    /// until something is in it that the older one does not know.
+    #[test]
+    fn a_state_is_written_as_the_oldest_program_that_knows_it_did() -> std::io::Result<()> {
+        for (golden, version) in [
+            (include_str!("../golden/snapshot-3.hex"), 3),
+            (include_str!("../golden/snapshot-4.hex"), 4),
+        ] {
+            let mut state = decode_state(&bytes(golden))?;
+            assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
+            state.late.insert(NodeId::from_bits(9));
+            let newest = encode_state(&state)?;
+            assert_eq!(newest[0], stored::VERSION);
+            assert_eq!(decode_state(&newest)?, state);
+        }
+        Ok(())
     }
 
     /// Released bytes: they must decode for ever.
@@ -197,16 +227,18 @@ mod tests {
         let cordoned = pomona_decide::Availability::Cordoned;
         assert_eq!(state.placement.availability(node), cordoned);
         assert_eq!(state.leases, pomona_decide::Leases::default());
-        assert_eq!(decode_grown::<ClusterState>(&encode(&state)?, ADDED)?, state);
+        assert_eq!(decode_state(&encode_state(&state)?)?, state);
         Ok(())
     }
 
     /// As above.
     #[test]
     fn states_of_version_3_still_decode() -> std::io::Result<()> {
+        let late = std::collections::BTreeSet::<NodeId>::new();
         let empty = [
             encode(&pomona_decide::Placement::default())?,
             encode(&pomona_decide::Leases::default())?,
+            encode(&late)?,
         ];
         for ((version, added), empty) in ADDED.iter().zip(empty) {
             assert_eq!(**added, empty[1..], "what version {version} added");
@@ -225,7 +257,7 @@ mod tests {
                 .all(|why| why == "stored here and fits")
         );
         assert_eq!(state.placement, pomona_decide::Placement::default());
-        let again: ClusterState = decode_grown(&encode(&state)?, ADDED)?;
+        let again = decode_state(&encode_state(&state)?)?;
         assert_eq!(again, state);
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Small helpers over redb: one value per key, encoded as stored values of `pomona-wire`.
 
-use pomona_wire::stored;
+use pomona_wire::stored::{self, Added};
 use redb::{Database, ReadableDatabase, TableDefinition, WriteTransaction};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -14,11 +14,15 @@ pub(crate) fn encode<T: Serialize>(value: &T) -> std::io::Result<Vec<u8>> {
     stored::encode(value).map_err(std::io::Error::other)
 }
 
+pub(crate) fn encode_since<T: Serialize>(value: &T, since: u8) -> std::io::Result<Vec<u8>> {
+    stored::encode_since(value, since).map_err(std::io::Error::other)
+}
+
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T> {
     decode_grown(bytes, &[])
 }
 
-pub(crate) fn decode_grown<T: DeserializeOwned>(bytes: &[u8], added: &[(u8, &[u8])]) -> std::io::Result<T> {
+pub(crate) fn decode_grown<T: DeserializeOwned>(bytes: &[u8], added: Added<'_>) -> std::io::Result<T> {
     stored::decode_grown(bytes, added).map_err(std::io::Error::other)
 }
 
@@ -36,8 +40,17 @@ pub(crate) fn put<T: Serialize>(
     key: &str,
     value: &T,
 ) -> DbResult<()> {
+    put_bytes(transaction, table, key, &encode(value)?)
+}
+
+pub(crate) fn put_bytes(
+    transaction: &WriteTransaction,
+    table: Values,
+    key: &str,
+    bytes: &[u8],
+) -> DbResult<()> {
     let mut table = transaction.open_table(table)?;
-    table.insert(key, encode(value)?.as_slice())?;
+    table.insert(key, bytes)?;
     Ok(())
 }
 
@@ -50,7 +63,7 @@ pub(crate) fn get_grown<T: DeserializeOwned>(
     db: &Database,
     table: Values,
     key: &str,
-    added: &[(u8, &[u8])],
+    added: Added<'_>,
 ) -> DbResult<Option<T>> {
     let table = db.begin_read()?.open_table(table)?;
     let value = table

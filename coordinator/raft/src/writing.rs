@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::network::{CallError, RpcKind};
 use crate::replica::{RaftError, Replica};
-use crate::tables::{decode, encode};
+use crate::tables::{decode, encode, encode_since};
 
 /// A caller waits so long for a command to be committed: longer than an election takes.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +46,9 @@ impl Replica {
     /// # Errors
     /// There was no leader to be had, or [`RaftError::Unknown`].
     pub async fn write(&self, command: Command) -> Result<Reply, RaftError> {
+        if let Some(why) = self.too_new(&command) {
+            return Ok(Reply::Refused(why));
+        }
         // Not what is applied here: one that has just joined is behind, and a leader that was
         // started again is too, and does not know yet that it leads no more.
         let seen = self.read_index().await?;
@@ -54,7 +57,7 @@ impl Replica {
             seen,
             command,
         };
-        let body = encode(&proposal).map_err(RaftError::Message)?;
+        let body = encode_since(&proposal, proposal.command.since()).map_err(RaftError::Message)?;
         let written: Written = self
             .through_leader(RpcKind::Write, &body, || self.write_here(proposal.clone()))
             .await?;
@@ -92,7 +95,23 @@ impl Replica {
         encode(&in_time(self.read_index_here()).await)
     }
 
+    /// Why some coordinator could not read a command.
+    fn too_new(&self, command: &Command) -> Option<String> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow();
+        let members = metrics.membership_config.nodes().map(|(number, _)| *number);
+        let version = |number| Some((number, self.caller.version(number)?));
+        pomona_decide::too_new(command, members.filter_map(version))
+    }
+
     async fn write_here(&self, proposal: Proposal) -> Told<Written> {
+        // The leader knows best who is there.
+        if let Some(why) = self.too_new(&proposal.command) {
+            return Told::Done(Written {
+                reply: Reply::Refused(why),
+                index: 0,
+            });
+        }
         match self.raft.client_write(proposal).await {
             Ok(response) => Told::Done(Written {
                 reply: response.data,

@@ -187,6 +187,10 @@ fn whole(operation: &Operation) -> usize {
 pub struct Alone;
 
 impl Transport for Alone {
+    fn version(&self, _: u64) -> Option<u16> {
+        None
+    }
+
     fn peers(&self) -> Vec<u64> {
         Vec::new()
     }
