@@ -21,6 +21,7 @@ pub mod plausible;
 pub mod renew;
 pub mod report;
 pub mod sampling;
+mod store_key;
 pub mod unit;
 pub mod weights;
 
@@ -35,4 +36,5 @@ pub use knobs::{ClassKnobs, EngineKnobs};
 pub use line::Line;
 pub use machine::MachineRole;
 pub use sampling::Sampling;
+pub use store_key::StoreKey;
 pub use unit::{Bytes, Millis, Percent, Tokens, Watts};

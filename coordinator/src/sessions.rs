@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
-use pomona_common::{KeyPrint, NodeId, limits};
+use pomona_common::{KeyPrint, MachineRole, NodeId, limits};
 use pomona_decide::Command;
 use pomona_link::{Authority, CERTIFICATE_LIFE, FrameReceiver, FrameSender, LinkError, Role, Session, join};
 use pomona_raft::Replica;
@@ -112,6 +112,11 @@ impl Sessions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         send.send(&welcome).await?;
+        let role = state.borrow().nodes.get(&id).map(|record| record.role);
+        if role == Some(MachineRole::Rented) {
+            let key = authority.store_key(id, key)?;
+            send.send(&CoordinatorMessage::StoreKey(key)).await?;
+        }
         tracing::info!(node = %id, name = connected.name, "node connected");
         let mut told = Told::default();
         let asked = Arc::new(Requests::new(backend.clone()));

@@ -114,6 +114,7 @@ fn frames() -> Vec<Vec<u8>> {
             },
         ),
         framed(1, &CoordinatorMessage::Through(model())),
+        framed(1, &CoordinatorMessage::StoreKey(pomona_common::StoreKey([7; 32]))),
         framed(2, &StreamRequest::Generate(generation.clone())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),

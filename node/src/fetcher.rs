@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Credentials;
+use crate::vault::{State, Vault};
 use crate::weights::{FetchError, Sources, fetch};
 
 /// Wishes that wait; each coordinator repeats what changes.
@@ -22,6 +23,8 @@ const COORDINATORS: usize = 5;
 /// First and longest wait before a model is tried again.
 const AGAIN_FIRST: Duration = Duration::from_secs(2);
 const AGAIN_LONGEST: Duration = Duration::from_secs(120);
+/// How often is looked whether the store's volume is there.
+const LOOK: Duration = Duration::from_millis(200);
 /// Between two lines of the log about how far a model has come.
 const SAY: Duration = Duration::from_secs(10);
 
@@ -44,7 +47,7 @@ pub(crate) struct Fetcher {
 impl Fetcher {
     pub(crate) fn start(
         id: NodeId,
-        models: PathBuf,
+        (models, vault): (PathBuf, Arc<Vault>),
         credentials: Arc<Credentials>,
         pace: Pace,
         tasks: &mut JoinSet<()>,
@@ -55,6 +58,7 @@ impl Fetcher {
         let work = Work {
             id,
             models,
+            vault,
             credentials,
             pace,
             failed: sender,
@@ -83,6 +87,7 @@ impl Fetcher {
 struct Work {
     id: NodeId,
     models: PathBuf,
+    vault: Arc<Vault>,
     credentials: Arc<Credentials>,
     pace: Pace,
     failed: watch::Sender<BTreeSet<ModelName>>,
@@ -148,6 +153,14 @@ impl Work {
 
     async fn bring(&self, wish: &Wish) -> Result<(), FetchError> {
         let name = wish.record.name.to_string();
+        // Nothing is written beside an encrypted store.
+        loop {
+            match self.vault.state() {
+                State::Closed | State::Open => break,
+                State::Opening => tokio::time::sleep(LOOK).await,
+                State::Failed(why) => return Err(FetchError::NoSource(name, why)),
+            }
+        }
         if self.models.join(wish.record.name.as_folder()).exists() {
             return Ok(());
         }

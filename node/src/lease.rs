@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::files::write_whole;
 use crate::supervisor::Supervisor;
+use crate::vault::Vault;
 
 /// How often the clock is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -49,6 +50,7 @@ pub(crate) struct Lease(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     folder: PathBuf,
+    vault: Arc<Vault>,
     known: Mutex<Known>,
     told: Notify,
     ending: AtomicBool,
@@ -58,7 +60,7 @@ struct Inner {
 
 impl Lease {
     /// The lease of the node whose state is in `folder`, as it was when the node last heard of it.
-    pub(crate) fn open(folder: &Path) -> Self {
+    pub(crate) fn open(folder: &Path, vault: Arc<Vault>) -> Self {
         let kept = fs::read_to_string(folder.join(ENDS)).unwrap_or_default();
         let mut words = kept.split_whitespace();
         let mut number = || words.next().and_then(|word| word.parse().ok());
@@ -68,6 +70,7 @@ impl Lease {
         };
         Self(Arc::new(Inner {
             folder: folder.to_owned(),
+            vault,
             known: Mutex::new(known),
             told: Notify::new(),
             ending: AtomicBool::new(false),
@@ -154,8 +157,8 @@ impl Lease {
 
     async fn destroy_twice(&self) -> io::Result<()> {
         for _ in 0..2 {
-            let folder = self.0.folder.clone();
-            let destroyed = tokio::task::spawn_blocking(move || destroy(&folder)).await;
+            let this = self.0.clone();
+            let destroyed = tokio::task::spawn_blocking(move || destroy(&this.folder, &this.vault)).await;
             destroyed.map_err(io::Error::other)??;
             tokio::time::sleep(SETTLED).await;
         }
@@ -168,10 +171,10 @@ impl Lease {
 ///
 /// # Errors
 /// Something cannot be removed.
-pub(crate) fn finish(folder: &Path) -> io::Result<()> {
+pub(crate) fn finish(folder: &Path, vault: &Vault) -> io::Result<()> {
     if folder.join(BEGUN).exists() {
         tracing::info!("the lease has ended: what is left of the cluster is removed");
-        destroy(folder)?;
+        destroy(folder, vault)?;
     }
     Ok(())
 }
@@ -180,14 +183,14 @@ pub(crate) fn finish(folder: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// A file cannot be removed.
-pub(crate) fn forget(folder: &Path) -> io::Result<()> {
-    finish(folder)?;
+pub(crate) fn forget(folder: &Path, vault: &Vault) -> io::Result<()> {
+    finish(folder, vault)?;
     remove_file(&folder.join(ENDS))
 }
 
 /// Removes everything below the node's folder, the membership last, its key overwritten before. Goes on
 /// where something cannot be removed, and says so at the end.
-fn destroy(folder: &Path) -> io::Result<()> {
+fn destroy(folder: &Path, vault: &Vault) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     fs::File::create(folder.join(BEGUN))?.sync_all()?;
     let mut outcome = Ok(());
@@ -196,6 +199,8 @@ fn destroy(folder: &Path) -> io::Result<()> {
             outcome = removed;
         }
     };
+    // First, so that the key of what is on the disk is nowhere, whatever comes after.
+    note(vault.close());
     for entry in fs::read_dir(folder)? {
         let entry = entry?;
         let name = entry.file_name();
@@ -267,15 +272,15 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let node = folder.path().join("node");
         filled(&node)?;
-        destroy(&node)?;
+        destroy(&node, &Vault::at(&node))?;
         assert_eq!(fs::read_dir(&node)?.count(), 0);
         // Switched off in between, with half a membership: the file says so.
         filled(&node)?;
         fs::remove_file(node.join("membership/node.key"))?;
-        finish(&node)?;
+        finish(&node, &Vault::at(&node))?;
         assert!(node.join(MEMBERSHIP).exists(), "nobody asked for that");
         fs::write(node.join(BEGUN), "")?;
-        finish(&node)?;
+        finish(&node, &Vault::at(&node))?;
         assert_eq!(fs::read_dir(&node)?.count(), 0);
         Ok(())
     }
@@ -295,7 +300,7 @@ mod tests {
         std::os::unix::fs::symlink(&disk, node.join(MODELS))?;
         std::os::unix::fs::symlink(&home, node.join("home"))?;
         std::os::unix::fs::symlink(home.join("letter"), node.join("letter"))?;
-        destroy(&node)?;
+        destroy(&node, &Vault::at(&node))?;
         assert_eq!(fs::read_dir(&node)?.count(), 0);
         assert_eq!(fs::read_dir(&disk)?.count(), 0);
         assert_eq!(fs::read_to_string(home.join("letter"))?, "mine");
@@ -305,24 +310,28 @@ mod tests {
     #[test]
     fn the_newest_word_counts_and_is_kept() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
+        let vault = Arc::new(Vault::at(folder.path()));
         let ends = |lease: &Lease| {
             let known = lease.0.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.ends_s
         };
-        let lease = Lease::open(folder.path());
+        let lease = Lease::open(folder.path(), vault.clone());
         lease.learn(7, Some(900));
         lease.learn(5, Some(100));
         assert_eq!(ends(&lease), Some(900), "one that lags behind knows no better");
         assert_eq!(
-            ends(&Lease::open(folder.path())),
+            ends(&Lease::open(folder.path(), vault.clone())),
             Some(900),
             "known after a restart"
         );
         lease.learn(8, None);
-        assert_eq!((ends(&lease), ends(&Lease::open(folder.path()))), (None, None));
+        assert_eq!(
+            (ends(&lease), ends(&Lease::open(folder.path(), vault.clone()))),
+            (None, None)
+        );
         lease.learn(9, Some(50));
-        forget(folder.path())?;
-        assert_eq!(ends(&Lease::open(folder.path())), None);
+        forget(folder.path(), &vault)?;
+        assert_eq!(ends(&Lease::open(folder.path(), vault)), None);
         Ok(())
     }
 }

@@ -20,6 +20,7 @@ mod session;
 mod sharing;
 pub mod store;
 mod supervisor;
+mod vault;
 pub mod weights;
 
 use std::collections::BTreeMap;
@@ -52,6 +53,7 @@ use session::Drain;
 use sharing::Sharing;
 use store::Store;
 use supervisor::{EngineProgram, EngineView, Supervisor};
+use vault::Vault;
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -126,7 +128,7 @@ pub async fn join_cluster(
     let joined = join::join(coordinator, token, &applicant).await?;
     match &joined {
         Joined::Node { membership, .. } => {
-            lease::forget(&folder).map_err(state_error(&folder))?;
+            lease::forget(&folder, &Vault::at(&folder)).map_err(state_error(&folder))?;
             membership.save(&place)?;
         }
         Joined::Coordinator(commission) => {
@@ -142,6 +144,7 @@ pub struct Node {
     http: HttpServer,
     drain: Drain,
     lease: Lease,
+    vault: Arc<Vault>,
     view: watch::Receiver<EngineView>,
     discovery: Option<Discovery>,
     tasks: JoinSet<()>,
@@ -156,7 +159,8 @@ impl Node {
     /// A port is taken, or the state folder or engine is missing.
     pub async fn start(config: &Config, authority: Option<Arc<Authority>>) -> Result<Self, NodeError> {
         let folder = config.state.join("node");
-        lease::finish(&folder).map_err(state_error(&folder))?;
+        let vault = Arc::new(Vault::at(&folder));
+        lease::finish(&folder, &vault).map_err(state_error(&folder))?;
         let models = folder.join("models");
         fs::create_dir_all(&models).map_err(state_error(&models))?;
         let on_coordinator = authority.is_some();
@@ -186,11 +190,11 @@ impl Node {
             stopped.clone(),
         );
         let credentials = credentials.map(Arc::new);
-        let lease = Lease::open(&folder);
+        let lease = Lease::open(&folder, vault.clone());
         // What writes to the folder ends before it is destroyed.
         let working = stop.child_token();
         let share = |credentials: &Arc<Credentials>, tasks: &mut JoinSet<()>| {
-            let place = (&store, models.clone());
+            let place = (&store, models.clone(), vault.clone());
             Sharing::start(config, id, credentials, place, &supervisor, tasks, &working)
         };
         let sharing = credentials
@@ -249,6 +253,7 @@ impl Node {
                     reporter,
                     drain: drain.clone(),
                     lease: lease.clone(),
+                    vault: vault.clone(),
                 };
                 discovery = discover(config, cluster, &coordinators);
                 tasks.spawn(lease.clone().run(supervisor, working, stopped.clone()));
@@ -263,6 +268,7 @@ impl Node {
             http,
             drain,
             lease,
+            vault,
             view,
             discovery,
             tasks,
@@ -312,6 +318,11 @@ impl Node {
             .is_err()
         {
             self.tasks.shutdown().await;
+        }
+        let vault = self.vault;
+        let closed = tokio::task::spawn_blocking(move || vault.close()).await;
+        if let Ok(Err(error)) = closed {
+            tracing::error!(%error, "the encrypted store stays open");
         }
     }
 }

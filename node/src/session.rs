@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
-use pomona_common::{Failure, NodeId};
+use pomona_common::{Failure, NodeId, StoreKey};
 use pomona_link::{
     CERTIFICATE_LIFE, Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session,
     any_port_toward, renew,
@@ -25,6 +25,7 @@ use crate::lease::Lease;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
+use crate::vault::Vault;
 use crate::weights::Sources;
 
 /// How often is looked whether the certificate is to be renewed.
@@ -55,6 +56,7 @@ pub(crate) struct SessionContext {
     pub(crate) reporter: Reporter,
     pub(crate) drain: Drain,
     pub(crate) lease: Lease,
+    pub(crate) vault: Arc<Vault>,
 }
 
 /// How a node stops serving coordinators: no new answers, the running ones finish.
@@ -203,6 +205,15 @@ impl SessionContext {
         Some(NodeMessage::Room { free_bytes })
     }
 
+    /// Attaches the store's volume, beside everything else.
+    fn open_vault(&self, key: StoreKey) {
+        if self.vault.begin() {
+            let vault = self.vault.clone();
+            // Not waited for: what follows asks how far it is, and a stop waits for it to close it.
+            drop(tokio::task::spawn_blocking(move || vault.open(&key)));
+        }
+    }
+
     async fn on_message(&self, session: &Session, message: CoordinatorMessage, coordinators: &Coordinators) {
         match message {
             // Taken in where they are waited for.
@@ -235,6 +246,7 @@ impl SessionContext {
                 };
                 self.fetcher.wish(Wish { record, sources });
             }
+            CoordinatorMessage::StoreKey(key) => self.open_vault(key),
             CoordinatorMessage::Give => self.giver.give_through(session.remote_address()),
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),

@@ -17,6 +17,7 @@ use crate::fetcher::Fetcher;
 use crate::giver::Giver;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
+use crate::vault::Vault;
 use crate::weights::WeightsServer;
 
 /// How often is looked whether the sessions have renewed the certificate.
@@ -41,7 +42,7 @@ impl Sharing {
         config: &Config,
         id: NodeId,
         credentials: &Arc<Credentials>,
-        (store, models): (&Store, PathBuf),
+        (store, models, vault): (&Store, PathBuf, Arc<Vault>),
         supervisor: &Supervisor,
         tasks: &mut JoinSet<()>,
         stop: &CancellationToken,
@@ -62,7 +63,8 @@ impl Sharing {
         tasks.spawn(server.clone().run(stop.clone()));
         let giver = Giver::start(id, credentials.clone(), server, tasks, stop.clone());
         tasks.spawn(renew(endpoint, id, credentials.clone(), stop.clone()));
-        let fetcher = Fetcher::start(id, models, credentials.clone(), pace, tasks, stop.clone());
+        let place = (models, vault);
+        let fetcher = Fetcher::start(id, place, credentials.clone(), pace, tasks, stop.clone());
         Ok(Self {
             fetcher,
             giver,

@@ -4,11 +4,12 @@
 use std::fs;
 use std::path::Path;
 
-use pomona_common::{ClusterId, KeyPrint, NodeId};
+use pomona_common::{ClusterId, KeyPrint, NodeId, StoreKey};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber,
 };
+use ring::hkdf::{HKDF_SHA256, Salt};
 use time::{Duration, OffsetDateTime};
 
 use crate::LinkError;
@@ -26,6 +27,8 @@ const LEAF: Duration = Duration::hours(24);
 /// The same, for those who count in it: without a majority that renews it, a node is out after this
 /// time.
 pub const CERTIFICATE_LIFE: std::time::Duration = std::time::Duration::from_secs(24 * 3600);
+/// What store keys are derived under.
+const STORE_LABEL: &[u8] = b"pomona store key 1";
 /// Clocks of two machines may differ by this much.
 const SKEW: Duration = Duration::minutes(5);
 
@@ -39,6 +42,21 @@ pub struct Authority {
 }
 
 impl Authority {
+    /// The key of the store of a rented node: the same from every coordinator, another one for whoever
+    /// joins again.
+    ///
+    /// # Errors
+    /// The system cannot derive it.
+    pub fn store_key(&self, node: NodeId, key: KeyPrint) -> Result<StoreKey, LinkError> {
+        let secret = Salt::new(HKDF_SHA256, STORE_LABEL).extract(self.key_pem.as_bytes());
+        let mut bytes = [0; 32];
+        secret
+            .expand(&[&node.bits().to_be_bytes(), &key.0], HKDF_SHA256)
+            .and_then(|derived| derived.fill(&mut bytes))
+            .map_err(|_| LinkError::Certificate("no store key".into()))?;
+        Ok(StoreKey(bytes))
+    }
+
     /// Opens the authority in `folder`, or makes one for a new cluster.
     ///
     /// # Errors
@@ -180,4 +198,24 @@ fn parameters(cluster: ClusterId) -> CertificateParams {
 
 pub(crate) fn certificate_error(error: rcgen::Error) -> LinkError {
     LinkError::Certificate(error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_coordinator_derives_the_same_store_key_and_another_one_for_every_node() -> Result<(), LinkError>
+    {
+        let folder = tempfile::tempdir().map_err(|error| LinkError::Closed(error.to_string()))?;
+        let made = Authority::open_or_create(folder.path(), ClusterId::from_bits(1))?;
+        let opened = Authority::open_or_create(folder.path(), ClusterId::from_bits(2))?;
+        let (node, key) = (NodeId::from_bits(7), KeyPrint([1; 32]));
+        let one = made.store_key(node, key)?;
+        assert_eq!(one, opened.store_key(node, key)?);
+        assert_ne!(one, made.store_key(NodeId::from_bits(8), key)?);
+        assert_ne!(one, made.store_key(node, KeyPrint([2; 32]))?);
+        assert!(!format!("{one:?}").contains(&one.passphrase()[..8]));
+        Ok(())
+    }
 }

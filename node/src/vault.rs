@@ -1,0 +1,301 @@
+//! The store of a rented machine lies on an encrypted volume. Its key comes from the coordinators in
+//! every session, is kept in memory only, and is given no more once the machine is shut out: a disk
+//! that its owner takes out, or a machine that is switched off and never comes back, shows nothing.
+//!
+//! The volume is an encrypted APFS image (`hdiutil`), attached where the models are expected. Other
+//! systems have no such thing without an administrator: the store stays in the clear there, which is
+//! said once.
+
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pomona_common::StoreKey;
+
+/// The image, beside the folder that it is attached at.
+const IMAGE: &str = "models.sparsebundle";
+/// What lay in the clear before there was an image, until it is in there.
+const CLEAR: &str = "models.clear";
+/// Largest size that the image may grow to; it takes what is in it.
+const SIZE: &str = "8t";
+const PROGRAM: &str = "/usr/bin/hdiutil";
+
+/// How far it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum State {
+    /// Nobody has given a key: the machine is not rented, or the cluster has not spoken yet.
+    Closed,
+    /// Nothing may be written to the store meanwhile.
+    Opening,
+    Open,
+    /// Nothing may be written to the store, where it would lie in the clear.
+    Failed(String),
+}
+
+/// See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Vault {
+    /// The node's folder.
+    folder: PathBuf,
+    /// What makes and attaches images; none where there is nothing.
+    program: Option<PathBuf>,
+    state: Mutex<State>,
+    /// Held while volumes are attached or detached.
+    work: Mutex<()>,
+}
+
+impl Vault {
+    /// Of the node with this folder.
+    pub(crate) fn at(folder: &Path) -> Self {
+        let program = cfg!(target_os = "macos").then(|| PROGRAM.into());
+        Self::with(folder, program)
+    }
+
+    fn with(folder: &Path, program: Option<PathBuf>) -> Self {
+        Self {
+            folder: folder.to_owned(),
+            program,
+            state: Mutex::new(State::Closed),
+            work: Mutex::new(()),
+        }
+    }
+
+    /// How far it is.
+    pub(crate) fn state(&self) -> State {
+        self.lock().clone()
+    }
+
+    /// A key came: from now on it is opening. Whether there is something to do.
+    pub(crate) fn begin(&self) -> bool {
+        let mut state = self.lock();
+        let begins = matches!(*state, State::Closed | State::Failed(_));
+        if begins {
+            *state = State::Opening;
+        }
+        begins
+    }
+
+    /// Opens what has [begun](Self::begin) to. Takes seconds: not for a thread that others wait for.
+    pub(crate) fn open(&self, key: &StoreKey) {
+        let opened = self.attach(key);
+        if let Err(error) = &opened {
+            tracing::error!(%error, "the encrypted store does not open: this node brings no models");
+        }
+        *self.lock() = match opened {
+            Ok(()) => State::Open,
+            Err(error) => State::Failed(format!("the encrypted store does not open: {error}")),
+        };
+    }
+
+    /// Attaches the volume, made first where there is none; what lies in the clear is brought in.
+    fn attach(&self, key: &StoreKey) -> io::Result<()> {
+        let _work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(program) = &self.program else {
+            tracing::warn!(
+                "this machine is rented, and its models lie in the clear: encrypted volumes are on macOS only"
+            );
+            return Ok(());
+        };
+        let (models, image, clear) = (self.models(), self.folder.join(IMAGE), self.folder.join(CLEAR));
+        // A process that was killed has left it attached.
+        if !is_mounted(&models) {
+            let passphrase = key.passphrase();
+            if !image.exists() {
+                let new = [
+                    "create",
+                    "-encryption",
+                    "AES-256",
+                    "-stdinpass",
+                    "-type",
+                    "SPARSEBUNDLE",
+                ];
+                let more = ["-fs", "APFS", "-size", SIZE, "-volname", "Pomona models"];
+                run(program, &[new, more].concat(), &image, Some(&passphrase))?;
+            }
+            if !clear.exists() && fs::read_dir(&models)?.next().is_some() {
+                fs::rename(&models, &clear)?;
+            }
+            fs::create_dir_all(&models)?;
+            let at = models.to_string_lossy();
+            let attach = [
+                "attach",
+                "-stdinpass",
+                "-nobrowse",
+                "-owners",
+                "on",
+                "-mountpoint",
+                &at,
+            ];
+            run(program, &attach, &image, Some(&passphrase))?;
+        }
+        if clear.exists() {
+            bring_in(&clear, &models)?;
+        }
+        tracing::info!("the models of this rented machine lie on an encrypted volume");
+        Ok(())
+    }
+
+    /// Detaches the volume, whoever attached it: its key is nowhere then.
+    ///
+    /// # Errors
+    /// It stays attached.
+    pub(crate) fn close(&self) -> io::Result<()> {
+        let _work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_open = self.state() == State::Open;
+        if let Some(program) = &self.program
+            && (was_open || is_mounted(&self.models()))
+        {
+            run(program, &["detach", "-force"], &self.models(), None)?;
+        }
+        *self.lock() = State::Closed;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn models(&self) -> PathBuf {
+        self.folder.join("models")
+    }
+}
+
+/// Whether something is mounted there.
+fn is_mounted(folder: &Path) -> bool {
+    let device = |path: &Path| fs::metadata(path).ok().map(|meta| meta.dev());
+    let above = folder.parent().and_then(device);
+    device(folder).is_some_and(|device| above.is_some_and(|above| above != device))
+}
+
+/// Moves models, folder by folder, to another volume. What was interrupted begins again.
+fn bring_in(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            fs::create_dir_all(&target)?;
+            bring_in(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+            fs::remove_file(entry.path())?;
+        }
+    }
+    fs::remove_dir(from)
+}
+
+/// Runs it with a last argument; the key goes over standard input, which nobody else sees.
+fn run(program: &Path, arguments: &[&str], last: &Path, key: Option<&str>) -> io::Result<()> {
+    let mut child = Command::new(program)
+        .args(arguments)
+        .arg(last)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    if let Some(mut input) = child.stdin.take() {
+        // It reads to the end: a line's end would be part of the key.
+        input.write_all(key.unwrap_or_default().as_bytes())?;
+    }
+    let ended = child.wait_with_output()?;
+    if ended.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&ended.stderr);
+    let what = arguments.first().copied().unwrap_or_default();
+    Err(io::Error::other(format!(
+        "{} {what} failed: {}",
+        program.display(),
+        said.trim()
+    )))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// A stand-in for `hdiutil`: an image is a file with its key, and opens with that one only. What it
+    /// was called with is written down.
+    const STAND_IN: &str = r#"#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+for last; do :; done
+case "$1" in
+create) cat > "$last" ;;
+attach) [ "$(cat)" = "$(cat "$last")" ] || { echo "Authentication error" >&2; exit 1; } ;;
+detach) ;;
+esac
+"#;
+
+    fn stand_in(folder: &Path) -> io::Result<PathBuf> {
+        let program = folder.join("hdiutil");
+        fs::write(&program, STAND_IN)?;
+        fs::set_permissions(&program, fs::Permissions::from_mode(0o755))?;
+        Ok(program)
+    }
+
+    #[test]
+    fn the_volume_is_made_once_opens_with_its_key_and_takes_what_lay_in_the_clear() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let node = folder.path().join("node");
+        fs::create_dir_all(node.join("models/org--model"))?;
+        fs::write(node.join("models/org--model/config.json"), "{}")?;
+        let program = stand_in(folder.path())?;
+        let key = StoreKey([7; 32]);
+        let calls = || fs::read_to_string(folder.path().join("calls"));
+
+        let vault = Vault::with(&node, Some(program.clone()));
+        assert_eq!(vault.state(), State::Closed);
+        assert!(vault.begin());
+        assert_eq!(vault.state(), State::Opening);
+        vault.open(&key);
+        assert!(!vault.begin(), "it is open");
+        assert_eq!(vault.state(), State::Open);
+        assert_eq!(
+            fs::read_to_string(node.join("models/org--model/config.json"))?,
+            "{}"
+        );
+        assert!(!node.join(CLEAR).exists());
+        let verbs: Vec<String> = calls()?
+            .lines()
+            .filter_map(|call| call.split(' ').next().map(str::to_owned))
+            .collect();
+        assert_eq!(verbs, ["create", "attach"]);
+        assert!(!calls()?.contains(&key.passphrase()), "the key is an argument");
+        assert_eq!(
+            fs::read_to_string(node.join(IMAGE))?,
+            key.passphrase(),
+            "no line's end"
+        );
+        vault.close()?;
+        assert!(
+            calls()?
+                .lines()
+                .last()
+                .is_some_and(|call| call.starts_with("detach -force"))
+        );
+
+        let other = Vault::with(&node, Some(program));
+        other.open(&StoreKey([8; 32]));
+        let failed = other.state();
+        assert!(
+            matches!(&failed, State::Failed(why) if why.contains("Authentication error")),
+            "{failed:?}"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn without_encrypted_volumes_the_store_stays_where_it_is() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let vault = Vault::with(folder.path(), None);
+        vault.open(&StoreKey([7; 32]));
+        assert_eq!(vault.state(), State::Open);
+        vault.close()?;
+        assert_eq!(fs::read_dir(folder.path())?.count(), 0);
+        Ok(())
+    }
+}
