@@ -180,8 +180,10 @@ fn cluster_of(config: &Config, joined: Option<&Belonging>) -> Option<ClusterId> 
 fn sightings(cluster: ClusterId) -> Option<Vec<u64>> {
     let (sender, receiver) = std::sync::mpsc::sync_channel(limits::CONTACTS);
     let _discovery = Discovery::start(cluster, None, move |sighting| {
-        // A full channel has enough of them.
-        let _ = sender.try_send(sighting.number);
+        if let Some(number) = sighting.coordinator() {
+            // A full channel has enough of them.
+            let _ = sender.try_send(number);
+        }
     })
     .ok()?;
     std::thread::sleep(LOOK);

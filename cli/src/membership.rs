@@ -179,8 +179,10 @@ fn addresses(
 fn found_on_lan(token: &JoinToken) -> anyhow::Result<Vec<SocketAddr>> {
     let (sender, sightings) = std::sync::mpsc::sync_channel(limits::CONTACTS);
     let _discovery = Discovery::start(token.cluster(), None, move |sighting| {
-        // A full channel has enough of them.
-        let _ = sender.try_send(sighting.address);
+        if sighting.coordinator().is_some() {
+            // A full channel has enough of them.
+            let _ = sender.try_send(sighting.address);
+        }
     })?;
     let first = sightings.recv_timeout(LOOK).ok();
     // Its other addresses come with it.

@@ -32,7 +32,7 @@ use pomona_api::HttpServer;
 use pomona_cluster_config::Config;
 use pomona_common::{ClusterId, limits};
 use pomona_decide::Command;
-use pomona_discovery::{Discovery, Sighting};
+use pomona_discovery::{Discovery, Sighting, Who};
 use pomona_link::{Accepted, Authority, Endpoint, LinkError, Purpose, Role, Session, commission};
 use pomona_raft::{RaftError, Replica, ReplicaConfig};
 use tokio::net::TcpListener;
@@ -129,11 +129,15 @@ fn discover(
     let port = listens.port();
     let own = pomona_discovery::Announcement {
         cluster,
-        number,
+        who: Who::Coordinator(number),
         port,
     };
     let peers = peers.clone();
-    let found = move |sighting: Sighting| peers.hint(sighting.number, sighting.address);
+    let found = move |sighting: Sighting| {
+        if let Some(number) = sighting.coordinator() {
+            peers.hint(number, sighting.address);
+        }
+    };
     Discovery::start(cluster, Some(own), found)
         .inspect_err(|error| tracing::warn!(%error, "no discovery"))
         .ok()

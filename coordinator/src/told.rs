@@ -109,12 +109,12 @@ impl Told {
             if is_nothing || self.sources.get(&record.name) == Some(&has) {
                 continue;
             }
-            if through {
-                wishes.push(CoordinatorMessage::Through(record.clone()));
-            }
             if !has.0.is_empty() {
                 let (record, sources) = (record.clone(), has.0.clone());
                 wishes.push(CoordinatorMessage::Fetch { record, sources });
+            }
+            if through {
+                wishes.push(CoordinatorMessage::Through(record.clone()));
             }
             self.sources.insert(record.name.clone(), has);
         }

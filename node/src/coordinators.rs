@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use pomona_common::ModelRecord;
 use pomona_decide::Reachable;
-use pomona_discovery::Sighting;
 use pomona_link::{Contacts, Faster, Paths, Role, Session, Source};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -208,10 +207,9 @@ impl Coordinators {
     }
 
     /// Somebody on the LAN says that a coordinator is there.
-    pub(crate) fn hint(&self, sighting: Sighting) {
+    pub(crate) fn hint(&self, number: u64, address: SocketAddr) {
         let now = self.now();
-        let (hint, peer) = (Source::Hint, Some(sighting.number));
-        self.contacts().learn(sighting.address, hint, peer, now);
+        self.contacts().learn(address, Source::Hint, Some(number), now);
         self.0.news.notify_one();
     }
 

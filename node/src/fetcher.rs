@@ -4,15 +4,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pomona_common::{ModelName, ModelRecord, NodeId};
-use pomona_link::Pace;
+use pomona_link::{Identity, Pace};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Credentials;
+use crate::neighbours::Neighbours;
 use crate::vault::{State, Vault};
 use crate::weights::{FetchError, Sources, fetch};
 
@@ -25,6 +26,8 @@ const AGAIN_FIRST: Duration = Duration::from_secs(2);
 const AGAIN_LONGEST: Duration = Duration::from_secs(120);
 /// How often is looked whether the store's volume is there.
 const LOOK: Duration = Duration::from_millis(200);
+/// After the start, whoever is on the LAN has been seen within this time.
+const LAN_SEEN: Duration = Duration::from_secs(3);
 /// Between two lines of the log about how far a model has come.
 const SAY: Duration = Duration::from_secs(10);
 
@@ -48,6 +51,7 @@ impl Fetcher {
     pub(crate) fn start(
         id: NodeId,
         (models, vault): (PathBuf, Arc<Vault>),
+        neighbours: Neighbours,
         credentials: Arc<Credentials>,
         pace: Pace,
         tasks: &mut JoinSet<()>,
@@ -59,6 +63,8 @@ impl Fetcher {
             id,
             models,
             vault,
+            neighbours,
+            began: Instant::now(),
             credentials,
             pace,
             failed: sender,
@@ -88,6 +94,8 @@ struct Work {
     id: NodeId,
     models: PathBuf,
     vault: Arc<Vault>,
+    neighbours: Neighbours,
+    began: Instant,
     credentials: Arc<Credentials>,
     pace: Pace,
     failed: watch::Sender<BTreeSet<ModelName>>,
@@ -168,19 +176,44 @@ impl Work {
             .credentials
             .identity(self.id)
             .map_err(|error| FetchError::NoSource(name.clone(), error.to_string()))?;
-        let said = std::sync::Mutex::new(std::time::Instant::now());
+        let direct = Sources {
+            nodes: wish.sources.nodes.clone(),
+            ..Sources::default()
+        };
+        match self.bring_from(wish, &direct, &identity).await {
+            Err(FetchError::NoSource(_, why)) => tracing::info!(model = name, why, "no node named gives it"),
+            outcome => return outcome,
+        }
+        // Who has just started has not seen the LAN yet.
+        tokio::time::sleep(LAN_SEEN.saturating_sub(self.began.elapsed())).await;
+        let others = Sources {
+            neighbours: self.neighbours.addresses(),
+            coordinators: wish.sources.coordinators.clone(),
+            ..Sources::default()
+        };
+        self.bring_from(wish, &others, &identity).await
+    }
+
+    async fn bring_from(
+        &self,
+        wish: &Wish,
+        sources: &Sources,
+        identity: &Identity,
+    ) -> Result<(), FetchError> {
+        let name = wish.record.name.to_string();
+        let said = std::sync::Mutex::new(Instant::now());
         let progress = move |done: u64, total: u64| {
             let mut said = said.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             if said.elapsed() > SAY {
-                *said = std::time::Instant::now();
+                *said = Instant::now();
                 tracing::info!(model = name, done, total, "bytes of a model brought");
             }
         };
         fetch(
             &self.models,
             &wish.record,
-            &wish.sources,
-            &identity,
+            sources,
+            identity,
             &self.pace,
             progress,
         )

@@ -11,6 +11,7 @@ mod fetcher;
 mod files;
 mod giver;
 mod lease;
+mod neighbours;
 mod paths;
 mod pipes;
 pub mod pull;
@@ -35,7 +36,7 @@ use pomona_api::{FirstBytes, HttpServer};
 use pomona_clocks::SleepWatch;
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ClusterId, ModelName, NodeId};
-use pomona_discovery::Discovery;
+use pomona_discovery::{Announcement, Discovery, Sighting, Who};
 use pomona_link::join::{self, Joined};
 use pomona_link::{Authority, JoinToken, LinkError, Membership};
 use tokio::net::TcpListener;
@@ -48,6 +49,7 @@ use coordinators::Coordinators;
 use credentials::Credentials;
 use entry::Entry;
 use lease::Lease;
+use neighbours::Neighbours;
 use reporter::Reporter;
 use session::Drain;
 use sharing::Sharing;
@@ -255,7 +257,8 @@ impl Node {
                     lease: lease.clone(),
                     vault: vault.clone(),
                 };
-                discovery = discover(config, cluster, &coordinators);
+                let own = (id, context.serves);
+                discovery = discover(config, cluster, own, &coordinators, &sharing.neighbours);
                 tasks.spawn(lease.clone().run(supervisor, working, stopped.clone()));
                 tasks.spawn(notice_sleep(coordinators.clone(), stopped.clone()));
                 tasks.spawn(coordinators.run(context, stopped));
@@ -340,12 +343,29 @@ async fn notice_sleep(coordinators: Coordinators, stopped: CancellationToken) {
     }
 }
 
-fn discover(config: &Config, cluster: ClusterId, coordinators: &Coordinators) -> Option<Discovery> {
+/// Looks for coordinators and other nodes on the LAN, and is seen there if this node gives weights to it.
+fn discover(
+    config: &Config,
+    cluster: ClusterId,
+    (id, port): (NodeId, u16),
+    coordinators: &Coordinators,
+    neighbours: &Neighbours,
+) -> Option<Discovery> {
     if !config.mdns {
         return None;
     }
-    let coordinators = coordinators.clone();
-    Discovery::start(cluster, None, move |sighting| coordinators.hint(sighting))
+    let own = Announcement {
+        cluster,
+        who: Who::Node(id),
+        port,
+    };
+    let own = Some(own).filter(|_| !config.node_quic.ip().is_loopback());
+    let (coordinators, neighbours) = (coordinators.clone(), neighbours.clone());
+    let found = move |sighting: Sighting| match sighting.who {
+        Who::Coordinator(number) => coordinators.hint(number, sighting.address),
+        Who::Node(node) => neighbours.hint(node, sighting.address),
+    };
+    Discovery::start(cluster, own, found)
         .inspect_err(|error| tracing::warn!(%error, "no discovery"))
         .ok()
 }

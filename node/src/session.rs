@@ -235,14 +235,14 @@ impl SessionContext {
             CoordinatorMessage::Fetch { record, sources } => {
                 let sources = Sources {
                     nodes: sources,
-                    coordinators: Vec::new(),
+                    ..Sources::default()
                 };
                 self.fetcher.wish(Wish { record, sources });
             }
             CoordinatorMessage::Through(record) => {
                 let sources = Sources {
-                    nodes: Vec::new(),
                     coordinators: vec![session.remote_address()],
+                    ..Sources::default()
                 };
                 self.fetcher.wish(Wish { record, sources });
             }

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::credentials::Credentials;
 use crate::fetcher::Fetcher;
 use crate::giver::Giver;
+use crate::neighbours::Neighbours;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::vault::Vault;
@@ -27,6 +28,8 @@ const LOOK: Duration = Duration::from_secs(20);
 pub(crate) struct Sharing {
     pub(crate) fetcher: Fetcher,
     pub(crate) giver: Giver,
+    /// Nodes that were seen on the LAN.
+    pub(crate) neighbours: Neighbours,
     /// Nodes that are given weights.
     pub(crate) members: watch::Sender<Arc<BTreeSet<NodeId>>>,
     /// Port on which they are.
@@ -58,16 +61,19 @@ impl Sharing {
                 .any(|class| class.running > 0 || class.waiting > 0)
         });
         let (members, reader) = watch::channel(Arc::default());
+        let neighbours = Neighbours::new(id, reader.clone());
         let server = WeightsServer::new(endpoint.clone(), store.clone(), pace.clone(), reader);
         let server = Arc::new(server);
         tasks.spawn(server.clone().run(stop.clone()));
         let giver = Giver::start(id, credentials.clone(), server, tasks, stop.clone());
         tasks.spawn(renew(endpoint, id, credentials.clone(), stop.clone()));
         let place = (models, vault);
-        let fetcher = Fetcher::start(id, place, credentials.clone(), pace, tasks, stop.clone());
+        let near = neighbours.clone();
+        let fetcher = Fetcher::start(id, place, near, credentials.clone(), pace, tasks, stop.clone());
         Ok(Self {
             fetcher,
             giver,
+            neighbours,
             members,
             port,
         })

@@ -1,9 +1,11 @@
 //! Nodes that do not reach each other, as on a network for guests, and both reach the coordinator:
 //! weights come through it. Then one direction of a node's way is cut, as a broken switch does.
 
+use std::process::Command;
 use std::time::Instant;
 
 use pomona_tests::lan::Lan;
+use pomona_tests::udp_relay::UdpRelay;
 use pomona_tests::{MODEL, Machine, eventually};
 use serde_json::{Value, json};
 
@@ -14,9 +16,17 @@ const COORDINATOR: &str = "10.77.0.10";
 const FIRST: &str = "10.77.0.11";
 
 pub(crate) fn run(_: Scale) -> Outcome {
-    let Some(mut lan) = Lan::new() else {
+    let Some(lan) = Lan::new() else {
         return Outcome::Skipped("network namespaces need root");
     };
+    let mut figures = apart(lan);
+    let lan = Lan::new().expect("as a moment ago");
+    figures["weights_between_neighbours_s"] = json!(neighbours(lan));
+    keep("nodes_apart", &json!({ "figures": figures }));
+    Outcome::Figures(figures)
+}
+
+fn apart(mut lan: Lan) -> Value {
     let hosts = [COORDINATOR, FIRST, "10.77.0.12"].map(|address| lan.host(address));
     let [mut coordinator, mut first, mut second] = hosts.each_ref().map(|host| Machine::on_lan(host));
     lan.isolate(1);
@@ -47,11 +57,45 @@ pub(crate) fn run(_: Scale) -> Outcome {
         ("to_the_node", hosts[0].as_str(), FIRST),
     ]
     .map(|(which, at, to)| (which, cut(&lan, &coordinator, (at, to))));
-    let figures = json!({ "weights_s": brought_s, "one_way_cuts": serde_json::Map::from_iter(
+    json!({ "weights_s": brought_s, "one_way_cuts": serde_json::Map::from_iter(
         cuts.map(|(which, figures)| (which.to_owned(), figures)),
-    ) });
-    keep("nodes_apart", &json!({ "figures": figures }));
-    Outcome::Figures(figures)
+    ) })
+}
+
+/// Two nodes behind the same NAT: the coordinator sees both at one address, where neither is reached.
+/// They have seen each other on their LAN, and need nobody in between.
+fn neighbours(mut lan: Lan) -> f64 {
+    let hosts = [COORDINATOR, FIRST, "10.77.0.12", "10.77.0.13"].map(|address| lan.host(address));
+    let [mut coordinator, mut first, mut second] = [0, 2, 3].map(|host: usize| Machine::on_lan(&hosts[host]));
+    for node in &hosts[2..] {
+        lan.cut(node, COORDINATOR, true);
+    }
+    let mut netns = Command::new("ip");
+    netns.args(["netns", "exec", &hosts[1]]);
+    let nat = format!("{FIRST}:7799");
+    let _relay = UdpRelay::start(netns, &nat, &format!("{COORDINATOR}:7712"));
+    coordinator.start_coordinator();
+    eventually("the founder leads", SOON, || {
+        status(&coordinator)["raft"]["leads"] == true
+    });
+    first.pull_model();
+    for node in [&mut first, &mut second] {
+        let (ok, _, errors) =
+            node.pomona(&["join", &token(&coordinator, "rented", ""), "--coordinator", &nat]);
+        assert!(ok, "{errors}");
+        node.start_node("echo");
+    }
+    let wanted = coordinator.pomona(&["model", "place", MODEL, "--replicas", "2"]);
+    assert!(wanted.0, "{}", wanted.2);
+    eventually("one replica is there", SOON, || replicas(&coordinator) >= 1);
+    let began = Instant::now();
+    eventually("both replicas are there", SOON, || replicas(&coordinator) == 2);
+    assert!(
+        !second.log().contains("weights come through a coordinator"),
+        "{}",
+        second.log()
+    );
+    began.elapsed().as_secs_f64()
 }
 
 /// What one host sends to the other is lost for a while: the node is missed, and the other one answers.

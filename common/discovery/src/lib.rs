@@ -1,4 +1,4 @@
-//! Coordinators found on the LAN over mDNS (`_pomona._udp.local.`, RFC 6762 and 6763). Everything
+//! Coordinators and nodes found on the LAN over mDNS (`_pomona._udp.local.`, RFC 6762 and 6763). Everything
 //! that comes from here is a hint: whoever is there proves over TLS who it is, and presence is
 //! never decided by it. The one crate that touches mdns-sd.
 #![forbid(unsafe_code)]
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use mdns_sd::{IfKind, Receiver, RecvTimeoutError, ServiceDaemon, ServiceEvent, ServiceInfo};
 use pomona_common::ClusterId;
 
-pub use sighting::Sighting;
+pub use sighting::{Sighting, Who};
 
 const SERVICE: &str = "_pomona._udp.local.";
 /// How often the thread looks whether it should end.
@@ -26,18 +26,18 @@ const RECORDS: i64 = 4096;
 /// A daemon that was flooded, or did not start, is started anew after this time.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// What a coordinator says of itself.
+/// What somebody says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Announcement {
     /// Its cluster.
     pub cluster: ClusterId,
-    /// Its number there.
-    pub number: u64,
+    /// Who it is.
+    pub who: Who,
     /// Its QUIC port, on every interface.
     pub port: u16,
 }
 
-/// Looks for coordinators until it is dropped.
+/// Looks for others until it is dropped.
 #[derive(Debug)]
 pub struct Discovery {
     stop: Arc<AtomicBool>,
@@ -45,7 +45,7 @@ pub struct Discovery {
 }
 
 impl Discovery {
-    /// Looks for coordinators of one cluster, and announces one if asked to. `found` is called in
+    /// Looks for coordinators and nodes of one cluster, and announces one if asked to. `found` is called in
     /// a thread of its own, again and again for one that stays.
     ///
     /// # Errors
@@ -169,10 +169,14 @@ fn records(metrics: &Receiver<mdns_sd::Metrics>) -> i64 {
 
 fn service(own: Announcement) -> Result<ServiceInfo, mdns_sd::Error> {
     let short = &own.cluster.to_string()[..8];
-    let name = format!("coordinator-{}-{short}", own.number);
-    let host = format!("pomona-{}-{short}.local.", own.number);
-    let (cluster, number) = (own.cluster.to_string(), own.number.to_string());
-    let properties = [("v", "1"), ("cluster", cluster.as_str()), ("n", number.as_str())];
+    let (kind, key, id) = match own.who {
+        Who::Coordinator(number) => ("coordinator", "n", number.to_string()),
+        Who::Node(node) => ("node", "node", node.to_string()),
+    };
+    let name = format!("{kind}-{id}-{short}");
+    let host = format!("pomona-{id}-{short}.local.");
+    let cluster = own.cluster.to_string();
+    let properties = [("v", "1"), ("cluster", cluster.as_str()), (key, id.as_str())];
     // The addresses are the daemon's business: they change.
     Ok(ServiceInfo::new(SERVICE, &name, &host, "", own.port, &properties[..])?.enable_addr_auto())
 }

@@ -3,20 +3,39 @@
 use std::net::{IpAddr, SocketAddr};
 
 use mdns_sd::ResolvedService;
-use pomona_common::ClusterId;
+use pomona_common::{ClusterId, NodeId};
 
 /// Addresses that are looked at of one service: machines have a few interfaces.
 const ADDRESSES: usize = 8;
 
-/// Somebody says that a coordinator is there.
+/// Who is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Who {
+    /// The coordinator with this number.
+    Coordinator(u64),
+    /// The node with this id, which gives weights there.
+    Node(NodeId),
+}
+
+/// Somebody says that somebody is there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sighting {
     /// Of this cluster.
     pub cluster: ClusterId,
-    /// With this number.
-    pub number: u64,
+    /// Who.
+    pub who: Who,
     /// Where.
     pub address: SocketAddr,
+}
+
+impl Sighting {
+    /// The number of a coordinator.
+    pub fn coordinator(&self) -> Option<u64> {
+        match self.who {
+            Who::Coordinator(number) => Some(number),
+            Who::Node(_) => None,
+        }
+    }
 }
 
 /// The sightings in one service; none when it is not what it should be.
@@ -26,7 +45,7 @@ pub(crate) fn of(service: &ResolvedService) -> Vec<Sighting> {
     read(
         property("v"),
         property("cluster"),
-        property("n"),
+        (property("n"), property("node")),
         service.port,
         addresses,
     )
@@ -35,19 +54,22 @@ pub(crate) fn of(service: &ResolvedService) -> Vec<Sighting> {
 fn read(
     version: Option<&str>,
     cluster: Option<&str>,
-    number: Option<&str>,
+    (number, node): (Option<&str>, Option<&str>),
     port: u16,
     addresses: impl Iterator<Item = IpAddr>,
 ) -> Vec<Sighting> {
     let sound = version == Some("1") && port != 0;
     let cluster = cluster.and_then(|text| text.parse().ok());
-    let number = number.and_then(|text| text.parse().ok());
-    let (true, Some(cluster), Some(number)) = (sound, cluster, number) else {
+    let number = number.map(|text| text.parse().ok().map(Who::Coordinator));
+    let node = node.map(|text| text.parse().ok().map(Who::Node));
+    // One of the two.
+    let who = number.xor(node).flatten();
+    let (true, Some(cluster), Some(who)) = (sound, cluster, who) else {
         return Vec::new();
     };
     let sighting = |ip| Sighting {
         cluster,
-        number,
+        who,
         address: SocketAddr::new(ip, port),
     };
     addresses
@@ -83,15 +105,14 @@ mod tests {
         let seen = read(
             Some("1"),
             Some(CLUSTER),
-            Some("3"),
+            (Some("3"), None),
             7712,
             addresses(&["10.0.0.1", "fd00::1"]),
         );
         assert_eq!(seen.len(), 2);
-        assert!(
-            seen.iter()
-                .all(|sighting| sighting.number == 3 && sighting.cluster == ClusterId::from_bits(42))
-        );
+        assert!(seen.iter().all(
+            |sighting| sighting.coordinator() == Some(3) && sighting.cluster == ClusterId::from_bits(42)
+        ));
     }
 
     #[test]
@@ -119,7 +140,8 @@ mod tests {
             ),
             (Some("1"), Some(CLUSTER), Some("3"), 7712, &[][..]),
         ] {
-            assert_eq!(read(version, cluster, number, port, addresses(ips)), []);
+            assert_eq!(read(version, cluster, (number, None), port, addresses(ips)), []);
+            assert_eq!(read(version, cluster, (None, None), port, addresses(ips)), []);
         }
     }
 
@@ -127,8 +149,26 @@ mod tests {
     fn a_service_with_many_addresses_counts_as_few() {
         let many = (0..255u8).map(|n| IpAddr::from([10, 0, 0, n]));
         assert_eq!(
-            read(Some("1"), Some(CLUSTER), Some("3"), 7712, many).len(),
+            read(Some("1"), Some(CLUSTER), (Some("3"), None), 7712, many).len(),
             ADDRESSES
         );
+    }
+
+    #[test]
+    fn a_node_is_no_coordinator_and_nobody_is_both() {
+        let read = |number, node| {
+            read(
+                Some("1"),
+                Some(CLUSTER),
+                (number, node),
+                7713,
+                addresses(&["10.0.0.1"]),
+            )
+        };
+        let seen = read(None, Some(CLUSTER));
+        assert_eq!(seen[0].who, Who::Node(NodeId::from_bits(42)));
+        assert_eq!(seen[0].coordinator(), None);
+        assert_eq!(read(Some("3"), Some(CLUSTER)), []);
+        assert_eq!(read(None, Some("mini")), []);
     }
 }

@@ -33,6 +33,8 @@ const LOOK: Duration = Duration::from_millis(20);
 pub struct Sources {
     /// Nodes that give it.
     pub nodes: Vec<SocketAddr>,
+    /// Nodes that are near, and may have it: asked where none of those is reached.
+    pub neighbours: Vec<SocketAddr>,
     /// Coordinators that pass it on, where no node is reached.
     pub coordinators: Vec<SocketAddr>,
 }
@@ -54,8 +56,8 @@ pub enum FetchError {
     Store(#[from] pomona_store::StoreError),
 }
 
-/// Fetches a model into the store from these nodes, all at once; through a coordinator when none of
-/// them is reached. What an earlier
+/// Fetches a model into the store from these nodes, all at once; from neighbours, then through a
+/// coordinator, when none of them is reached. What an earlier
 /// attempt brought is used again. `progress` is told bytes done and in all.
 ///
 /// # Errors
@@ -142,11 +144,15 @@ async fn reach(
     identity: &Identity,
     record: &ModelRecord,
 ) -> Result<(Vec<Session>, Manifest), String> {
-    let sessions = dial(&sources.nodes, Purpose::Weights, identity).await;
-    let why = match manifest(&sessions, record).await {
-        Ok(manifest) => return Ok((sessions, manifest)),
-        Err(why) => why,
-    };
+    let mut why = String::new();
+    for nodes in [&sources.nodes, &sources.neighbours] {
+        let sessions = dial(nodes, Purpose::Weights, identity).await;
+        match manifest(&sessions, record).await {
+            Ok(manifest) => return Ok((sessions, manifest)),
+            Err(error) if why.is_empty() => why = error,
+            Err(_) => {}
+        }
+    }
     if sources.coordinators.is_empty() {
         return Err(why);
     }
