@@ -12,9 +12,9 @@ use crate::plan::NodeTarget;
 use crate::report::NodeReport;
 use crate::store_key::StoreKey;
 
-/// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep,
-/// version 3 weights through a coordinator, the room on disks, keys of
-/// stores and heartbeats. A message that is new gets its version in `since`: peers that do not know it are not sent it.
+/// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
+/// weights through a coordinator, the room on disks and keys of stores. A message that is new gets its
+/// version in `since`: peers that do not know it are not sent it.
 pub const PROTOCOL: u16 = 3;
 
 /// Sent by the node.
@@ -123,8 +123,6 @@ pub enum CoordinatorMessage {
     Give,
     /// The key of a rented node's store, after the welcome. It is kept in memory only.
     StoreKey(StoreKey),
-    /// Once a second, so that the transport's acknowledgements tell whether the node still hears.
-    Heartbeat,
 }
 
 impl CoordinatorMessage {
@@ -132,10 +130,7 @@ impl CoordinatorMessage {
     pub fn since(&self) -> u16 {
         match self {
             CoordinatorMessage::Lease { .. } | CoordinatorMessage::Evict => 2,
-            CoordinatorMessage::Through(_)
-            | CoordinatorMessage::Give
-            | CoordinatorMessage::StoreKey(_)
-            | CoordinatorMessage::Heartbeat => 3,
+            CoordinatorMessage::Through(_) | CoordinatorMessage::Give | CoordinatorMessage::StoreKey(_) => 3,
             _ => 1,
         }
     }

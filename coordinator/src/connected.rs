@@ -95,12 +95,19 @@ impl Connected {
 
     /// Whether it stores this very model.
     pub(crate) fn stores(&self, record: &ModelRecord) -> bool {
-        self.soft().stored.iter().any(|own| own.digests == record.digests)
+        let soft = self.soft();
+        let mut stored = soft.stored.iter();
+        stored.any(|own| own.name == record.name && own.digests == record.digests)
     }
 
     /// Whether it knows of weights through a coordinator.
     pub(crate) fn relays(&self) -> bool {
         self.session.version() >= CoordinatorMessage::Give.since()
+    }
+
+    /// Whether it gives weights through a coordinator; it has said where it gives them by itself.
+    pub(crate) fn gives_through(&self) -> bool {
+        self.relays() && self.soft().serves.is_some()
     }
 
     /// The last report and its age.

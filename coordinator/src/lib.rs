@@ -342,6 +342,7 @@ impl Reception {
             }
             Purpose::Raft => self.peers.serve(session, &self.replica).await,
             Purpose::Relay => self.weights.serve(session).await,
+            Purpose::Give => self.weights.take(session).await,
             // Nodes have these with each other; joining and renewing have no session.
             Purpose::Join | Purpose::Renew | Purpose::Weights => {}
         }

@@ -1,6 +1,7 @@
 //! The nodes that are connected to this coordinator. Soft state: losing it costs seconds.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,9 +24,6 @@ const HELLO: Duration = Duration::from_secs(5);
 /// A renewal may hold up a node's other messages for this long; it is asked for again.
 const RENEWAL: Duration = Duration::from_millis(500);
 
-/// How often a node is sent something, so that its transport acknowledges.
-const HEARTBEAT: Duration = Duration::from_secs(1);
-
 /// How often is looked whether a node's certificate is still good.
 const LOOK: Duration = Duration::from_secs(60);
 
@@ -46,6 +44,14 @@ impl Sessions {
 
     pub(crate) fn get(&self, id: NodeId) -> Option<Arc<Connected>> {
         self.lock().get(&id).cloned()
+    }
+
+    /// Whether an answer of any node passes through here.
+    pub(crate) fn any_in_flight(&self) -> bool {
+        let nodes = self.lock();
+        nodes
+            .values()
+            .any(|node| node.in_flight.load(Ordering::Relaxed) > 0)
     }
 
     /// Ends all sessions; the nodes dial anew.
@@ -79,9 +85,6 @@ impl Sessions {
             // Beside everything else, so that a node which reads nothing cannot outlive it.
             biased;
             why = refusal(&backend.replica, id, session.peer().key) => Err(LinkError::Refused(why.to_owned())),
-            () = session.unheard(), if session.version() >= CoordinatorMessage::Heartbeat.since() => {
-                Err(LinkError::Closed("it acknowledges nothing: the line is cut in one direction".into()))
-            }
             outcome = self.converse(id, session.clone(), hello, backend, authority) => outcome,
         };
         // Answers that still run there hold handles of the session.
@@ -123,7 +126,6 @@ impl Sessions {
         let mut requests = JoinSet::new();
         let mut renewed: Option<Instant> = None;
         let mut looks = tokio::time::interval(LOOK);
-        let mut hearts = tokio::time::interval(HEARTBEAT);
         loop {
             let applied = replica.summary().applied;
             // A copy of what is new: the state is not held while it is sent.
@@ -162,7 +164,6 @@ impl Sessions {
                         return Err(LinkError::Refused("its certificate has run out".into()));
                     }
                 }
-                _ = hearts.tick() => send.send(&CoordinatorMessage::Heartbeat).await?,
                 () = connected.give.notified() => send.send(&CoordinatorMessage::Give).await?,
                 changed = state.changed() => if changed.is_err() {
                     return Ok(());

@@ -103,7 +103,7 @@ impl Told {
                 .values()
                 .filter_map(|other| other.gives_at(asker))
                 .collect();
-            let through = connected.relays() && holders.values().any(|other| other.relays());
+            let through = connected.relays() && holders.values().any(|other| other.gives_through());
             let has = (sources, through);
             let is_nothing = has.0.is_empty() && !through;
             if is_nothing || self.sources.get(&record.name) == Some(&has) {

@@ -2,7 +2,7 @@
 //! a model opens streams as it would with a node, who has it is asked over the control session to
 //! come. Chunks are checked where they arrive; here is checked who asks.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -37,7 +37,7 @@ const LONGEST: Duration = Duration::from_secs(3600);
 pub(crate) struct WeightsRelay {
     sessions: Arc<Sessions>,
     replica: Replica,
-    /// Sessions of nodes that came, by node: the newest.
+    /// Sessions of nodes that came to give, by node: the newest.
     open: Mutex<BTreeMap<NodeId, Open>>,
     came: Notify,
     slots: Semaphore,
@@ -62,12 +62,7 @@ impl WeightsRelay {
     pub(crate) fn new(sessions: Arc<Sessions>, replica: Replica) -> Self {
         // As long as answers pass through here, weights leave them the line.
         let others = sessions.clone();
-        let pace = Pace::new(move || {
-            let nodes = others.all();
-            nodes
-                .values()
-                .any(|node| node.in_flight.load(Ordering::Relaxed) > 0)
-        });
+        let pace = Pace::new(move || others.any_in_flight());
         Self {
             sessions,
             replica,
@@ -79,8 +74,23 @@ impl WeightsRelay {
         }
     }
 
-    /// Serves a node that wants weights or gives them, until the session ends.
+    /// Serves a node that wants weights, until the session ends.
     pub(crate) async fn serve(self: &Arc<Self>, session: Session) {
+        let Some(node) = session.peer().role.node() else {
+            return;
+        };
+        let why = tokio::select! {
+            // Beside everything else, so that a node which reads nothing cannot outlive it.
+            biased;
+            why = refusal(&self.replica, node, session.peer().key) => why,
+            () = tokio::time::sleep(LONGEST) => "dial anew",
+            why = self.answer(node, &session) => why,
+        };
+        session.close(why);
+    }
+
+    /// Keeps a node that gives weights as long as somebody asks for them.
+    pub(crate) async fn take(&self, session: Session) {
         let Some(node) = session.peer().role.node() else {
             return;
         };
@@ -94,11 +104,11 @@ impl WeightsRelay {
         }
         self.came.notify_waiters();
         let why = tokio::select! {
-            // Beside everything else, so that a node which reads nothing cannot outlive it.
             biased;
             why = refusal(&self.replica, node, session.peer().key) => why,
             () = tokio::time::sleep(LONGEST) => "dial anew",
-            why = self.converse(node, &session) => why,
+            _ = session.ended() => "the node has left",
+            () = self.idle(node) => "nothing was asked",
         };
         session.close(why);
         let mut open = self.open();
@@ -110,11 +120,22 @@ impl WeightsRelay {
         }
     }
 
+    /// Comes back when a node was asked for nothing for a while.
+    async fn idle(&self, node: NodeId) {
+        let mut looks = tokio::time::interval(IDLE);
+        loop {
+            looks.tick().await;
+            if self.open().get(&node).is_none_or(Open::is_idle) {
+                return;
+            }
+        }
+    }
+
     fn open(&self) -> MutexGuard<'_, BTreeMap<NodeId, Open>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn converse(self: &Arc<Self>, node: NodeId, session: &Session) -> &'static str {
+    async fn answer(self: &Arc<Self>, node: NodeId, session: &Session) -> &'static str {
         let mut streams = JoinSet::new();
         let mut looks = tokio::time::interval(IDLE);
         let mut asked = Instant::now();
@@ -136,11 +157,8 @@ impl WeightsRelay {
                     });
                 }
                 _ = streams.join_next(), if !streams.is_empty() => {}
-                _ = looks.tick() => {
-                    let is_idle = streams.is_empty() && asked.elapsed() >= IDLE;
-                    if is_idle && self.open().get(&node).is_none_or(Open::is_idle) {
-                        return "nothing was asked";
-                    }
+                _ = looks.tick() => if streams.is_empty() && asked.elapsed() >= IDLE {
+                    return "nothing was asked";
                 }
             }
         }
@@ -158,20 +176,41 @@ impl WeightsRelay {
             WeightsRequest::Manifest(model) | WeightsRequest::Chunk { model, .. } => model.clone(),
         };
         let _slot = self.slots.acquire().await;
-        let (source, _in_use) = self.source(asker, &model).await?;
-        let (mut ask, answer) = source.open().await?;
-        ask.send(&request).await?;
-        ask.finish();
-        let limit = limits::MANIFEST_FRAME_BYTES.max(CHUNK_BYTES as usize);
-        answer.pass_on(send, &self.pace, (limit, PATIENCE)).await
+        let mut failed = BTreeSet::new();
+        let mut send = send;
+        loop {
+            let (source, node, _in_use) = self.source(asker, &model, &failed).await?;
+            let (mut ask, mut answer) = source.open().await?;
+            ask.send(&request).await?;
+            ask.finish();
+            let limit = limits::MANIFEST_FRAME_BYTES.max(CHUNK_BYTES as usize);
+            match answer.pass_on(&mut send, &self.pace, (limit, PATIENCE)).await {
+                Ok(()) => {
+                    send.finish();
+                    return Ok(());
+                }
+                // It has nothing, or cannot read it: the asker need not know.
+                Err((0, error)) => {
+                    tracing::info!(%node, %error, %model, "this node does not give what it has said it stores");
+                    failed.insert(node);
+                }
+                Err((_, error)) => return Err(error),
+            }
+        }
     }
 
     /// A session with a node that has the model: one that is there, each in its turn, else whoever comes
     /// first when asked.
-    async fn source(&self, asker: NodeId, model: &ModelName) -> Result<(Session, Arc<()>), LinkError> {
+    async fn source(
+        &self,
+        asker: NodeId,
+        model: &ModelName,
+        failed: &BTreeSet<NodeId>,
+    ) -> Result<(Session, NodeId, Arc<()>), LinkError> {
         for _ in 0..ASKED {
             let came = self.came.notified();
-            let holders = self.holders(asker, model);
+            let mut holders = self.holders(asker, model);
+            holders.retain(|id, _| !failed.contains(id));
             if holders.is_empty() {
                 break;
             }
@@ -187,15 +226,15 @@ impl WeightsRelay {
     }
 
     /// The next of those that are there.
-    fn next_of(&self, holders: &BTreeMap<NodeId, Arc<Connected>>) -> Option<(Session, Arc<()>)> {
+    fn next_of(&self, holders: &BTreeMap<NodeId, Arc<Connected>>) -> Option<(Session, NodeId, Arc<()>)> {
         let mut open = self.open();
         let is_there = |id: &&NodeId| open.get(id).is_some_and(|open| open.session.is_open());
         let there: Vec<NodeId> = holders.keys().filter(is_there).copied().collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        let next = there.get(turn.checked_rem(there.len())?)?;
-        let next = open.get_mut(next)?;
+        let id = *there.get(turn.checked_rem(there.len())?)?;
+        let next = open.get_mut(&id)?;
         next.used = Instant::now();
-        Some((next.session.clone(), next.in_use.clone()))
+        Some((next.session.clone(), id, next.in_use.clone()))
     }
 
     /// Connected nodes that have what the catalogue knows under this name.
@@ -206,7 +245,7 @@ impl WeightsRelay {
             return BTreeMap::new();
         };
         let mut nodes = self.sessions.all();
-        nodes.retain(|id, node| *id != asker && node.stores(record) && node.relays());
+        nodes.retain(|id, node| *id != asker && node.stores(record) && node.gives_through());
         nodes
     }
 }

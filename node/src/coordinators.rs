@@ -128,10 +128,13 @@ impl Coordinators {
         self.0.news.notify_one();
     }
 
-    /// A coordinator whose lines are to be measured now, and its addresses.
+    /// A coordinator whose lines are to be measured now, and its addresses, the one in use first.
     pub(crate) fn paths_due(&self) -> Option<(u64, Vec<SocketAddr>)> {
         let peer = lock(&self.0.paths).due(self.now())?;
-        Some((peer, self.contacts().addresses(peer)))
+        let in_use = self.session(peer).map(|session| session.remote_address());
+        let mut addresses = self.contacts().addresses(peer);
+        addresses.retain(|address| Some(*address) != in_use);
+        Some((peer, in_use.into_iter().chain(addresses).collect()))
     }
 
     /// What was measured; a line that is to be taken instead of the one in use.
@@ -143,11 +146,20 @@ impl Coordinators {
         lock(&self.0.paths).measured(peer, round_trips)
     }
 
-    /// Ends the session with a coordinator: all its addresses are dialled, and the fastest wins.
-    pub(crate) fn dial_anew(&self, peer: u64) {
+    /// Ends the session with a coordinator, so that this line is taken.
+    pub(crate) fn take_line(&self, peer: u64, address: SocketAddr) {
+        let now = self.now();
+        lock(&self.0.paths).changes(peer, now);
+        self.contacts().prefer(address, now);
         if let Some(session) = self.session(peer) {
             session.close("the node takes a faster line");
         }
+    }
+
+    /// A line could not be taken now.
+    pub(crate) fn take_line_later(&self, peer: u64) {
+        let now = self.now();
+        lock(&self.0.paths).again(peer, now);
     }
 
     /// How long the machine slept, in milliseconds, if it has just woken.
@@ -234,7 +246,7 @@ impl Live {
         let now = self.coordinators.now();
         let known = lock(&self.coordinators.0.paths).began(self.peer, address, round_trip, now);
         if let Some(faster) = known {
-            tracing::warn!(coordinator = self.peer, %address, ?faster, "on a slower line than before: the fast one does not answer");
+            tracing::warn!(coordinator = self.peer, %address, ?faster, "on a slower line than before");
         }
         lock(&self.coordinators.0.sessions).insert(self.peer, session.clone());
         self.entered = Some(session.clone());

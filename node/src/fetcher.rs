@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::credentials::Credentials;
 use crate::neighbours::Neighbours;
+use crate::store::fetch_folder;
 use crate::vault::{State, Vault};
 use crate::weights::{FetchError, Sources, fetch};
 
@@ -143,6 +144,13 @@ impl Work {
         if wish.sources == Sources::default() {
             open.remove(&name);
             self.failed.send_if_modified(|failed| failed.remove(&name));
+            // What was brought of it would take room for good.
+            let half = fetch_folder(&self.models, &name);
+            if half.exists()
+                && let Err(error) = std::fs::remove_dir_all(&half)
+            {
+                tracing::warn!(model = %name, %error, "what was brought of it is not removed");
+            }
             return;
         }
         // Nodes and coordinators are named one after the other.

@@ -92,7 +92,7 @@ impl Work {
     async fn give(&self, address: SocketAddr) -> Result<(), LinkError> {
         let identity = self.credentials.identity(self.id)?;
         let endpoint = Endpoint::client(any_port_toward(address), identity)?;
-        let session = endpoint.dial(address, Purpose::Relay).await?;
+        let session = endpoint.dial(address, Purpose::Give).await?;
         tracing::info!(%address, "weights are given through this coordinator");
         self.server.serve_through(&session).await;
         Ok(())

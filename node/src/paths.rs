@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_link::{Endpoint, LinkError, Purpose, any_port_toward};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::coordinators::Coordinators;
@@ -32,19 +33,22 @@ pub(crate) async fn watch(
             if addresses.len() < 2 {
                 continue;
             }
-            let mut round_trips = BTreeMap::new();
+            let mut measuring = JoinSet::new();
             for address in addresses.into_iter().take(ADDRESSES) {
-                if let Ok(round_trip) = measure(&context, peer, address).await {
-                    round_trips.insert(address, round_trip);
-                }
+                let context = context.clone();
+                measuring.spawn(async move { Some((address, measure(&context, peer, address).await.ok()?)) });
             }
+            let measured = measuring.join_all().await;
+            let round_trips: BTreeMap<_, _> = measured.into_iter().flatten().collect();
             let Some(faster) = coordinators.paths_measured(peer, round_trips) else {
                 continue;
             };
-            // Answers on their way would have to move: they end first, and it is looked again.
+            // Answers that this node makes would have to move: they end first.
             if context.is_idle() {
                 tracing::info!(coordinator = peer, ?faster, "a faster line is taken");
-                coordinators.dial_anew(peer);
+                coordinators.take_line(peer, faster.address);
+            } else {
+                coordinators.take_line_later(peer);
             }
         }
     }

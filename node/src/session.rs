@@ -197,7 +197,8 @@ impl SessionContext {
 
     /// How much room there is for models, when that is not what was `said` about it.
     fn room(&self, said: &mut Option<u64>) -> Option<NodeMessage> {
-        let free_bytes = pomona_probe::disk_free(self.store.folder())?;
+        // What is half brought is planned for as a whole.
+        let free_bytes = pomona_probe::disk_free(self.store.folder())? + self.store.half_brought();
         if said.is_some_and(|said| said.abs_diff(free_bytes) < ROOM_CHANGE_BYTES) {
             return None;
         }
@@ -217,9 +218,7 @@ impl SessionContext {
     async fn on_message(&self, session: &Session, message: CoordinatorMessage, coordinators: &Coordinators) {
         match message {
             // Taken in where they are waited for.
-            CoordinatorMessage::Welcome { .. }
-            | CoordinatorMessage::Renewed { .. }
-            | CoordinatorMessage::Heartbeat => {}
+            CoordinatorMessage::Welcome { .. } | CoordinatorMessage::Renewed { .. } => {}
             CoordinatorMessage::Coordinators(list) => {
                 if let Err(error) = self.credentials.keep_coordinators(&list) {
                     tracing::error!(%error, "addresses of coordinators are not on disk");

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -86,6 +87,17 @@ impl Store {
     /// The folder of all models.
     pub(crate) fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Bytes on the disk of models that other nodes give, and that are not whole yet.
+    pub(crate) fn half_brought(&self) -> u64 {
+        let entries = |folder: &Path| fs::read_dir(folder).into_iter().flatten().filter_map(Result::ok);
+        let suffix = format!(".fetch{PARTIAL}");
+        let folders =
+            entries(&self.folder).filter(|entry| entry.file_name().to_string_lossy().ends_with(&suffix));
+        // Blocks: files are made in their full length, and filled where chunks arrive.
+        let used = |file: fs::DirEntry| file.metadata().map_or(0, |meta| meta.blocks() * 512);
+        folders.flat_map(|folder| entries(&folder.path())).map(used).sum()
     }
 
     /// The folder of a model.

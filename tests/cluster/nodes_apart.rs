@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::former::{SOON, status, token};
 use crate::{Outcome, Scale, keep};
 
+const OTHER: &str = "other";
 const COORDINATOR: &str = "10.77.0.10";
 const FIRST: &str = "10.77.0.11";
 
@@ -35,17 +36,25 @@ fn apart(mut lan: Lan) -> Value {
     eventually("the founder leads", SOON, || {
         status(&coordinator)["raft"]["leads"] == true
     });
+    // Each has what the other one lacks, so both want and give at once.
     first.pull_model();
+    second.pull_model_as(OTHER);
     for node in [&mut first, &mut second] {
         let (ok, _, errors) = node.pomona(&["join", &token(&coordinator, "rack", "")]);
         assert!(ok, "{errors}");
         node.start_node("echo");
     }
-    let wanted = coordinator.pomona(&["model", "place", MODEL, "--replicas", "2"]);
-    assert!(wanted.0, "{}", wanted.2);
-    eventually("one replica is there", SOON, || replicas(&coordinator) >= 1);
+    eventually("each has its model", SOON, || {
+        replicas(&coordinator, MODEL) == 1 && replicas(&coordinator, OTHER) == 1
+    });
     let began = Instant::now();
-    eventually("both replicas are there", SOON, || replicas(&coordinator) == 2);
+    for model in [MODEL, OTHER] {
+        let wanted = coordinator.pomona(&["model", "place", model, "--replicas", "2"]);
+        assert!(wanted.0, "{}", wanted.2);
+    }
+    eventually("both have both", SOON, || {
+        replicas(&coordinator, MODEL) == 2 && replicas(&coordinator, OTHER) == 2
+    });
     let brought_s = began.elapsed().as_secs_f64();
     assert!(
         second.log().contains("weights come through a coordinator"),
@@ -87,9 +96,13 @@ fn neighbours(mut lan: Lan) -> f64 {
     }
     let wanted = coordinator.pomona(&["model", "place", MODEL, "--replicas", "2"]);
     assert!(wanted.0, "{}", wanted.2);
-    eventually("one replica is there", SOON, || replicas(&coordinator) >= 1);
+    eventually("one replica is there", SOON, || {
+        replicas(&coordinator, MODEL) >= 1
+    });
     let began = Instant::now();
-    eventually("both replicas are there", SOON, || replicas(&coordinator) == 2);
+    eventually("both replicas are there", SOON, || {
+        replicas(&coordinator, MODEL) == 2
+    });
     assert!(
         !second.log().contains("weights come through a coordinator"),
         "{}",
@@ -102,7 +115,7 @@ fn neighbours(mut lan: Lan) -> f64 {
 fn cut(lan: &Lan, coordinator: &Machine, (at, to): (&str, &str)) -> Value {
     let began = Instant::now();
     lan.cut(at, to, true);
-    eventually("the node is missed", SOON, || replicas(coordinator) == 1);
+    eventually("the node is missed", SOON, || replicas(coordinator, MODEL) == 1);
     let missed_s = began.elapsed().as_secs_f64();
     let answers = (0..5)
         .filter(|_| coordinator.pomona(&["chat", "Hello"]).0)
@@ -110,7 +123,7 @@ fn cut(lan: &Lan, coordinator: &Machine, (at, to): (&str, &str)) -> Value {
     assert_eq!(answers, 5, "the other node answers");
     let began = Instant::now();
     lan.cut(at, to, false);
-    eventually("the node is back", SOON, || replicas(coordinator) == 2);
+    eventually("the node is back", SOON, || replicas(coordinator, MODEL) == 2);
     let back_s = began.elapsed().as_secs_f64();
     // Silence of 2.5 s ends a session; the rest is the test's own pace.
     assert!(missed_s <= 3.5, "{missed_s}");
@@ -118,9 +131,9 @@ fn cut(lan: &Lan, coordinator: &Machine, (at, to): (&str, &str)) -> Value {
 }
 
 /// Nodes in reach that have the model loaded.
-fn replicas(coordinator: &Machine) -> usize {
+fn replicas(coordinator: &Machine, model: &str) -> usize {
     let status = status(coordinator);
     let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-    let loaded = |node: &&Value| node["report"]["engine"]["models"][MODEL].is_object();
+    let loaded = |node: &&Value| node["report"]["engine"]["models"][model].is_object();
     nodes.iter().filter(loaded).count()
 }

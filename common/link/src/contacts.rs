@@ -25,6 +25,9 @@ const AGAIN_HINT: Duration = Duration::from_secs(60);
 /// Hints are dialled at most this often: whoever floods the LAN with forged ones makes this
 /// process knock at one door after the other, and no faster.
 const HINT_PACE: Duration = Duration::from_millis(200);
+/// How much sooner an address is dialled than the others, where one is known to be faster: longer than
+/// a handshake over a slow line.
+const HEAD_START: Duration = Duration::from_millis(1500);
 /// A hint that failed this often is forgotten; the next announcement brings it back.
 const HINT_FAILURES: u32 = 4;
 
@@ -161,13 +164,30 @@ impl Contacts {
         true
     }
 
-    /// Where a coordinator answered, or is by the word of the cluster; hints that failed are left out.
+    /// Where a coordinator may be reached, the most trusted first: where it has answered or is by the word
+    /// of the cluster, then what is only said.
     pub fn addresses(&self, peer: u64) -> Vec<SocketAddr> {
-        let is_there = |contact: &Contact| {
-            contact.peer == Some(peer) && (contact.source > Source::Hint || contact.failures == 0)
+        let of_peer = |(_, contact): &(&SocketAddr, &Contact)| contact.peer == Some(peer);
+        let mut contacts: Vec<_> = self.contacts.iter().filter(of_peer).collect();
+        contacts.sort_by_key(|(_, contact)| {
+            let is_hint = contact.source == Source::Hint;
+            (is_hint && contact.answered.is_none(), is_hint, contact.failures)
+        });
+        contacts.into_iter().map(|(address, _)| *address).collect()
+    }
+
+    /// An address is to be dialled before the others of its coordinator.
+    pub fn prefer(&mut self, address: SocketAddr, now: Duration) {
+        let Some(peer) = self.contacts.get(&address).and_then(|contact| contact.peer) else {
+            return;
         };
-        let contacts = self.contacts.iter().filter(|(_, contact)| is_there(contact));
-        contacts.map(|(address, _)| *address).collect()
+        for (other, contact) in &mut self.contacts {
+            if *other == address {
+                contact.next = now;
+            } else if contact.peer == Some(peer) {
+                contact.next = contact.next.max(now + HEAD_START);
+            }
+        }
     }
 
     /// A session with a coordinator began, whoever dialled it. `false` when there is one already.

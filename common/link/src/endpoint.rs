@@ -27,18 +27,21 @@ pub enum Purpose {
     Renew,
     /// Weights from one node to another.
     Weights,
-    /// The same through a coordinator, for nodes that do not reach each other.
+    /// Weights that a node asks a coordinator for, because it reaches no node that has them.
     Relay,
+    /// Weights that a node gives through a coordinator, which asks for them.
+    Give,
 }
 
 impl Purpose {
-    pub(crate) const ALL: [Purpose; 6] = [
+    pub(crate) const ALL: [Purpose; 7] = [
         Purpose::Control,
         Purpose::Raft,
         Purpose::Join,
         Purpose::Renew,
         Purpose::Weights,
         Purpose::Relay,
+        Purpose::Give,
     ];
 
     /// What a process with this role is dialled for.
@@ -50,6 +53,7 @@ impl Purpose {
                 Purpose::Join,
                 Purpose::Renew,
                 Purpose::Relay,
+                Purpose::Give,
             ],
             Role::Node(_) => &[Purpose::Weights],
         }
@@ -63,6 +67,7 @@ impl Purpose {
             Purpose::Renew => "pomona-renew",
             Purpose::Weights => "pomona-weights",
             Purpose::Relay => "pomona-relay",
+            Purpose::Give => "pomona-give",
         }
     }
 
@@ -72,7 +77,7 @@ impl Purpose {
             Purpose::Control => control::PROTOCOL,
             // What Raft sends says by itself who can read it; this tells what a coordinator reads.
             Purpose::Raft => pomona_wire::stored::VERSION as u16,
-            Purpose::Join | Purpose::Renew | Purpose::Weights | Purpose::Relay => 1,
+            Purpose::Join | Purpose::Renew | Purpose::Weights | Purpose::Relay | Purpose::Give => 1,
         }
     }
 
@@ -96,7 +101,7 @@ impl Purpose {
         matches!(
             (self, role),
             (
-                Purpose::Control | Purpose::Weights | Purpose::Relay,
+                Purpose::Control | Purpose::Weights | Purpose::Relay | Purpose::Give,
                 Role::Node(_)
             ) | (Purpose::Raft, Role::Coordinator(_))
         )

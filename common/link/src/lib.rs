@@ -13,6 +13,8 @@ pub mod join;
 #[cfg(test)]
 mod matrix;
 mod membership;
+#[cfg(test)]
+mod one_way;
 mod pace;
 mod paths;
 pub mod renew;

@@ -43,7 +43,7 @@ fn allowed(client: Client, purpose: Purpose, at_a_node: bool) -> Gets {
     match (client, purpose, at_a_node) {
         (Client::Nobody, Purpose::Join, false) => Gets::Joining,
         (Client::Nobody, Purpose::Renew, false) => Gets::Renewing,
-        (Client::Node, Purpose::Control | Purpose::Relay, false)
+        (Client::Node, Purpose::Control | Purpose::Relay | Purpose::Give, false)
         | (Client::Coordinator, Purpose::Raft, false)
         | (Client::Node, Purpose::Weights, true) => Gets::Session,
         _ => Gets::Nothing,

@@ -11,6 +11,11 @@ use std::time::Duration;
 /// First measurement after a session began, and the longest time between two; doubled in between.
 const FIRST: Duration = Duration::from_secs(2);
 const LONGEST: Duration = Duration::from_secs(60);
+/// When a change could not be made.
+const SOON: Duration = Duration::from_secs(10);
+/// After so many changes within this time each, a line is tried more rarely: it is no good one.
+const CHANGES: u32 = 3;
+const SETTLED: Duration = Duration::from_secs(600);
 /// Another line must take less than half the time, and this much less: a session that changes costs
 /// more than the difference otherwise.
 const GAIN: Duration = Duration::from_micros(500);
@@ -37,6 +42,9 @@ struct Peer {
     next: Duration,
     /// How often in a row another line was faster.
     better: u32,
+    /// When another line was taken last, and how often within a short time.
+    changed: Option<Duration>,
+    changes: u32,
 }
 
 /// See the module's documentation.
@@ -60,10 +68,16 @@ impl Paths {
             wait: FIRST,
             next: now,
             better: 0,
+            changed: None,
+            changes: 0,
         });
         peer.in_use = Some(address);
         peer.round_trips.insert(address, round_trip);
-        (peer.wait, peer.next, peer.better) = (FIRST, now + FIRST, 0);
+        // A line that passes handshakes and breaks under traffic is tried ever more rarely.
+        if peer.changes < CHANGES || peer.changed.is_none_or(|at| now > at + SETTLED) {
+            peer.wait = FIRST;
+        }
+        (peer.next, peer.better) = (now + peer.wait, 0);
         peer.faster()
     }
 
@@ -81,6 +95,22 @@ impl Paths {
         peer.wait = (peer.wait * 2).min(LONGEST);
         peer.next = now + peer.wait;
         Some(*number)
+    }
+
+    /// A line is to be taken, and answers are on their way over the one in use: it is looked again soon.
+    pub fn again(&mut self, peer: u64, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            peer.next = now + SOON;
+        }
+    }
+
+    /// The session with a coordinator ends so that a faster line is taken.
+    pub fn changes(&mut self, peer: u64, now: Duration) {
+        if let Some(peer) = self.peers.get_mut(&peer) {
+            let is_soon = peer.changed.is_some_and(|at| now <= at + SETTLED);
+            peer.changes = if is_soon { peer.changes + 1 } else { 1 };
+            peer.changed = Some(now);
+        }
     }
 
     /// What was measured of all lines to a coordinator, the one in use among them; those that did not
@@ -152,6 +182,31 @@ mod tests {
             paths.began(1, at(1), MS * 8, Duration::ZERO);
             assert_eq!(follow(&mut paths, 8, fast, SECOND * 600), None, "{fast}");
         }
+    }
+
+    #[test]
+    fn a_line_that_breaks_again_and_again_is_tried_ever_more_rarely() {
+        let mut paths = Paths::default();
+        let (mut now, mut changes) = (Duration::ZERO, 0);
+        paths.began(1, at(1), MS * 8, now);
+        while now < SECOND * 3600 {
+            now += SECOND;
+            let Some(peer) = paths.due(now) else {
+                continue;
+            };
+            if paths
+                .measured(peer, [(at(1), MS * 8), (at(2), MS)].into())
+                .is_some()
+            {
+                changes += 1;
+                paths.changes(1, now);
+                paths.began(1, at(2), MS, now);
+                // It breaks at once.
+                paths.ended(1);
+                paths.began(1, at(1), MS * 8, now);
+            }
+        }
+        assert!((20..40).contains(&changes), "{changes} changes an hour");
     }
 
     #[test]

@@ -45,25 +45,13 @@ impl Watch {
     fn start(connection: quinn::Connection) -> Self {
         let mut task = JoinSet::new();
         task.spawn(async move {
-            let silent = unchanged(&connection, || connection.stats().udp_rx.datagrams);
             tokio::select! {
-                () = silent => connection.close(VarInt::from_u32(0), b"the peer is silent"),
+                // Said to the peer, which may be there and not be heard: a line cut in one direction.
+                () = silence(&connection) => connection.close(VarInt::from_u32(0), b"the peer is silent"),
                 _ = connection.closed() => {}
             }
         });
         Self { _task: task }
-    }
-}
-
-/// Waits until a count stands still for as long as a peer may be silent. Looks are counted, not
-/// seconds: a process that was stopped has missed nothing meanwhile.
-async fn unchanged(connection: &quinn::Connection, count: impl Fn() -> u64) {
-    let (mut last, mut silent) = (count(), 0);
-    while silent < LOOKS {
-        tokio::time::sleep(Line::of(connection.rtt()).silence() / LOOKS).await;
-        let now = count();
-        silent = if now == last { silent + 1 } else { 0 };
-        last = now;
     }
 }
 
@@ -142,13 +130,6 @@ impl Session {
     /// Waits for the end of the session.
     pub async fn ended(&self) -> String {
         self.connection.closed().await.to_string()
-    }
-
-    /// Waits until the other end has acknowledged nothing for as long as it may be silent. Its packets
-    /// may still arrive: a line that is cut in one direction. Only for sessions on which something is
-    /// sent every second, which is acknowledged.
-    pub async fn unheard(&self) {
-        unchanged(&self.connection, || self.connection.stats().frame_rx.acks).await;
     }
 
     /// Whether nothing has ended it yet.
@@ -231,6 +212,19 @@ impl FrameSender {
     }
 }
 
+/// Waits until nothing has come for as long as the line allows. Looks are counted, not seconds: a
+/// process that was stopped has missed nothing meanwhile.
+async fn silence(connection: &quinn::Connection) {
+    let heard = || connection.stats().udp_rx.datagrams;
+    let (mut last, mut silent) = (heard(), 0);
+    while silent < LOOKS {
+        tokio::time::sleep(Line::of(connection.rtt()).silence() / LOOKS).await;
+        let now = heard();
+        silent = if now == last { silent + 1 } else { 0 };
+        last = now;
+    }
+}
+
 impl Drop for FrameSender {
     fn drop(&mut self) {
         if !self.finished {
@@ -301,33 +295,34 @@ impl FrameReceiver {
         self.inner.read_exact(buffer).await.map_err(closed)
     }
 
-    /// Passes everything up to the end of the stream on, unread and as fast as `pace` lets it. A
-    /// stream that breaks off breaks the other one off as well.
+    /// Passes everything up to the end of the stream on, unread and as fast as `pace` lets it; the other
+    /// stream stays open.
     ///
     /// # Errors
-    /// More bytes than `limit`, none within `patience`, or one of the two ended.
+    /// More bytes than `limit`, none within `patience`, or one of the two ended; with the bytes that
+    /// were passed on.
     pub async fn pass_on(
-        mut self,
-        mut to: FrameSender,
+        &mut self,
+        to: &mut FrameSender,
         pace: &Pace,
         (limit, patience): (usize, Duration),
-    ) -> Result<(), LinkError> {
+    ) -> Result<(), (usize, LinkError)> {
         let mut passed = 0;
+        // What has arrived is taken together: a datagram brings little more than a kilobyte.
+        let mut buffer = vec![0; PASSED_AT_ONCE];
         loop {
-            let chunk = tokio::time::timeout(patience, self.inner.read_chunk(PASSED_AT_ONCE, true))
-                .await
-                .map_err(|_| LinkError::Deadline(patience))?
-                .map_err(closed)?;
-            let Some(chunk) = chunk else {
-                to.finish();
+            let read = tokio::time::timeout(patience, self.inner.read(&mut buffer)).await;
+            let read = read.map_err(|_| (passed, LinkError::Deadline(patience)))?;
+            let Some(len) = read.map_err(|error| (passed, closed(error)))? else {
                 return Ok(());
             };
-            passed += chunk.bytes.len();
-            if passed > limit {
-                return Err(LinkError::Closed(format!("more than {limit} bytes")));
+            if passed + len > limit {
+                return Err((passed, LinkError::Closed(format!("more than {limit} bytes"))));
             }
-            pace.admit(chunk.bytes.len()).await;
-            to.send_bytes(&chunk.bytes).await?;
+            pace.admit(len).await;
+            let sent = to.send_bytes(&buffer[..len]).await;
+            sent.map_err(|error| (passed.max(1), error))?;
+            passed += len;
         }
     }
 

@@ -274,11 +274,14 @@ pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(rustls::crypto::ring::default_provider())
 }
 
+/// A session that has not ended itself by then ends without a word.
+const SILENT_END: Duration = Duration::from_secs(3);
+
 /// Every limit of quinn, set: its defaults are made for the open internet. Sessions
-/// on shorter lines end themselves sooner.
+/// end themselves sooner, and tell the peer, which QUIC does not.
 fn transport() -> Result<Arc<TransportConfig>, LinkError> {
     let mut config = TransportConfig::default();
-    let idle = IdleTimeout::try_from(Line::Wan.silence()).map_err(trouble)?;
+    let idle = IdleTimeout::try_from(Line::Wan.silence() + SILENT_END).map_err(trouble)?;
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(limits::QUIC_BIDI_STREAMS))
         .max_concurrent_uni_streams(VarInt::from_u32(0))

@@ -9,7 +9,7 @@ use pomona_common::NodeId;
 use crate::planner::Inventory;
 use crate::state::ClusterState;
 
-/// A node that is gone: its session ended after 2.5 s of silence, and a loss is answered by a new
+/// A node that is gone: its session ended after 2.5 s of silence (ten on a long line), and a loss is answered by a new
 /// plan within two seconds more.
 const GONE: Duration = Duration::from_millis(1000);
 /// A coordinator that has just begun to lead waits until nodes have dialled it and reported.

@@ -16,6 +16,8 @@ use super::{Progress, PullError, io_error, wanted};
 const JSON: &str = "application/vnd.pypi.simple.v1+json";
 /// Largest list of a package's files.
 const LISTING_BYTES: u64 = 32 << 20;
+/// What stays free on the disk.
+const DISK_RESERVE: u64 = 1 << 30;
 /// Entries of a wheel that are looked at.
 const ENTRIES: usize = 65_536;
 
@@ -214,6 +216,20 @@ pub(super) fn unpack(
             )));
         }
     };
+    let mut whole = 0u64;
+    for part in &parts {
+        let entry = archive
+            .by_name(part)
+            .map_err(|error| damaged(error.to_string()))?;
+        whole = whole.saturating_add(entry.size());
+    }
+    // Once here, and once as the model that is made of it.
+    let room = pomona_probe::disk_free(into).map(|free| free.saturating_sub(DISK_RESERVE) / 2);
+    if room.is_some_and(|room| whole > room) {
+        return Err(damaged(format!(
+            "it unpacks to {whole} bytes, and there is no room for that on the disk"
+        )));
+    }
     let _ = fs::remove_dir_all(into);
     fs::create_dir_all(into).map_err(io_error(into))?;
     for part in &parts {

@@ -91,7 +91,8 @@ impl WeightsServer {
     }
 
     /// Serves whoever a coordinator lets ask in a session that this node has opened; the coordinator
-    /// has checked who that is. Comes back when nothing was asked for a while.
+    /// has checked who that is. Comes back when the coordinator ends it, which it does when nothing is
+    /// asked for a while.
     pub async fn serve_through(&self, session: &Session) {
         self.answer(session).await;
     }
