@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{NodeId, TokenId};
 
+/// What a node is told that was shut out for good. A rented one removes what it holds then.
+pub const REVOKED: &str = "this node was revoked";
+
 /// SHA-256 of a public key as X.509 encodes it (SubjectPublicKeyInfo): the name of a key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct KeyPrint(pub [u8; 32]);

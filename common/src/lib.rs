@@ -31,7 +31,7 @@ pub use failure::Failure;
 pub use generation::{Accounting, Chunk, FinishReason, Generation, GenerationEvent};
 pub use histogram::Histogram;
 pub use id::{ClusterId, ModelName, NodeId, RequestId, TokenId};
-pub use join::{KeyPrint, TokenVerifier};
+pub use join::{KeyPrint, REVOKED, TokenVerifier};
 pub use knobs::{ClassKnobs, EngineKnobs};
 pub use line::Line;
 pub use machine::MachineRole;

@@ -29,6 +29,8 @@ const SETTLED: Duration = Duration::from_millis(500);
 const BEGUN: &str = "evicting";
 /// The file with the end of the lease, in seconds since 1970, and the index of the log that says so.
 const ENDS: &str = "lease";
+/// The file that says that the machine is a rented one.
+const RENTED: &str = "rented";
 /// Its folder goes last: with it the node can still say that it is done.
 const MEMBERSHIP: &str = "membership";
 /// The one folder that people keep elsewhere, with a symbolic link.
@@ -97,6 +99,26 @@ impl Lease {
     /// A coordinator says that it ends now.
     pub(crate) fn end(&self) {
         self.0.told.notify_one();
+    }
+
+    /// A coordinator says that this machine is a rented one, which is remembered.
+    pub(crate) fn note_rented(&self) {
+        let path = self.0.folder.join(RENTED);
+        let ending = self.0.ending.load(Ordering::Acquire);
+        if !ending
+            && !path.exists()
+            && let Err(error) = write_whole(&path, "")
+        {
+            tracing::error!(%error, path = %path.display(), "that this machine is rented is not on disk");
+        }
+    }
+
+    /// A coordinator says that this node was shut out for good. A rented machine was to leave, and was
+    /// not there to be told; anybody else's keeps what it has.
+    pub(crate) fn shut_out(&self) {
+        if self.0.folder.join(RENTED).exists() {
+            self.end();
+        }
     }
 
     /// Whether everything is destroyed, and news of it.
@@ -185,6 +207,7 @@ pub(crate) fn finish(folder: &Path, vault: &Vault) -> io::Result<()> {
 /// A file cannot be removed.
 pub(crate) fn forget(folder: &Path, vault: &Vault) -> io::Result<()> {
     finish(folder, vault)?;
+    remove_file(&folder.join(RENTED))?;
     remove_file(&folder.join(ENDS))
 }
 

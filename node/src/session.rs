@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
-use pomona_common::{Failure, NodeId, StoreKey};
+use pomona_common::{Failure, NodeId, REVOKED, StoreKey};
 use pomona_link::{
     CERTIFICATE_LIFE, Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session,
     any_port_toward, renew,
@@ -82,6 +82,16 @@ impl SessionContext {
         address: SocketAddr,
         coordinators: &Coordinators,
     ) -> Result<(), LinkError> {
+        let outcome = self.talk(address, coordinators).await;
+        if let Err(error) = &outcome
+            && error.to_string().contains(REVOKED)
+        {
+            self.lease.shut_out();
+        }
+        outcome
+    }
+
+    async fn talk(&self, address: SocketAddr, coordinators: &Coordinators) -> Result<(), LinkError> {
         // A store that is not read yet looks empty, and whoever plans would act on it.
         self.store.scanned().await;
         let identity = self.identity(address).await?;
@@ -208,6 +218,7 @@ impl SessionContext {
 
     /// Attaches the store's volume, beside everything else.
     fn open_vault(&self, key: StoreKey) {
+        self.lease.note_rented();
         if self.vault.begin() {
             let vault = self.vault.clone();
             // Not waited for: what follows asks how far it is, and a stop waits for it to close it.

@@ -14,6 +14,7 @@ mod entry;
 mod former;
 mod lan_discovery;
 mod leader_kills;
+mod mdns_flood;
 mod node_loss;
 mod nodes_apart;
 mod paths;
@@ -21,6 +22,7 @@ mod rough_links;
 
 use std::panic::catch_unwind;
 
+use pomona_tests::{mdns_forger, udp_relay};
 use serde_json::{Map, Value, json};
 
 /// How much of a scenario is run.
@@ -54,14 +56,18 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("entry", entry::run),
     ("nodes_apart", nodes_apart::run),
     ("paths", paths::run),
+    ("mdns_flood", mdns_flood::run),
     ("rough_links", rough_links::run),
 ];
 
 fn main() {
-    if let [_, word, listens, target] = &std::env::args().collect::<Vec<_>>()[..]
-        && word == pomona_tests::udp_relay::ARGUMENT
-    {
-        return pomona_tests::udp_relay::run(listens, target);
+    let words: Vec<String> = std::env::args().collect();
+    match &words[..] {
+        [_, word, listens, target] if word == udp_relay::ARGUMENT => return udp_relay::run(listens, target),
+        [_, word, cluster, rate] if word == mdns_forger::ARGUMENT => {
+            return mdns_forger::run(cluster, rate.parse().expect("services a minute"));
+        }
+        _ => {}
     }
     // The harness of other tests lists and filters; this one runs what is named, or all.
     let named: Vec<String> = std::env::args()

@@ -119,6 +119,14 @@ fn a_rented_machine_leaves_before_its_lease_ends_and_leaves_nothing() {
     eventually("it is shut out", SOON, || {
         !names(&coordinator).contains(&"evicted".to_owned())
     });
+    // One that was off when it was shut out hears of it when it comes back.
+    let mut absent = rented(&coordinator, "absent", &json!({ "ends_in_s": 36_000 }));
+    absent.kill();
+    let (ok, _, errors) = coordinator.pomona(&["node", "revoke", "absent"]);
+    assert!(ok, "{errors}");
+    absent.start_node("echo");
+    eventually("it has left", SOON, || absent.has_ended_well());
+    assert!(left(&absent).is_empty());
     coordinator.kill();
     alone.sleep(3600);
     // It gives coordinators twenty seconds to say something else.

@@ -15,6 +15,7 @@ pub use random::Random;
 pub mod lan;
 pub mod linear;
 mod machine;
+pub mod mdns_forger;
 mod random;
 pub mod udp_relay;
 

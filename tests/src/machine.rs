@@ -58,12 +58,16 @@ impl Machine {
     pub fn copy(&self) -> Self {
         let copy = Self::empty();
         let from = self.state.path().join("node");
-        let copied = Command::new("cp")
-            .arg("-r")
-            .arg(from)
-            .arg(copy.state.path())
-            .status();
-        assert!(copied.expect("cp").success());
+        // What runs there may replace a file meanwhile, and `cp` misses the one that it has listed.
+        let copied = (0..5).any(|_| {
+            let status = Command::new("cp")
+                .arg("-r")
+                .arg(&from)
+                .arg(copy.state.path())
+                .status();
+            status.expect("cp").success()
+        });
+        assert!(copied, "no copy");
         copy
     }
 
@@ -96,6 +100,15 @@ impl Machine {
                 .status();
             assert!(sent.expect("kill").success());
         }
+    }
+
+    /// Resident memory of what runs there, in KiB.
+    pub fn rss_kib(&self) -> u64 {
+        let pid = self.running.as_ref().expect("something runs").id();
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.expect("its memory")
     }
 
     /// Whether what ran there has ended by itself, and well.

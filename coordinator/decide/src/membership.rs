@@ -1,6 +1,6 @@
 //! Who belongs to the cluster: tokens, joins, names, revocation.
 
-use pomona_common::{KeyPrint, NodeId, TokenId, limits};
+use pomona_common::{KeyPrint, NodeId, REVOKED, TokenId, limits};
 
 use crate::command::Reply;
 use crate::coordinators;
@@ -104,7 +104,7 @@ pub(crate) fn consume_token(
         return Reply::Refused("this token has expired; make another with `pomona token create`".into());
     }
     if state.has_revoked(node, key) {
-        return Reply::Refused("this node was revoked".into());
+        return Reply::Refused(REVOKED.into());
     }
     if let Some(why) = lease::refuses(state, token, now_s) {
         return Reply::Refused(why.into());
@@ -231,7 +231,7 @@ pub(crate) fn rename_node(state: &mut ClusterState, id: NodeId, name: &str) -> R
 
 fn admit(state: &mut ClusterState, id: NodeId, name: &str, record: NodeRecord) -> Reply {
     if state.revoked.contains_key(&id) {
-        return Reply::Refused("this node was revoked".into());
+        return Reply::Refused(REVOKED.into());
     }
     if state.revoked.len() >= limits::REVOKED_NODES {
         return Reply::Refused("the list of revoked nodes is full; found a new cluster".into());

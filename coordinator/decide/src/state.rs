@@ -5,7 +5,7 @@ use std::fmt;
 
 use pomona_common::plan::Plan;
 use pomona_common::{
-    ClusterId, KeyPrint, MachineRole, ModelName, ModelRecord, NodeId, TokenId, TokenVerifier,
+    ClusterId, KeyPrint, MachineRole, ModelName, ModelRecord, NodeId, REVOKED, TokenId, TokenVerifier,
 };
 use serde::{Deserialize, Serialize};
 
@@ -116,7 +116,7 @@ impl ClusterState {
     /// Why a session of this node with this key is refused, if it is.
     pub fn refuses(&self, node: NodeId, key: KeyPrint) -> Option<&'static str> {
         if self.has_revoked(node, key) {
-            return Some("this node was revoked");
+            return Some(REVOKED);
         }
         let record = self.nodes.get(&node)?;
         if record.key.is_some_and(|bound| bound != key) {
