@@ -146,6 +146,7 @@ impl Vault {
         let _work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         let was_open = self.state() == State::Open;
         if let Some(program) = &self.program
+            && self.folder.join(IMAGE).exists()
             && (was_open || is_mounted(&self.models()))
         {
             run(program, &["detach", "-force"], &self.models(), None)?;
@@ -163,9 +164,9 @@ impl Vault {
     }
 }
 
-/// Whether something is mounted there.
+/// Whether something is mounted there. A link to another disk is no mount: that disk is somebody's own.
 fn is_mounted(folder: &Path) -> bool {
-    let device = |path: &Path| fs::metadata(path).ok().map(|meta| meta.dev());
+    let device = |path: &Path| fs::symlink_metadata(path).ok().map(|meta| meta.dev());
     let above = folder.parent().and_then(device);
     device(folder).is_some_and(|device| above.is_some_and(|above| above != device))
 }
@@ -182,6 +183,10 @@ fn bring_in(from: &Path, to: &Path) -> io::Result<()> {
             fs::copy(entry.path(), &target)?;
             fs::remove_file(entry.path())?;
         }
+    }
+    // The models may have been kept elsewhere, with a link.
+    if fs::symlink_metadata(from)?.file_type().is_symlink() {
+        return fs::remove_file(from);
     }
     fs::remove_dir(from)
 }
@@ -285,6 +290,32 @@ esac
             matches!(&failed, State::Failed(why) if why.contains("Authentication error")),
             "{failed:?}"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_disk_that_the_models_are_linked_to_is_left_alone_and_emptied_into_the_volume() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let (node, disk) = (folder.path().join("node"), folder.path().join("disk"));
+        fs::create_dir_all(&node)?;
+        fs::create_dir_all(disk.join("org--model"))?;
+        fs::write(disk.join("org--model/config.json"), "{}")?;
+        std::os::unix::fs::symlink(&disk, node.join("models"))?;
+        assert!(!is_mounted(&node.join("models")));
+        let vault = Vault::with(&node, Some(stand_in(folder.path())?));
+        vault.close()?;
+        assert!(
+            !folder.path().join("calls").exists(),
+            "nothing is detached that is no volume of ours"
+        );
+        vault.open(&StoreKey([7; 32]));
+        assert_eq!(vault.state(), State::Open);
+        assert_eq!(
+            fs::read_to_string(node.join("models/org--model/config.json"))?,
+            "{}"
+        );
+        assert_eq!(fs::read_dir(&disk)?.count(), 0);
+        assert!(!node.join(CLEAR).exists());
         Ok(())
     }
 
