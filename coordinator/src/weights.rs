@@ -79,14 +79,7 @@ impl WeightsRelay {
         let Some(node) = session.peer().role.node() else {
             return;
         };
-        let why = tokio::select! {
-            // Beside everything else, so that a node which reads nothing cannot outlive it.
-            biased;
-            why = refusal(&self.replica, node, session.peer().key) => why,
-            () = tokio::time::sleep(LONGEST) => "dial anew",
-            why = self.answer(node, &session) => why,
-        };
-        session.close(why);
+        self.guard(node, &session, self.answer(node, &session)).await;
     }
 
     /// Keeps a node that gives weights as long as somebody asks for them.
@@ -103,14 +96,13 @@ impl WeightsRelay {
             older.session.close("replaced by a newer session");
         }
         self.came.notify_waiters();
-        let why = tokio::select! {
-            biased;
-            why = refusal(&self.replica, node, session.peer().key) => why,
-            () = tokio::time::sleep(LONGEST) => "dial anew",
-            _ = session.ended() => "the node has left",
-            () = self.idle(node) => "nothing was asked",
+        let kept = async {
+            tokio::select! {
+                _ = session.ended() => "the node has left",
+                () = self.idle(node) => "nothing was asked",
+            }
         };
-        session.close(why);
+        self.guard(node, &session, kept).await;
         let mut open = self.open();
         if open
             .get(&node)
@@ -118,6 +110,19 @@ impl WeightsRelay {
         {
             open.remove(&node);
         }
+    }
+
+    /// Lets a session last until `work` says why it ends, the cluster refuses the node, or it has lasted
+    /// long enough; then ends it.
+    async fn guard(&self, node: NodeId, session: &Session, work: impl Future<Output = &'static str>) {
+        let why = tokio::select! {
+            // Beside everything else, so that a node which reads nothing cannot outlive it.
+            biased;
+            why = refusal(&self.replica, node, session.peer().key) => why,
+            () = tokio::time::sleep(LONGEST) => "dial anew",
+            why = work => why,
+        };
+        session.close(why);
     }
 
     /// Comes back when a node was asked for nothing for a while.
@@ -168,7 +173,7 @@ impl WeightsRelay {
     async fn pass(
         &self,
         asker: NodeId,
-        send: FrameSender,
+        mut send: FrameSender,
         mut receive: FrameReceiver,
     ) -> Result<(), LinkError> {
         let request = receive.expect::<WeightsRequest>(REQUEST).await?;
@@ -177,7 +182,6 @@ impl WeightsRelay {
         };
         let _slot = self.slots.acquire().await;
         let mut failed = BTreeSet::new();
-        let mut send = send;
         loop {
             let (source, node, _in_use) = self.source(asker, &model, &failed).await?;
             let (mut ask, mut answer) = source.open().await?;

@@ -215,13 +215,14 @@ impl Puller {
     }
 }
 
+/// A file name without anything that means something to a path.
+fn is_plain(name: &str) -> bool {
+    let sound = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    name.len() <= 200 && !name.starts_with('.') && name.bytes().all(sound)
+}
+
 /// What a model folder is made of: plain names at the top, nothing else.
 fn wanted(name: &str) -> bool {
-    let plain = name
-        .bytes()
-        .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        && name.len() <= 200
-        && !name.starts_with('.');
     let part = matches!(
         name,
         "config.json"
@@ -231,7 +232,7 @@ fn wanted(name: &str) -> bool {
             | "chat_template.jinja"
             | "model.safetensors.index.json"
     );
-    plain && (part || (name.starts_with("model") && name.ends_with(".safetensors")))
+    is_plain(name) && (part || (name.starts_with("model") && name.ends_with(".safetensors")))
 }
 
 fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> PullError + use<> {

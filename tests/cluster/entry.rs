@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use pomona_tests::{MODEL, Machine, agent, eventually, greedy, try_stream};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, found, is_whole, token};
+use crate::former::{SOON, found, is_whole, join};
 use crate::{Outcome, Scale, keep, quantile};
 
 /// Clients of each endpoint.
@@ -33,9 +33,12 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     });
     let mut with_model = Machine::empty();
     with_model.pull_model();
-    join(&coordinators[0], &mut with_model, "echo:10");
+    let address = coordinators[0].quic();
+    join(&coordinators[0], &with_model, "rack", Some(&address));
+    with_model.start_node("echo:10");
     let mut without = Machine::empty();
-    join(&coordinators[0], &mut without, "none");
+    join(&coordinators[0], &without, "rack", Some(&address));
+    without.start_node("none");
     for node in [&with_model, &without] {
         eventually("both endpoints answer", SOON, || {
             try_stream(node.node, &body(0)).is_ok()
@@ -82,12 +85,6 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     }
     alone(&with_model, &without);
     Outcome::Figures(figures)
-}
-
-fn join(at: &Machine, node: &mut Machine, engine: &str) {
-    let joined = node.pomona(&["join", &token(at, "rack", ""), "--coordinator", &at.quic()]);
-    assert!(joined.0, "{}", joined.2);
-    node.start_node(engine);
 }
 
 fn body(i: usize) -> Value {

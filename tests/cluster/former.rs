@@ -29,13 +29,37 @@ pub(crate) fn token(at: &Machine, role: &str, name: &str) -> String {
     made["token"].as_str().expect("a token").to_owned()
 }
 
+/// Starts a coordinator that founds a cluster, and waits until it leads.
+pub(crate) fn lead(machine: &mut Machine) {
+    machine.start_coordinator();
+    eventually("the founder leads", SOON, || {
+        status(machine)["raft"]["leads"] == true
+    });
+}
+
+/// Lets a machine join as a node, at an address or by what it finds on its LAN.
+pub(crate) fn join(at: &Machine, node: &Machine, role: &str, address: Option<&str>) {
+    let token = token(at, role, "");
+    let address = address.map(|address| ["--coordinator", address]);
+    let arguments = ["join", token.as_str()]
+        .into_iter()
+        .chain(address.into_iter().flatten());
+    let (ok, _, errors) = node.pomona(&arguments.collect::<Vec<_>>());
+    assert!(ok, "{errors}");
+}
+
+/// How many nodes in reach have a model loaded.
+pub(crate) fn holders(coordinator: &Machine, model: &str) -> usize {
+    let status = status(coordinator);
+    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
+    let loaded = |node: &&Value| node["report"]["engine"]["models"][model].is_object();
+    nodes.iter().filter(loaded).count()
+}
+
 /// Founds a cluster on the first machine and lets the others join it as coordinators; `join`
 /// gives the arguments after the token.
 pub(crate) fn found(machines: &mut [Machine], join: impl Fn(&Machine) -> Vec<String>) {
-    machines[0].start_coordinator();
-    eventually("the founder leads", SOON, || {
-        status(&machines[0])["raft"]["leads"] == true
-    });
+    lead(&mut machines[0]);
     for i in 1..machines.len() {
         let token = token(&machines[0], "coordinator", "");
         let more = join(&machines[0]);

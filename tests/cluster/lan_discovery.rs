@@ -5,9 +5,9 @@ use std::time::Instant;
 
 use pomona_tests::lan::Lan;
 use pomona_tests::{MODEL, Machine, eventually};
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::former::{SOON, found, is_whole, status, token};
+use crate::former::{SOON, found, holders, is_whole, join};
 use crate::{Outcome, Scale, keep, quantile};
 
 const COORDINATORS: usize = 3;
@@ -26,8 +26,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     found(coordinators, |_| Vec::new());
     for (i, node) in nodes.iter_mut().enumerate() {
         node.pull_model();
-        let (ok, _, errors) = node.pomona(&["join", &token(&coordinators[i % COORDINATORS], "rack", "")]);
-        assert!(ok, "{errors}");
+        join(&coordinators[i % COORDINATORS], node, "rack", None);
     }
     let rounds = scale.pick(2, 10);
     let mut ready_s = Vec::new();
@@ -45,7 +44,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
         nodes.iter_mut().for_each(|node| node.start_node("echo"));
         for coordinator in coordinators.iter() {
             eventually("the cluster is whole", SOON, || {
-                is_whole(coordinator, COORDINATORS) && answering(coordinator) == NODES
+                is_whole(coordinator, COORDINATORS) && holders(coordinator, MODEL) == NODES
             });
         }
         ready_s.push(began.elapsed().as_secs_f64());
@@ -64,23 +63,17 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     Outcome::Figures(figures)
 }
 
-/// Nodes that this coordinator has a model on.
-fn answering(coordinator: &Machine) -> usize {
-    let status = status(coordinator);
-    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-    let loaded = |node: &&Value| node["report"]["engine"]["models"][MODEL].is_object();
-    nodes.iter().filter(loaded).count()
-}
-
 /// A node's cable is pulled and plugged in again: it is missed, and comes back by itself.
 fn unplug(lan: &Lan, machines: &[Machine]) -> f64 {
     let (host, coordinator) = (COORDINATORS, &machines[0]);
     lan.plug(host, false);
-    eventually("the node is missed", SOON, || answering(coordinator) == NODES - 1);
+    eventually("the node is missed", SOON, || {
+        holders(coordinator, MODEL) == NODES - 1
+    });
     lan.plug(host, true);
     let began = Instant::now();
     for coordinator in &machines[..COORDINATORS] {
-        eventually("the node is back", SOON, || answering(coordinator) == NODES);
+        eventually("the node is back", SOON, || holders(coordinator, MODEL) == NODES);
     }
     began.elapsed().as_secs_f64()
 }

@@ -1,15 +1,13 @@
 //! Somebody on the LAN announces ten thousand coordinators a minute that are not there: memory stays
 //! bounded, who is there goes on answering, and who comes is still found.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pomona_tests::lan::Lan;
-use pomona_tests::mdns_forger::MdnsForger;
-use pomona_tests::{MODEL, Machine, eventually};
-use serde_json::{Value, json};
+use pomona_tests::{MODEL, Machine, eventually, mdns_forger};
+use serde_json::json;
 
-use crate::former::{SOON, status, token};
+use crate::former::{SOON, holders, join, lead, status};
 use crate::{Outcome, Scale, keep};
 
 const A_MINUTE: u64 = 10_000;
@@ -20,17 +18,13 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     };
     let hosts = [10, 11, 12, 13].map(|host| lan.host(&format!("10.77.0.{host}")));
     let [mut coordinator, mut node, mut late] = [0, 1, 2].map(|host: usize| Machine::on_lan(&hosts[host]));
-    coordinator.start_coordinator();
-    eventually("the founder leads", SOON, || {
-        status(&coordinator)["raft"]["leads"] == true
-    });
+    lead(&mut coordinator);
     node.pull_model();
-    for machine in [&mut node, &mut late] {
-        let (ok, _, errors) = machine.pomona(&["join", &token(&coordinator, "rack", "")]);
-        assert!(ok, "{errors}");
+    for machine in [&node, &late] {
+        join(&coordinator, machine, "rack", None);
     }
     node.start_node("echo");
-    eventually("it is there", SOON, || there(&coordinator) == 1);
+    eventually("it is there", SOON, || holders(&coordinator, MODEL) == 1);
     // What is read for the first answer is no flood.
     let (ok, _, errors) = coordinator.pomona(&["chat", "--max-tokens", "4", "Hello"]);
     assert!(ok, "{errors}");
@@ -40,9 +34,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
         .as_str()
         .expect("an id")
         .to_owned();
-    let mut netns = Command::new("ip");
-    netns.args(["netns", "exec", &hosts[3]]);
-    let forger = MdnsForger::start(netns, &cluster, A_MINUTE);
+    let forger = mdns_forger::start(&hosts[3], &cluster, A_MINUTE);
     let lasts = Duration::from_secs(scale.pick(12, 180) as u64);
     let (began, mut most, mut asked) = (Instant::now(), before, 0);
     let mut came_s = None;
@@ -58,7 +50,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
             // All its kept addresses are right, but it does not know that: it asks the LAN as well.
             let starts = Instant::now();
             late.start_node("echo");
-            eventually("who comes is found", SOON, || there(&coordinator) == 2);
+            eventually("who comes is found", SOON, || holders(&coordinator, MODEL) == 2);
             came_s = Some(starts.elapsed().as_secs_f64());
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -78,12 +70,4 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     // a socket of its own.
     assert!(grown.iter().all(|kib| *kib < 128 * 1024), "{figures}");
     Outcome::Figures(figures)
-}
-
-/// Nodes in reach that have the model loaded.
-fn there(coordinator: &Machine) -> usize {
-    let status = status(coordinator);
-    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-    let loaded = |node: &&Value| node["report"]["engine"]["models"][MODEL].is_object();
-    nodes.iter().filter(loaded).count()
 }

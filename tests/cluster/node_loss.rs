@@ -6,7 +6,7 @@ use std::time::Duration;
 use pomona_tests::{MODEL, Machine, Streamed, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, status, token};
+use crate::former::{holders, join, lead};
 use crate::{Outcome, Scale, keep, quantile};
 
 const STREAMS: usize = 50;
@@ -22,32 +22,17 @@ pub(crate) fn run(scale: Scale) -> Outcome {
 
 fn lose_a_node(engine: &str, apart: Duration) -> Value {
     let mut coordinator = Machine::empty();
-    coordinator.start_coordinator();
-    eventually("the founder leads", SOON, || {
-        status(&coordinator)["raft"]["leads"] == true
-    });
+    lead(&mut coordinator);
     let mut nodes = [(); 2].map(|()| Machine::empty());
     for node in &mut nodes {
         // Room for all of them on the one that stays.
         node.configure("[engine]\ntotal_slots = 64\n[engine.interactive]\nmax_slots = 56\n");
         node.pull_model();
-        let joined = node.pomona(&[
-            "join",
-            &token(&coordinator, "rack", ""),
-            "--coordinator",
-            &coordinator.quic(),
-        ]);
-        assert!(joined.0, "{}", joined.2);
+        join(&coordinator, node, "rack", Some(&coordinator.quic()));
         node.start_node(engine);
     }
     eventually("both replicas are there", Duration::from_secs(60), || {
-        let status = status(&coordinator);
-        let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-        nodes
-            .iter()
-            .filter(|node| node["report"]["engine"]["models"][MODEL].is_object())
-            .count()
-            == 2
+        holders(&coordinator, MODEL) == 2
     });
     let undisturbed = stream_all(coordinator.coordinator, apart, || ());
     let [first, _second] = &mut nodes;

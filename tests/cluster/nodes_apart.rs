@@ -1,7 +1,6 @@
 //! Nodes that do not reach each other, as on a network for guests, and both reach the coordinator:
 //! weights come through it. Then one direction of a node's way is cut, as a broken switch does.
 
-use std::process::Command;
 use std::time::Instant;
 
 use pomona_tests::lan::Lan;
@@ -9,7 +8,7 @@ use pomona_tests::udp_relay::UdpRelay;
 use pomona_tests::{MODEL, Machine, eventually};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, status, token};
+use crate::former::{SOON, holders, join, lead};
 use crate::{Outcome, Scale, keep};
 
 const OTHER: &str = "other";
@@ -32,20 +31,16 @@ fn apart(mut lan: Lan) -> Value {
     let [mut coordinator, mut first, mut second] = hosts.each_ref().map(|host| Machine::on_lan(host));
     lan.isolate(1);
     lan.isolate(2);
-    coordinator.start_coordinator();
-    eventually("the founder leads", SOON, || {
-        status(&coordinator)["raft"]["leads"] == true
-    });
+    lead(&mut coordinator);
     // Each has what the other one lacks, so both want and give at once.
     first.pull_model();
     second.pull_model_as(OTHER);
     for node in [&mut first, &mut second] {
-        let (ok, _, errors) = node.pomona(&["join", &token(&coordinator, "rack", "")]);
-        assert!(ok, "{errors}");
+        join(&coordinator, node, "rack", None);
         node.start_node("echo");
     }
     eventually("each has its model", SOON, || {
-        replicas(&coordinator, MODEL) == 1 && replicas(&coordinator, OTHER) == 1
+        holders(&coordinator, MODEL) == 1 && holders(&coordinator, OTHER) == 1
     });
     let began = Instant::now();
     for model in [MODEL, OTHER] {
@@ -53,7 +48,7 @@ fn apart(mut lan: Lan) -> Value {
         assert!(wanted.0, "{}", wanted.2);
     }
     eventually("both have both", SOON, || {
-        replicas(&coordinator, MODEL) == 2 && replicas(&coordinator, OTHER) == 2
+        holders(&coordinator, MODEL) == 2 && holders(&coordinator, OTHER) == 2
     });
     let brought_s = began.elapsed().as_secs_f64();
     assert!(
@@ -79,29 +74,20 @@ fn neighbours(mut lan: Lan) -> f64 {
     for node in &hosts[2..] {
         lan.cut(node, COORDINATOR, true);
     }
-    let mut netns = Command::new("ip");
-    netns.args(["netns", "exec", &hosts[1]]);
     let nat = format!("{FIRST}:7799");
-    let _relay = UdpRelay::start(netns, &nat, &format!("{COORDINATOR}:7712"));
-    coordinator.start_coordinator();
-    eventually("the founder leads", SOON, || {
-        status(&coordinator)["raft"]["leads"] == true
-    });
+    let _relay = UdpRelay::start(&hosts[1], &nat, &format!("{COORDINATOR}:7712"));
+    lead(&mut coordinator);
     first.pull_model();
     for node in [&mut first, &mut second] {
-        let (ok, _, errors) =
-            node.pomona(&["join", &token(&coordinator, "rented", ""), "--coordinator", &nat]);
-        assert!(ok, "{errors}");
+        join(&coordinator, node, "rented", Some(&nat));
         node.start_node("echo");
     }
     let wanted = coordinator.pomona(&["model", "place", MODEL, "--replicas", "2"]);
     assert!(wanted.0, "{}", wanted.2);
-    eventually("one replica is there", SOON, || {
-        replicas(&coordinator, MODEL) >= 1
-    });
+    eventually("one replica is there", SOON, || holders(&coordinator, MODEL) >= 1);
     let began = Instant::now();
     eventually("both replicas are there", SOON, || {
-        replicas(&coordinator, MODEL) == 2
+        holders(&coordinator, MODEL) == 2
     });
     assert!(
         !second.log().contains("weights come through a coordinator"),
@@ -115,7 +101,7 @@ fn neighbours(mut lan: Lan) -> f64 {
 fn cut(lan: &Lan, coordinator: &Machine, (at, to): (&str, &str)) -> Value {
     let began = Instant::now();
     lan.cut(at, to, true);
-    eventually("the node is missed", SOON, || replicas(coordinator, MODEL) == 1);
+    eventually("the node is missed", SOON, || holders(coordinator, MODEL) == 1);
     let missed_s = began.elapsed().as_secs_f64();
     let answers = (0..5)
         .filter(|_| coordinator.pomona(&["chat", "Hello"]).0)
@@ -123,17 +109,9 @@ fn cut(lan: &Lan, coordinator: &Machine, (at, to): (&str, &str)) -> Value {
     assert_eq!(answers, 5, "the other node answers");
     let began = Instant::now();
     lan.cut(at, to, false);
-    eventually("the node is back", SOON, || replicas(coordinator, MODEL) == 2);
+    eventually("the node is back", SOON, || holders(coordinator, MODEL) == 2);
     let back_s = began.elapsed().as_secs_f64();
     // Silence of 2.5 s ends a session; the rest is the test's own pace.
     assert!(missed_s <= 3.5, "{missed_s}");
     json!({ "missed_s": missed_s, "back_s": back_s })
-}
-
-/// Nodes in reach that have the model loaded.
-fn replicas(coordinator: &Machine, model: &str) -> usize {
-    let status = status(coordinator);
-    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-    let loaded = |node: &&Value| node["report"]["engine"]["models"][model].is_object();
-    nodes.iter().filter(loaded).count()
 }

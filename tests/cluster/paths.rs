@@ -2,7 +2,6 @@
 //! to the slow one when the fast one is cut, says so, and takes the fast one again when it is back.
 //! Then its address changes, and nobody notices.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pomona_tests::lan::Lan;
@@ -10,7 +9,7 @@ use pomona_tests::udp_relay::UdpRelay;
 use pomona_tests::{Machine, eventually};
 use serde_json::json;
 
-use crate::former::{SOON, status, token};
+use crate::former::{SOON, join, lead, status};
 use crate::{Outcome, Scale, keep};
 
 const COORDINATOR: &str = "10.77.0.10";
@@ -27,19 +26,13 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     };
     let hosts = [COORDINATOR, RELAY, NODE].map(|address| lan.host(address));
     let (mut coordinator, mut node) = (Machine::on_lan(&hosts[0]), Machine::on_lan(&hosts[2]));
-    let mut netns = Command::new("ip");
-    netns.args(["netns", "exec", &hosts[1]]);
     let slow = format!("{RELAY}:7799");
-    let mut relay = UdpRelay::start(netns, &slow, &format!("{COORDINATOR}:7712"));
+    let mut relay = UdpRelay::start(&hosts[1], &slow, &format!("{COORDINATOR}:7712"));
     relay.tell(&format!("delay {DELAY}"));
-    coordinator.start_coordinator();
-    eventually("the founder leads", SOON, || {
-        status(&coordinator)["raft"]["leads"] == true
-    });
+    lead(&mut coordinator);
     node.pull_model();
     lan.cut(&hosts[2], COORDINATOR, true);
-    let (ok, _, errors) = node.pomona(&["join", &token(&coordinator, "rack", ""), "--coordinator", &slow]);
-    assert!(ok, "{errors}");
+    join(&coordinator, &node, "rack", Some(&slow));
     node.start_node("echo:10");
     eventually("it comes over the slow line", SOON, || {
         seen_at(&coordinator) == RELAY

@@ -2,7 +2,6 @@
 //! forgets its mapping goes unnoticed, and a line that is cut in one direction is noticed: after
 //! 2.5 s on a short line, after ten on a long one.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pomona_tests::lan::Lan;
@@ -10,7 +9,7 @@ use pomona_tests::udp_relay::UdpRelay;
 use pomona_tests::{MODEL, Machine, eventually};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, status, token};
+use crate::former::{SOON, holders, join, lead, status};
 use crate::{Outcome, Scale, keep, quantile};
 
 const COORDINATOR: &str = "10.77.0.10:7712";
@@ -25,16 +24,10 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     // They reach each other by the NAT only.
     lan.isolate(0);
     lan.isolate(2);
-    let mut netns = Command::new("ip");
-    netns.args(["netns", "exec", &hosts[1]]);
-    let mut relay = UdpRelay::start(netns, NAT, COORDINATOR);
-    coordinator.start_coordinator();
-    eventually("the founder leads", SOON, || {
-        status(&coordinator)["raft"]["leads"] == true
-    });
+    let mut relay = UdpRelay::start(&hosts[1], NAT, COORDINATOR);
+    lead(&mut coordinator);
     node.pull_model();
-    let (ok, _, errors) = node.pomona(&["join", &token(&coordinator, "rented", ""), "--coordinator", NAT]);
-    assert!(ok, "{errors}");
+    join(&coordinator, &node, "rented", Some(NAT));
     node.start_node("echo:20");
     eventually("it answers", SOON, || chat(&coordinator, 4).is_ok());
 
@@ -86,10 +79,10 @@ pub(crate) fn run(scale: Scale) -> Outcome {
 
 /// Datagrams in one direction are lost until the node is missed.
 fn cut(relay: &mut UdpRelay, coordinator: &Machine, direction: &str) -> Value {
-    eventually("it reports", SOON, || is_there(coordinator));
+    eventually("it reports", SOON, || holders(coordinator, MODEL) == 1);
     let began = Instant::now();
     relay.tell(&format!("cut {direction}"));
-    eventually("the node is missed", SOON, || !is_there(coordinator));
+    eventually("the node is missed", SOON, || holders(coordinator, MODEL) == 0);
     let missed_s = began.elapsed().as_secs_f64();
     let began = Instant::now();
     relay.tell("cut none");
@@ -113,12 +106,4 @@ fn chat(coordinator: &Machine, tokens: u32) -> Result<Duration, String> {
 fn lost(coordinator: &Machine) -> usize {
     let log = coordinator.log();
     log.matches("node lost").count() + log.matches("node left").count()
-}
-
-/// Whether the node has its model, as far as the coordinator hears.
-fn is_there(coordinator: &Machine) -> bool {
-    let status = status(coordinator);
-    let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
-    let loaded = |node: &Value| node["report"]["engine"]["models"][MODEL].is_object();
-    nodes.iter().any(loaded)
 }

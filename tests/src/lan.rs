@@ -1,7 +1,8 @@
 //! A LAN of the test's own: network namespaces as hosts on a bridge in one more namespace, so
 //! that nothing of this machine's network is touched. Needs root.
 
-use std::process::{Command, Stdio};
+use std::ffi::OsStr;
+use std::process::{Child, ChildStdin, Command, Stdio};
 
 /// The bridge and its hosts; gone with the value.
 pub struct Lan {
@@ -60,17 +61,7 @@ impl Lan {
 
     /// Lets a host speak only with hosts that are not isolated, as guest networks do.
     pub fn isolate(&self, host: usize) {
-        assert!(ip(&[
-            "-n",
-            &self.switch(),
-            "link",
-            "set",
-            &format!("port{host}"),
-            "type",
-            "bridge_slave",
-            "isolated",
-            "on"
-        ]));
+        self.set_port(host, &["type", "bridge_slave", "isolated", "on"]);
     }
 
     /// What a host sends to an address is lost, or goes there again; what comes from there arrives.
@@ -82,14 +73,12 @@ impl Lan {
     /// Plugs a host's cable in or out.
     pub fn plug(&self, host: usize, plugged: bool) {
         let state = if plugged { "up" } else { "down" };
-        assert!(ip(&[
-            "-n",
-            &self.switch(),
-            "link",
-            "set",
-            &format!("port{host}"),
-            state
-        ]));
+        self.set_port(host, &[state]);
+    }
+
+    fn set_port(&self, host: usize, how: &[&str]) {
+        let (switch, port) = (self.switch(), format!("port{host}"));
+        assert!(ip(&[&["-n", &switch, "link", "set", &port], how].concat()));
     }
 
     fn switch(&self) -> String {
@@ -102,6 +91,39 @@ impl Drop for Lan {
         for namespace in self.hosts.iter().chain([&self.switch()]) {
             ip(&["netns", "del", namespace]);
         }
+    }
+}
+
+/// A command that runs a program on a host.
+pub fn command_on(namespace: &str, program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("ip");
+    command.args(["netns", "exec", namespace]).arg(program);
+    command
+}
+
+/// This very test program as another one on a host, told so by its first argument; it ends with the
+/// value.
+pub struct Errand(Child);
+
+impl Errand {
+    /// Starts it; its standard input is a pipe.
+    pub fn start(namespace: &str, arguments: &[&str]) -> Self {
+        let own = std::env::current_exe().expect("this program");
+        let mut command = command_on(namespace, own);
+        let started = command.args(arguments).stdin(Stdio::piped()).spawn();
+        Self(started.expect("this program starts again"))
+    }
+
+    /// Its standard input.
+    pub fn input(&mut self) -> &mut ChildStdin {
+        self.0.stdin.as_mut().expect("a pipe")
+    }
+}
+
+impl Drop for Errand {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -5,6 +5,7 @@ use std::process::{Child, Command};
 
 use serde_json::Value;
 
+use crate::lan::command_on;
 use crate::{MODEL, admin_at, children, end, free_ports, gguf, programs};
 
 /// Another machine: a state folder and ports of its own, and what is started there.
@@ -218,11 +219,7 @@ impl Machine {
     pub fn program(&self, program: &str) -> Command {
         match &self.namespace {
             None => Command::new(program),
-            Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace, program]);
-                command
-            }
+            Some(namespace) => command_on(namespace, program),
         }
     }
 

@@ -2,34 +2,19 @@
 //! process of its own, because hosts are network namespaces.
 
 use std::net::UdpSocket;
-use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use crate::Random;
+use crate::lan::Errand;
 
 /// The word by which a test program knows that it is to be the forger.
 pub const ARGUMENT: &str = "--mdns-forger";
 /// Seconds that a forged record is to be kept: the longest that anybody takes seriously.
 const LIFE_S: u32 = 4500;
 
-/// A forger that another process is; it ends with the value.
-pub struct MdnsForger(Child);
-
-impl MdnsForger {
-    /// Starts this very program as a forger, by a command that leads to the host.
-    pub fn start(mut there: Command, cluster: &str, services_a_minute: u64) -> Self {
-        let own = std::env::current_exe().expect("this program");
-        let rate = services_a_minute.to_string();
-        there.arg(own).args([ARGUMENT, cluster, &rate]);
-        Self(there.spawn().expect("the forger starts"))
-    }
-}
-
-impl Drop for MdnsForger {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
+/// Starts this very program as a forger on a host; it ends with the value.
+pub fn start(host: &str, cluster: &str, services_a_minute: u64) -> Errand {
+    Errand::start(host, &[ARGUMENT, cluster, &services_a_minute.to_string()])
 }
 
 /// Is the forger, until it is ended.

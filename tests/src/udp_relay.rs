@@ -5,12 +5,12 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, Write};
 use std::net::{SocketAddr, UdpSocket};
-use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::Random;
+use crate::lan::Errand;
 
 /// The word by which a test program knows that it is to be the relay.
 pub const ARGUMENT: &str = "--udp-relay";
@@ -38,32 +38,18 @@ impl Hop {
     }
 }
 
-/// A relay that another process runs; it ends with the value.
-pub struct UdpRelay {
-    process: Child,
-    commands: ChildStdin,
-}
+/// A relay that another process is; it ends with the value.
+pub struct UdpRelay(Errand);
 
 impl UdpRelay {
-    /// Starts this very program as a relay, by a command that leads there: `ip netns exec HOST`.
-    pub fn start(mut there: Command, listens: &str, target: &str) -> Self {
-        let own = std::env::current_exe().expect("this program");
-        there.arg(own).args([ARGUMENT, listens, target]);
-        let mut process = there.stdin(Stdio::piped()).spawn().expect("the relay starts");
-        let commands = process.stdin.take().expect("a pipe");
-        Self { process, commands }
+    /// Starts this very program as a relay on a host.
+    pub fn start(host: &str, listens: &str, target: &str) -> Self {
+        Self(Errand::start(host, &[ARGUMENT, listens, target]))
     }
 
     /// Tells it: `delay MS`, `loss PERCENT`, `cut up|down|none`, `rebind`.
     pub fn tell(&mut self, command: &str) {
-        writeln!(self.commands, "{command}").expect("the relay runs");
-    }
-}
-
-impl Drop for UdpRelay {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        writeln!(self.0.input(), "{command}").expect("the relay runs");
     }
 }
 

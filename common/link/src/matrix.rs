@@ -50,7 +50,7 @@ fn allowed(client: Client, purpose: Purpose, at_a_node: bool) -> Gets {
     }
 }
 
-fn loopback() -> SocketAddr {
+pub(crate) fn loopback() -> SocketAddr {
     ([127, 0, 0, 1], 0).into()
 }
 

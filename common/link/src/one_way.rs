@@ -8,11 +8,8 @@ use pomona_common::{ClusterId, NodeId};
 use tokio::net::UdpSocket;
 
 use crate::identity::Role;
+use crate::matrix::loopback;
 use crate::{Accepted, Authority, Endpoint, LinkError, Purpose};
-
-fn loopback() -> SocketAddr {
-    ([127, 0, 0, 1], 0).into()
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {

@@ -10,13 +10,13 @@ use openraft::{
     StorageError, StorageIOError, StoredMembership,
 };
 use pomona_decide::{ClusterState, Reply, apply_proposal};
-use pomona_wire::stored::{self, Added};
+use pomona_wire::stored::Added;
 use redb::{Database, TableDefinition};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::TypeConfig;
-use crate::tables::{DbResult, Values, decode_grown, get, get_grown, put, put_bytes, write};
+use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown, put, put_bytes, write};
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
 /// the two of `Leases`, the nodes that are doubted.
@@ -27,7 +27,7 @@ const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0])];
 /// # Errors
 /// The state cannot be encoded.
 pub fn encode_state(state: &ClusterState) -> std::io::Result<Vec<u8>> {
-    stored::encode_grown(state, ADDED, state.since()).map_err(std::io::Error::other)
+    encode_grown(state, ADDED, state.since())
 }
 
 /// Reads a state as snapshots have it, of any version that is still known.
@@ -77,7 +77,7 @@ impl StateMachine {
     fn save(&self) -> DbResult<()> {
         write(&self.db, |transaction| {
             let since = self.applied.state.since();
-            let bytes = stored::encode_grown(&self.applied, ADDED, since).map_err(std::io::Error::other)?;
+            let bytes = encode_grown(&self.applied, ADDED, since)?;
             put_bytes(transaction, STATE, "applied", &bytes)
         })?;
         self.published.send_replace(Arc::new(self.applied.state.clone()));
@@ -208,7 +208,7 @@ mod tests {
             assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
             state.late.insert(NodeId::from_bits(9));
             let newest = encode_state(&state)?;
-            assert_eq!(newest[0], stored::VERSION);
+            assert_eq!(newest[0], pomona_wire::stored::VERSION);
             assert_eq!(decode_state(&newest)?, state);
         }
         Ok(())

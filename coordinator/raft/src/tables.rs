@@ -18,6 +18,10 @@ pub(crate) fn encode_since<T: Serialize>(value: &T, since: u8) -> std::io::Resul
     stored::encode_since(value, since).map_err(std::io::Error::other)
 }
 
+pub(crate) fn encode_grown<T: Serialize>(value: &T, added: Added<'_>, since: u8) -> std::io::Result<Vec<u8>> {
+    stored::encode_grown(value, added, since).map_err(std::io::Error::other)
+}
+
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> std::io::Result<T> {
     decode_grown(bytes, &[])
 }

@@ -11,7 +11,7 @@ use url::Url;
 use zip::ZipArchive;
 
 use super::download::{Downloads, FILE_BYTES, RemoteFile};
-use super::{Progress, PullError, io_error, wanted};
+use super::{Progress, PullError, io_error, is_plain, wanted};
 
 const JSON: &str = "application/vnd.pypi.simple.v1+json";
 /// Largest list of a package's files.
@@ -39,10 +39,7 @@ impl FromStr for Wheel {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let plain = |part: &str| {
-            let sound = |b: u8| b.is_ascii_alphanumeric() || b"._-+!".contains(&b);
-            !part.is_empty() && part.len() <= 100 && part.bytes().all(sound)
-        };
+        let plain = |part: &str| !part.is_empty() && part.len() <= 100 && is_sound(part);
         match text.split_once("==") {
             Some((package, version)) if plain(package) && plain(version) => Ok(Self {
                 package: normalised(package),
@@ -51,6 +48,12 @@ impl FromStr for Wheel {
             _ => Err(format!("`{text}` is not PACKAGE==VERSION")),
         }
     }
+}
+
+/// Whether it has only what names and versions of packages are made of (PEP 427, PEP 440).
+fn is_sound(text: &str) -> bool {
+    let sound = |b: u8| b.is_ascii_alphanumeric() || b"._-+!".contains(&b);
+    text.bytes().all(sound)
 }
 
 /// Lower case, runs of `-`, `_` and `.` as one `-`.
@@ -119,10 +122,9 @@ impl Wheel {
             return false;
         };
         let parts: Vec<&str> = stem.split('-').collect();
-        let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-+!".contains(&b);
         (parts.len() == 5 || parts.len() == 6)
             && file.len() <= 250
-            && file.bytes().all(plain)
+            && is_sound(file)
             && normalised(parts[0]) == self.package
             && parts[1].replace('_', "-") == self.version.replace('_', "-")
     }
@@ -255,11 +257,7 @@ enum Kind {
 
 /// The models among the entries: what each is made of, and what it is.
 fn models(entries: &[String]) -> Vec<(Vec<String>, Kind)> {
-    let plain = |name: &&String| {
-        let name = file_name(name);
-        let sound = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        name.len() <= 200 && !name.starts_with('.') && name.bytes().all(sound)
-    };
+    let plain = |name: &&String| is_plain(file_name(name));
     let ggufs = entries
         .iter()
         .filter(plain)
