@@ -106,20 +106,26 @@ async fn answer(renewal: &Renewal, reception: &Reception) -> RenewAnswer {
     }
 }
 
-/// Under manual approval, whoever slept past its certificate is looked at by the operator again.
+/// Under manual approval, whoever slept past its certificate is looked at by the operator again. Who was
+/// may ask until it is here (`trust_again`): the answer gets lost, and `pomona doctor` asks as well.
 async fn approved_again(state: &ClusterState, node: NodeId, replica: &Replica) -> Result<(), String> {
-    let was_doubted = state.late.contains(&node);
-    let command = if was_doubted {
-        Command::TrustNode(node)
-    } else {
-        Command::DoubtNode(node)
-    };
-    match replica.write(command).await {
+    let is_approved = state.nodes.get(&node).is_some_and(|record| record.approved);
+    if state.late.contains(&node) && is_approved {
+        return Ok(());
+    }
+    match replica.write(Command::DoubtNode(node)).await {
         Ok(Reply::Refused(why)) => Err(why),
-        Ok(_) if was_doubted => Ok(()),
         Ok(_) => {
             Err("its certificate had run out, so an operator approves it again: `pomona node approve`".into())
         }
         Err(error) => Err(error.to_string()),
+    }
+}
+
+/// A node that was let in again is here with a good certificate: the next time it is late, it is asked
+/// for anew.
+pub(crate) async fn trust_again(replica: Replica, node: NodeId) {
+    if let Err(error) = replica.write(Command::TrustNode(node)).await {
+        tracing::warn!(%node, %error, "not noted that a late node is back; its next session does it");
     }
 }

@@ -202,10 +202,12 @@ impl Places for Dispatcher {
                 continue;
             };
             tracing::debug!(node = %route.node, reason = route.reason, request = %generation.request, "routed");
+            // Counted before it is asked: requests that come at the same moment spread.
+            let in_flight = InFlight::new(connected.clone());
             match pomona_dispatch::ask(&connected.session, route.node, generation.clone(), GRANT).await {
                 Ok(promise) => {
                     // A node answers for itself, whoever it names.
-                    let promise = promise.made_by(route.node).holding(InFlight::new(connected));
+                    let promise = promise.made_by(route.node).holding(in_flight);
                     return Ok((route.node, promise));
                 }
                 Err(failure) => {

@@ -34,6 +34,8 @@ struct Inner {
 struct Book {
     contacts: Contacts,
     sessions: BTreeMap<u64, Vec<Session>>,
+    /// What a coordinator said of itself last; one that is away comes back with it.
+    versions: BTreeMap<u64, u16>,
 }
 
 impl Peers {
@@ -147,6 +149,7 @@ impl Peers {
         let first = {
             let mut book = self.book();
             book.sessions.entry(peer).or_default().push(session.clone());
+            book.versions.insert(peer, session.version());
             book.contacts.began(peer)
         };
         if first {
@@ -197,7 +200,7 @@ impl Transport for Peers {
     }
 
     fn version(&self, peer: u64) -> Option<u16> {
-        Some(self.session(peer)?.version())
+        self.book().versions.get(&peer).copied()
     }
 
     async fn call(&self, peer: u64, kind: RpcKind, body: Vec<u8>) -> Result<Vec<u8>, CallError> {

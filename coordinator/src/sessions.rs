@@ -13,6 +13,7 @@ use pomona_raft::Replica;
 use tokio::task::JoinSet;
 
 use crate::backend::CoordinatorBackend;
+use crate::certificate::trust_again;
 use crate::connected::{Connected, Hello};
 use crate::requests::Requests;
 use crate::telemetry::Collector;
@@ -124,6 +125,9 @@ impl Sessions {
         let mut told = Told::default();
         let asked = Arc::new(Requests::new(backend.clone()));
         let mut requests = JoinSet::new();
+        if state.borrow().late.contains(&id) {
+            requests.spawn(trust_again(replica.clone(), id));
+        }
         let mut renewed: Option<Instant> = None;
         let mut looks = tokio::time::interval(LOOK);
         loop {

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use pomona_link::Pace;
 use pomona_link::{Accepted, Endpoint, Purpose};
-use pomona_node::weights::{Sources, fetch};
+use pomona_node::weights::{Givers, fetch};
 use serde_json::json;
 use site::{Cluster, big_model};
 
@@ -77,15 +77,12 @@ async fn weights(cluster: &Cluster) -> (f64, f64) {
             *seen.lock().unwrap() = began.elapsed();
         }
     };
-    let sources = Sources {
-        nodes: vec![from.address],
-        ..Sources::default()
-    };
+    let givers = Givers::Nodes(vec![from.address]);
     let pace = Pace::new(|| false);
     fetch(
         to.models(),
         &record,
-        &sources,
+        &givers,
         &cluster.identity(to.id),
         &pace,
         progress,

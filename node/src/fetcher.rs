@@ -2,11 +2,12 @@
 //! coordinator names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use pomona_common::{ModelName, ModelRecord, NodeId};
+use pomona_common::{ModelDigests, ModelName, ModelRecord, NodeId};
 use pomona_link::{Identity, Pace};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -16,7 +17,7 @@ use crate::credentials::Credentials;
 use crate::neighbours::Neighbours;
 use crate::store::fetch_folder;
 use crate::vault::{State, Vault};
-use crate::weights::{FetchError, Sources, fetch};
+use crate::weights::{FetchError, Givers, fetch};
 
 /// Wishes that wait; each coordinator repeats what changes.
 const WISHES: usize = 64;
@@ -36,8 +37,10 @@ const SAY: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Wish {
     pub(crate) record: ModelRecord,
-    /// Nowhere when it is not wanted any more.
-    pub(crate) sources: Sources,
+    /// Nodes that give it.
+    pub(crate) nodes: Vec<SocketAddr>,
+    /// Coordinators that pass it on. Neither when it is not wanted any more.
+    pub(crate) coordinators: Vec<SocketAddr>,
 }
 
 /// A handle on the fetcher; clones share it.
@@ -69,6 +72,7 @@ impl Fetcher {
             credentials,
             pace,
             failed: sender,
+            strange: BTreeMap::new(),
         };
         tasks.spawn(async move {
             tokio::select! {
@@ -100,11 +104,13 @@ struct Work {
     credentials: Arc<Credentials>,
     pace: Pace,
     failed: watch::Sender<BTreeSet<ModelName>>,
+    /// Models that neighbours have with other contents.
+    strange: BTreeMap<ModelName, ModelDigests>,
 }
 
 impl Work {
     /// One model after the other: together they would only share the link.
-    async fn run(self, mut wishes: mpsc::Receiver<Wish>) {
+    async fn run(mut self, mut wishes: mpsc::Receiver<Wish>) {
         let mut open: BTreeMap<ModelName, Wish> = BTreeMap::new();
         let mut pause = AGAIN_FIRST;
         loop {
@@ -139,10 +145,11 @@ impl Work {
         }
     }
 
-    fn note(&self, open: &mut BTreeMap<ModelName, Wish>, wish: Wish) {
+    fn note(&mut self, open: &mut BTreeMap<ModelName, Wish>, wish: Wish) {
         let name = wish.record.name.clone();
-        if wish.sources == Sources::default() {
+        if wish.nodes.is_empty() && wish.coordinators.is_empty() {
             open.remove(&name);
+            self.strange.remove(&name);
             self.failed.send_if_modified(|failed| failed.remove(&name));
             // What was brought of it would take room for good.
             let half = fetch_folder(&self.models, &name);
@@ -156,56 +163,69 @@ impl Work {
         // Nodes and coordinators are named one after the other.
         let open = open.entry(name).or_insert_with(|| wish.clone());
         open.record = wish.record;
-        if !wish.sources.nodes.is_empty() {
-            open.sources.nodes = wish.sources.nodes;
+        if !wish.nodes.is_empty() {
+            open.nodes = wish.nodes;
         }
-        for coordinator in wish.sources.coordinators {
-            if !open.sources.coordinators.contains(&coordinator) {
-                open.sources.coordinators.insert(0, coordinator);
-                open.sources.coordinators.truncate(COORDINATORS);
+        for coordinator in wish.coordinators {
+            if !open.coordinators.contains(&coordinator) {
+                open.coordinators.insert(0, coordinator);
+                open.coordinators.truncate(COORDINATORS);
             }
         }
     }
 
-    async fn bring(&self, wish: &Wish) -> Result<(), FetchError> {
-        let name = wish.record.name.to_string();
-        // Nothing is written beside an encrypted store.
-        loop {
-            match self.vault.state() {
-                State::Closed | State::Open => break,
-                State::Opening => tokio::time::sleep(LOOK).await,
-                State::Failed(why) => return Err(FetchError::NoSource(name, why)),
-            }
-        }
-        if self.models.join(wish.record.name.as_folder()).exists() {
+    async fn bring(&mut self, wish: &Wish) -> Result<(), FetchError> {
+        let (name, digests) = (&wish.record.name, &wish.record.digests);
+        self.writable(name).await?;
+        if self.models.join(name.as_folder()).exists() {
             return Ok(());
         }
         let identity = self
             .credentials
             .identity(self.id)
-            .map_err(|error| FetchError::NoSource(name.clone(), error.to_string()))?;
-        let direct = Sources {
-            nodes: wish.sources.nodes.clone(),
-            ..Sources::default()
-        };
-        match self.bring_from(wish, &direct, &identity).await {
-            Err(FetchError::NoSource(_, why)) => tracing::info!(model = name, why, "no node named gives it"),
+            .map_err(|error| FetchError::NoSource(name.to_string(), error.to_string()))?;
+        let named = Givers::Nodes(wish.nodes.clone());
+        match self.bring_from(wish, named, &identity).await {
+            Err(FetchError::NoSource(_, why)) => tracing::info!(model = %name, why, "no node named gives it"),
             outcome => return outcome,
         }
         // Who has just started has not seen the LAN yet.
         tokio::time::sleep(LAN_SEEN.saturating_sub(self.began.elapsed())).await;
-        let others = Sources {
-            neighbours: self.neighbours.addresses(),
-            coordinators: wish.sources.coordinators.clone(),
-            ..Sources::default()
-        };
-        self.bring_from(wish, &others, &identity).await
+        if self.strange.get(name) != Some(digests) {
+            let near = Givers::Nodes(self.neighbours.addresses());
+            match self.bring_from(wish, near, &identity).await {
+                Err(FetchError::NoSource(_, why)) => tracing::info!(model = %name, why, "no neighbour gives it"),
+                // Nobody said that they have it.
+                Err(FetchError::OtherContents(_)) => {
+                    tracing::warn!(model = %name, "a neighbour's model of this name is another one");
+                    self.strange.insert(name.clone(), digests.clone());
+                }
+                outcome => return outcome,
+            }
+        }
+        let through = Givers::Coordinators(wish.coordinators.clone());
+        self.bring_from(wish, through, &identity).await
+    }
+
+    /// Comes back when models may be written: nothing is, beside an encrypted store.
+    async fn writable(&self, name: &ModelName) -> Result<(), FetchError> {
+        loop {
+            match self.vault.state() {
+                State::Closed | State::Open => return Ok(()),
+                State::Opening => tokio::time::sleep(LOOK).await,
+                State::Failed(why) => return Err(FetchError::NoSource(name.to_string(), why)),
+                State::Ended => {
+                    let why = "this node ends".to_owned();
+                    return Err(FetchError::NoSource(name.to_string(), why));
+                }
+            }
+        }
     }
 
     async fn bring_from(
         &self,
         wish: &Wish,
-        sources: &Sources,
+        givers: Givers,
         identity: &Identity,
     ) -> Result<(), FetchError> {
         let name = wish.record.name.to_string();
@@ -220,7 +240,7 @@ impl Work {
         fetch(
             &self.models,
             &wish.record,
-            sources,
+            &givers,
             identity,
             &self.pace,
             progress,

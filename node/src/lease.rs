@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::files::write_whole;
 use crate::supervisor::Supervisor;
-use crate::vault::Vault;
+use crate::vault::{self, Vault};
 
 /// How often the clock is looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -33,8 +33,9 @@ const ENDS: &str = "lease";
 const RENTED: &str = "rented";
 /// Its folder goes last: with it the node can still say that it is done.
 const MEMBERSHIP: &str = "membership";
-/// The one folder that people keep elsewhere, with a symbolic link.
-const MODELS: &str = "models";
+/// The folder that people keep elsewhere, with a symbolic link, and what it is called while it is
+/// emptied into an encrypted volume.
+const LINKED: [&str; 2] = ["models", vault::CLEAR];
 
 /// When the lease ends.
 #[derive(Debug, Clone, Copy, Default)]
@@ -193,10 +194,10 @@ impl Lease {
 ///
 /// # Errors
 /// Something cannot be removed.
-pub(crate) fn finish(folder: &Path, vault: &Vault) -> io::Result<()> {
+pub(crate) fn finish(folder: &Path) -> io::Result<()> {
     if folder.join(BEGUN).exists() {
         tracing::info!("the lease has ended: what is left of the cluster is removed");
-        destroy(folder, vault)?;
+        destroy(folder, &Vault::at(folder))?;
     }
     Ok(())
 }
@@ -205,8 +206,8 @@ pub(crate) fn finish(folder: &Path, vault: &Vault) -> io::Result<()> {
 ///
 /// # Errors
 /// A file cannot be removed.
-pub(crate) fn forget(folder: &Path, vault: &Vault) -> io::Result<()> {
-    finish(folder, vault)?;
+pub(crate) fn forget(folder: &Path) -> io::Result<()> {
+    finish(folder)?;
     remove_file(&folder.join(RENTED))?;
     remove_file(&folder.join(ENDS))
 }
@@ -228,7 +229,8 @@ fn destroy(folder: &Path, vault: &Vault) -> io::Result<()> {
         let entry = entry?;
         let name = entry.file_name();
         if name != MEMBERSHIP && name != BEGUN {
-            note(remove(&entry.path(), name == MODELS));
+            let follow = LINKED.iter().any(|linked| name == *linked);
+            note(remove(&entry.path(), follow));
         }
     }
     let membership = folder.join(MEMBERSHIP);
@@ -300,10 +302,10 @@ mod tests {
         // Switched off in between, with half a membership: the file says so.
         filled(&node)?;
         fs::remove_file(node.join("membership/node.key"))?;
-        finish(&node, &Vault::at(&node))?;
+        finish(&node)?;
         assert!(node.join(MEMBERSHIP).exists(), "nobody asked for that");
         fs::write(node.join(BEGUN), "")?;
-        finish(&node, &Vault::at(&node))?;
+        finish(&node)?;
         assert_eq!(fs::read_dir(&node)?.count(), 0);
         Ok(())
     }
@@ -316,17 +318,19 @@ mod tests {
             folder.path().join("disk"),
             folder.path().join("home"),
         );
-        for place in [&node, &disk.join("a__b"), &home] {
-            fs::create_dir_all(place)?;
-        }
+        fs::create_dir_all(&home)?;
         fs::write(home.join("letter"), "mine")?;
-        std::os::unix::fs::symlink(&disk, node.join(MODELS))?;
-        std::os::unix::fs::symlink(&home, node.join("home"))?;
-        std::os::unix::fs::symlink(home.join("letter"), node.join("letter"))?;
-        destroy(&node, &Vault::at(&node))?;
-        assert_eq!(fs::read_dir(&node)?.count(), 0);
-        assert_eq!(fs::read_dir(&disk)?.count(), 0);
-        assert_eq!(fs::read_to_string(home.join("letter"))?, "mine");
+        for linked in LINKED {
+            fs::create_dir_all(disk.join("a__b"))?;
+            fs::create_dir_all(&node)?;
+            std::os::unix::fs::symlink(&disk, node.join(linked))?;
+            std::os::unix::fs::symlink(&home, node.join("home"))?;
+            std::os::unix::fs::symlink(home.join("letter"), node.join("letter"))?;
+            destroy(&node, &Vault::at(&node))?;
+            assert_eq!(fs::read_dir(&node)?.count(), 0);
+            assert_eq!(fs::read_dir(&disk)?.count(), 0, "{linked}");
+            assert_eq!(fs::read_to_string(home.join("letter"))?, "mine");
+        }
         Ok(())
     }
 
@@ -353,7 +357,7 @@ mod tests {
             (None, None)
         );
         lease.learn(9, Some(50));
-        forget(folder.path(), &vault)?;
+        forget(folder.path())?;
         assert_eq!(ends(&Lease::open(folder.path(), vault)), None);
         Ok(())
     }

@@ -130,7 +130,7 @@ pub async fn join_cluster(
     let joined = join::join(coordinator, token, &applicant).await?;
     match &joined {
         Joined::Node { membership, .. } => {
-            lease::forget(&folder, &Vault::at(&folder)).map_err(state_error(&folder))?;
+            lease::forget(&folder).map_err(state_error(&folder))?;
             membership.save(&place)?;
         }
         Joined::Coordinator(commission) => {
@@ -162,7 +162,7 @@ impl Node {
     pub async fn start(config: &Config, authority: Option<Arc<Authority>>) -> Result<Self, NodeError> {
         let folder = config.state.join("node");
         let vault = Arc::new(Vault::at(&folder));
-        lease::finish(&folder, &vault).map_err(state_error(&folder))?;
+        lease::finish(&folder).map_err(state_error(&folder))?;
         let models = folder.join("models");
         fs::create_dir_all(&models).map_err(state_error(&models))?;
         let on_coordinator = authority.is_some();

@@ -26,7 +26,6 @@ use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 use crate::vault::Vault;
-use crate::weights::Sources;
 
 /// How often is looked whether the certificate is to be renewed.
 const RENEW_LOOK: Duration = Duration::from_secs(60);
@@ -208,7 +207,10 @@ impl SessionContext {
     /// How much room there is for models, when that is not what was `said` about it.
     fn room(&self, said: &mut Option<u64>) -> Option<NodeMessage> {
         // What is half brought is planned for as a whole.
-        let free_bytes = pomona_probe::disk_free(self.store.folder())? + self.store.half_brought();
+        let disk = pomona_probe::disk_free(self.store.folder())?;
+        // An encrypted volume says how large it may become; it grows on the disk beneath.
+        let beneath = self.vault.disk().and_then(pomona_probe::disk_free);
+        let free_bytes = beneath.map_or(disk, |beneath| disk.min(beneath)) + self.store.half_brought();
         if said.is_some_and(|said| said.abs_diff(free_bytes) < ROOM_CHANGE_BYTES) {
             return None;
         }
@@ -242,20 +244,16 @@ impl SessionContext {
             CoordinatorMessage::Members(members) => {
                 self.members.send_replace(Arc::new(members.into_iter().collect()));
             }
-            CoordinatorMessage::Fetch { record, sources } => {
-                let sources = Sources {
-                    nodes: sources,
-                    ..Sources::default()
-                };
-                self.fetcher.wish(Wish { record, sources });
-            }
-            CoordinatorMessage::Through(record) => {
-                let sources = Sources {
-                    coordinators: vec![session.remote_address()],
-                    ..Sources::default()
-                };
-                self.fetcher.wish(Wish { record, sources });
-            }
+            CoordinatorMessage::Fetch { record, sources } => self.fetcher.wish(Wish {
+                record,
+                nodes: sources,
+                coordinators: Vec::new(),
+            }),
+            CoordinatorMessage::Through(record) => self.fetcher.wish(Wish {
+                record,
+                nodes: Vec::new(),
+                coordinators: vec![session.remote_address()],
+            }),
             CoordinatorMessage::StoreKey(key) => self.open_vault(key),
             CoordinatorMessage::Give => self.giver.give_through(session.remote_address()),
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),

@@ -7,7 +7,7 @@
 //! said once.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -17,11 +17,15 @@ use pomona_common::StoreKey;
 
 /// The image, beside the folder that it is attached at.
 const IMAGE: &str = "models.sparsebundle";
+/// The image while it is made: one that was cut off is none.
+const NEW_IMAGE: &str = "models.new.sparsebundle";
 /// What lay in the clear before there was an image, until it is in there.
-const CLEAR: &str = "models.clear";
+pub(crate) const CLEAR: &str = "models.clear";
 /// Largest size that the image may grow to; it takes what is in it.
 const SIZE: &str = "8t";
 const PROGRAM: &str = "/usr/bin/hdiutil";
+/// So much is copied between two looks whether the node ends.
+const BLOCK: usize = 1 << 20;
 
 /// How far it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -33,6 +37,8 @@ pub(crate) enum State {
     Open,
     /// Nothing may be written to the store, where it would lie in the clear.
     Failed(String),
+    /// The node stops or leaves: it opens no more.
+    Ended,
 }
 
 /// See the module's documentation.
@@ -42,6 +48,8 @@ pub(crate) struct Vault {
     folder: PathBuf,
     /// What makes and attaches images; none where there is nothing.
     program: Option<PathBuf>,
+    /// Whether a volume is attached there.
+    is_mounted: fn(&Path) -> bool,
     state: Mutex<State>,
     /// Held while volumes are attached or detached.
     work: Mutex<()>,
@@ -51,13 +59,14 @@ impl Vault {
     /// Of the node with this folder.
     pub(crate) fn at(folder: &Path) -> Self {
         let program = cfg!(target_os = "macos").then(|| PROGRAM.into());
-        Self::with(folder, program)
+        Self::with(folder, program, is_mounted)
     }
 
-    fn with(folder: &Path, program: Option<PathBuf>) -> Self {
+    fn with(folder: &Path, program: Option<PathBuf>, is_mounted: fn(&Path) -> bool) -> Self {
         Self {
             folder: folder.to_owned(),
             program,
+            is_mounted,
             state: Mutex::new(State::Closed),
             work: Mutex::new(()),
         }
@@ -78,80 +87,153 @@ impl Vault {
         begins
     }
 
+    /// The folder whose disk the open volume grows on.
+    pub(crate) fn disk(&self) -> Option<&Path> {
+        (self.program.is_some() && self.state() == State::Open).then_some(self.folder.as_path())
+    }
+
     /// Opens what has [begun](Self::begin) to. Takes seconds: not for a thread that others wait for.
     pub(crate) fn open(&self, key: &StoreKey) {
         let opened = self.attach(key);
-        if let Err(error) = &opened {
-            tracing::error!(%error, "the encrypted store does not open: this node brings no models");
+        let mut state = self.lock();
+        if *state != State::Opening {
+            return;
         }
-        *self.lock() = match opened {
+        *state = match opened {
             Ok(()) => State::Open,
-            Err(error) => State::Failed(format!("the encrypted store does not open: {error}")),
+            Err(error) => {
+                tracing::error!(%error, "the encrypted store does not open: this node brings no models");
+                State::Failed(format!("the encrypted store does not open: {error}"))
+            }
         };
     }
 
     /// Attaches the volume, made first where there is none; what lies in the clear is brought in.
     fn attach(&self, key: &StoreKey) -> io::Result<()> {
         let _work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_going_on()?;
         let Some(program) = &self.program else {
             tracing::warn!(
                 "this machine is rented, and its models lie in the clear: encrypted volumes are on macOS only"
             );
             return Ok(());
         };
-        let (models, image, clear) = (self.models(), self.folder.join(IMAGE), self.folder.join(CLEAR));
+        let (models, image) = (self.models(), self.folder.join(IMAGE));
+        let is_mounted = (self.is_mounted)(&models);
+        if is_mounted && !image.exists() {
+            return Err(io::Error::other(format!(
+                "another volume is mounted at {}; a rented machine keeps models on one of its own: unmount it",
+                models.display()
+            )));
+        }
         // A process that was killed has left it attached.
-        if !is_mounted(&models) {
+        if !is_mounted {
             let passphrase = key.passphrase();
             if !image.exists() {
-                let new = [
-                    "create",
-                    "-encryption",
-                    "AES-256",
-                    "-stdinpass",
-                    "-type",
-                    "SPARSEBUNDLE",
-                ];
-                let more = ["-fs", "APFS", "-size", SIZE, "-volname", "Pomona models"];
-                run(program, &[new, more].concat(), &image, Some(&passphrase))?;
+                self.create(program, &passphrase)?;
             }
-            if !clear.exists() && fs::read_dir(&models)?.next().is_some() {
-                fs::rename(&models, &clear)?;
+            self.set_aside()?;
+            attach_at(program, &image, &models, &passphrase)?;
+            if !(self.is_mounted)(&models) {
+                let at = models.display();
+                return Err(io::Error::other(format!("nothing is mounted at {at} afterwards")));
             }
-            fs::create_dir_all(&models)?;
-            let at = models.to_string_lossy();
-            let attach = [
-                "attach",
-                "-stdinpass",
-                "-nobrowse",
-                "-owners",
-                "on",
-                "-mountpoint",
-                &at,
-            ];
-            run(program, &attach, &image, Some(&passphrase))?;
         }
-        if clear.exists() {
-            bring_in(&clear, &models)?;
+        if self.clear().exists() {
+            self.bring_in(&self.clear(), &models)?;
         }
         tracing::info!("the models of this rented machine lie on an encrypted volume");
         Ok(())
     }
 
-    /// Detaches the volume, whoever attached it: its key is nowhere then.
+    fn create(&self, program: &Path, passphrase: &str) -> io::Result<()> {
+        let new = self.folder.join(NEW_IMAGE);
+        if new.is_dir() {
+            fs::remove_dir_all(&new)?;
+        }
+        let kind = ["create", "-encryption", "AES-256", "-stdinpass"];
+        let shape = ["-type", "SPARSEBUNDLE", "-fs", "APFS", "-size", SIZE];
+        let name = ["-volname", "Pomona models"];
+        let create = [kind.as_slice(), &shape, &name].concat();
+        run(program, &create, &new, Some(passphrase))?;
+        fs::rename(&new, self.folder.join(IMAGE))
+    }
+
+    /// Puts what lies in the clear where the volume comes out of the way, and an empty folder there. A
+    /// link goes as well: the volume would be attached to the other disk.
+    fn set_aside(&self) -> io::Result<()> {
+        let (models, clear) = (self.models(), self.clear());
+        let is_there = fs::symlink_metadata(&models).is_ok_and(|meta| {
+            let mut entries = fs::read_dir(&models).into_iter().flatten();
+            meta.file_type().is_symlink() || entries.next().is_some()
+        });
+        if is_there {
+            if clear.exists() {
+                return Err(io::Error::other(format!(
+                    "there are models in {} and in {}: remove one of them",
+                    models.display(),
+                    clear.display()
+                )));
+            }
+            fs::rename(&models, &clear)?;
+        }
+        fs::create_dir_all(&models)
+    }
+
+    /// Moves models, folder by folder, to another volume. What was interrupted begins again.
+    fn bring_in(&self, from: &Path, to: &Path) -> io::Result<()> {
+        for entry in fs::read_dir(from)? {
+            let entry = entry?;
+            let target = to.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                fs::create_dir_all(&target)?;
+                self.bring_in(&entry.path(), &target)?;
+            } else {
+                self.copy(&entry.path(), &target)?;
+                fs::remove_file(entry.path())?;
+            }
+        }
+        // The models may have been kept elsewhere, with a link.
+        if fs::symlink_metadata(from)?.file_type().is_symlink() {
+            return fs::remove_file(from);
+        }
+        fs::remove_dir(from)
+    }
+
+    /// Copies a file, of which a stop need not wait for the end.
+    fn copy(&self, from: &Path, to: &Path) -> io::Result<()> {
+        let (mut from, mut to) = (fs::File::open(from)?, fs::File::create(to)?);
+        let mut block = vec![0; BLOCK];
+        loop {
+            self.check_going_on()?;
+            match from.read(&mut block)? {
+                0 => return to.sync_all(),
+                read => to.write_all(block.get(..read).unwrap_or_default())?,
+            }
+        }
+    }
+
+    fn check_going_on(&self) -> io::Result<()> {
+        match self.state() {
+            State::Ended => Err(io::Error::other("this node ends")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Detaches the volume, whoever attached it: its key is nowhere then, and is taken no more.
     ///
     /// # Errors
     /// It stays attached.
     pub(crate) fn close(&self) -> io::Result<()> {
+        // Before the wait: whoever works there looks at it.
+        *self.lock() = State::Ended;
         let _work = self.work.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_open = self.state() == State::Open;
         if let Some(program) = &self.program
             && self.folder.join(IMAGE).exists()
-            && (was_open || is_mounted(&self.models()))
+            && (self.is_mounted)(&self.models())
         {
             run(program, &["detach", "-force"], &self.models(), None)?;
         }
-        *self.lock() = State::Closed;
         Ok(())
     }
 
@@ -162,6 +244,17 @@ impl Vault {
     fn models(&self) -> PathBuf {
         self.folder.join("models")
     }
+
+    fn clear(&self) -> PathBuf {
+        self.folder.join(CLEAR)
+    }
+}
+
+fn attach_at(program: &Path, image: &Path, folder: &Path, passphrase: &str) -> io::Result<()> {
+    let at = folder.to_string_lossy();
+    let how = ["attach", "-stdinpass", "-nobrowse", "-owners", "on"];
+    let attach = [how.as_slice(), &["-mountpoint", &at]].concat();
+    run(program, &attach, image, Some(passphrase))
 }
 
 /// Whether something is mounted there. A link to another disk is no mount: that disk is somebody's own.
@@ -169,26 +262,6 @@ fn is_mounted(folder: &Path) -> bool {
     let device = |path: &Path| fs::symlink_metadata(path).ok().map(|meta| meta.dev());
     let above = folder.parent().and_then(device);
     device(folder).is_some_and(|device| above.is_some_and(|above| above != device))
-}
-
-/// Moves models, folder by folder, to another volume. What was interrupted begins again.
-fn bring_in(from: &Path, to: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(from)? {
-        let entry = entry?;
-        let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            fs::create_dir_all(&target)?;
-            bring_in(&entry.path(), &target)?;
-        } else {
-            fs::copy(entry.path(), &target)?;
-            fs::remove_file(entry.path())?;
-        }
-    }
-    // The models may have been kept elsewhere, with a link.
-    if fs::symlink_metadata(from)?.file_type().is_symlink() {
-        return fs::remove_file(from);
-    }
-    fs::remove_dir(from)
 }
 
 /// Runs it with a last argument; the key goes over standard input, which nobody else sees.
@@ -224,16 +297,22 @@ mod tests {
     use super::*;
 
     /// A stand-in for `hdiutil`: an image is a file with its key, and opens with that one only. What it
-    /// was called with is written down.
+    /// was called with is written down, and whether an image is attached.
     const STAND_IN: &str = r#"#!/bin/sh
 echo "$@" >> "$(dirname "$0")/calls"
 for last; do :; done
 case "$1" in
 create) cat > "$last" ;;
-attach) [ "$(cat)" = "$(cat "$last")" ] || { echo "Authentication error" >&2; exit 1; } ;;
-detach) ;;
+attach) [ "$(cat)" = "$(cat "$last")" ] || { echo "Authentication error" >&2; exit 1; }
+    touch "$(dirname "$0")/attached" ;;
+detach) rm "$(dirname "$0")/attached" ;;
 esac
 "#;
+
+    /// Whether the stand-in beside the node's folder has attached something.
+    fn is_attached(models: &Path) -> bool {
+        models.ancestors().nth(2).is_some_and(|folder| folder.join("attached").exists())
+    }
 
     fn stand_in(folder: &Path) -> io::Result<PathBuf> {
         let program = folder.join("hdiutil");
@@ -252,7 +331,7 @@ esac
         let key = StoreKey([7; 32]);
         let calls = || fs::read_to_string(folder.path().join("calls"));
 
-        let vault = Vault::with(&node, Some(program.clone()));
+        let vault = Vault::with(&node, Some(program.clone()), is_attached);
         assert_eq!(vault.state(), State::Closed);
         assert!(vault.begin());
         assert_eq!(vault.state(), State::Opening);
@@ -283,7 +362,13 @@ esac
                 .is_some_and(|call| call.starts_with("detach -force"))
         );
 
-        let other = Vault::with(&node, Some(program));
+        assert!(!vault.begin(), "a key that comes afterwards opens it no more");
+        vault.open(&key);
+        assert_eq!(vault.state(), State::Ended);
+        assert!(!is_attached(&node.join("models")));
+
+        let other = Vault::with(&node, Some(program), is_attached);
+        assert!(other.begin());
         other.open(&StoreKey([8; 32]));
         let failed = other.state();
         assert!(
@@ -302,14 +387,17 @@ esac
         fs::write(disk.join("org--model/config.json"), "{}")?;
         std::os::unix::fs::symlink(&disk, node.join("models"))?;
         assert!(!is_mounted(&node.join("models")));
-        let vault = Vault::with(&node, Some(stand_in(folder.path())?));
-        vault.close()?;
+        let program = stand_in(folder.path())?;
+        Vault::with(&node, Some(program.clone()), is_attached).close()?;
         assert!(
             !folder.path().join("calls").exists(),
             "nothing is detached that is no volume of ours"
         );
+        let vault = Vault::with(&node, Some(program), is_attached);
+        assert!(vault.begin());
         vault.open(&StoreKey([7; 32]));
         assert_eq!(vault.state(), State::Open);
+        assert!(!fs::symlink_metadata(node.join("models"))?.is_symlink());
         assert_eq!(
             fs::read_to_string(node.join("models/org--model/config.json"))?,
             "{}"
@@ -320,11 +408,61 @@ esac
     }
 
     #[test]
+    fn what_is_in_the_way_is_named_and_nothing_is_lost() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let node = folder.path().join("node");
+        let program = stand_in(folder.path())?;
+        let failure = || {
+            let vault = Vault::with(&node, Some(program.clone()), is_attached);
+            assert!(vault.begin());
+            vault.open(&StoreKey([7; 32]));
+            match vault.state() {
+                State::Failed(why) => why,
+                other => format!("{other:?}"),
+            }
+        };
+        for place in ["models", CLEAR] {
+            fs::create_dir_all(node.join(place))?;
+            fs::write(node.join(place).join("weights"), place)?;
+        }
+        // Made and cut off: not taken for an image.
+        fs::write(node.join(NEW_IMAGE), "half")?;
+        assert!(failure().contains("remove one of them"));
+        for place in ["models", CLEAR] {
+            assert_eq!(fs::read_to_string(node.join(place).join("weights"))?, place);
+        }
+        fs::remove_dir_all(node.join(CLEAR))?;
+        fs::remove_file(node.join(IMAGE))?;
+        fs::write(folder.path().join("attached"), "")?;
+        assert!(failure().contains("another volume is mounted"));
+        Ok(())
+    }
+
+    #[test]
+    fn a_stop_does_not_wait_for_what_is_brought_in() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let node = folder.path().join("node");
+        fs::create_dir_all(node.join(CLEAR))?;
+        fs::create_dir_all(node.join("models"))?;
+        fs::write(node.join(CLEAR).join("weights"), "weights")?;
+        let vault = Vault::with(&node, Some(stand_in(folder.path())?), is_attached);
+        vault.close()?;
+        assert!(vault.bring_in(&vault.clear(), &vault.models()).is_err());
+        assert_eq!(
+            fs::read_to_string(vault.clear().join("weights"))?,
+            "weights",
+            "it goes on with the next start"
+        );
+        Ok(())
+    }
+
+    #[test]
     fn without_encrypted_volumes_the_store_stays_where_it_is() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
-        let vault = Vault::with(folder.path(), None);
+        let vault = Vault::with(folder.path(), None, is_mounted);
+        assert!(vault.begin());
         vault.open(&StoreKey([7; 32]));
-        assert_eq!(vault.state(), State::Open);
+        assert_eq!((vault.state(), vault.disk()), (State::Open, None));
         vault.close()?;
         assert_eq!(fs::read_dir(folder.path())?.count(), 0);
         Ok(())

@@ -8,7 +8,7 @@ mod work;
 
 use std::io;
 
-pub use fetch::{FetchError, Sources, fetch};
+pub use fetch::{FetchError, Givers, fetch};
 pub use serve::WeightsServer;
 
 /// Disk work, off the threads that keep sessions alive.

@@ -208,6 +208,17 @@ fn under_manual_approval_who_slept_past_its_certificate_is_approved_again() {
         eventually("it is back", SOON, || is_loaded(&coordinator, "rack"));
         assert_eq!(seen(&coordinator, "rack")["approved"], true);
     }
+    // Whoever only looks spends no approval.
+    let late = 4 * 30 * HOUR;
+    node.kill();
+    node.sleep(late);
+    coordinator.sleep(late);
+    node.pomona(&["doctor"]);
+    assert_eq!(seen(&coordinator, "rack")["approved"], false);
+    approve();
+    node.pomona(&["doctor"]);
+    node.start_node("echo");
+    eventually("it is back", SOON, || is_loaded(&coordinator, "rack"));
     // Within its certificate's life nobody is asked.
     node.kill();
     node.start_node("echo");

@@ -59,14 +59,19 @@ impl ClusterState {
     }
 }
 
-/// Why a command is not written yet: a coordinator of the cluster would not be able to read it.
-/// `members` are numbers and versions, as far as they are known.
-pub fn too_new(command: &Command, members: impl IntoIterator<Item = (u64, u16)>) -> Option<String> {
+/// Why a command is not written yet: another coordinator would not be able to read it. `others` are
+/// numbers and what these coordinators said of themselves last, if they ever did.
+pub fn too_new(command: &Command, others: impl IntoIterator<Item = (u64, Option<u16>)>) -> Option<String> {
     let since = u16::from(command.since());
-    let version = |told: u16| told.max(UNTOLD.into());
-    let older = members.into_iter().find(|(_, told)| version(*told) < since);
-    older.map(|(number, _)| {
-        format!("coordinator {number} runs an older program that does not know this: update it first")
+    let version = |told: Option<u16>| told.unwrap_or_default().max(UNTOLD.into());
+    let (number, told) = others.into_iter().find(|(_, told)| version(*told) < since)?;
+    Some(match told {
+        Some(_) => {
+            format!("coordinator {number} runs an older program that does not know this: update it first")
+        }
+        None => format!(
+            "coordinator {number} was not seen since this one was started, and may run an older program that does not know this: start it, or remove it with `pomona coordinator remove`"
+        ),
     })
 }
 
@@ -79,10 +84,13 @@ mod tests {
     #[test]
     fn a_new_command_waits_for_the_last_coordinator() {
         let new = Command::DoubtNode(NodeId::from_bits(1));
-        assert_eq!(too_new(&new, [(2, 6), (3, 7)]), None);
-        let refused = too_new(&new, [(2, 6), (3, 1)]);
-        assert!(refused.is_some_and(|why| why.contains("coordinator 3")));
+        assert_eq!(too_new(&new, [(2, Some(6)), (3, Some(7))]), None);
+        for (told, what) in [(Some(1), "runs an older program"), (None, "was not seen")] {
+            let refused = too_new(&new, [(2, Some(6)), (3, told)]);
+            let refused = refused.unwrap_or_default();
+            assert!(refused.contains("coordinator 3") && refused.contains(what), "{refused}");
+        }
         let old = Command::ApproveNode(NodeId::from_bits(1));
-        assert_eq!(too_new(&old, [(2, 1)]), None);
+        assert_eq!(too_new(&old, [(2, Some(1)), (3, None)]), None);
     }
 }

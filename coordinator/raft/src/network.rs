@@ -53,7 +53,8 @@ pub trait Transport: Clone + Send + Sync + 'static {
     /// The coordinators that there are sessions with.
     fn peers(&self) -> Vec<u64>;
 
-    /// The newest version of stored values that a connected coordinator reads.
+    /// The newest version of stored values that a coordinator reads, as it said last, there now or not;
+    /// none when it was not there since the start.
     fn version(&self, peer: u64) -> Option<u16>;
 
     /// Calls the coordinator with this number.

@@ -100,8 +100,8 @@ impl Replica {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow();
         let members = metrics.membership_config.nodes().map(|(number, _)| *number);
-        let version = |number| Some((number, self.caller.version(number)?));
-        pomona_decide::too_new(command, members.filter_map(version))
+        let others = members.filter(|number| *number != metrics.id);
+        pomona_decide::too_new(command, others.map(|number| (number, self.caller.version(number))))
     }
 
     async fn write_here(&self, proposal: Proposal) -> Told<Written> {

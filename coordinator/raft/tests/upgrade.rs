@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use openraft::{EmptyNode, SnapshotMeta, Vote};
 use pomona_common::{ClusterId, NodeId};
 use pomona_decide::{Command, MemberChange, Reply};
 use pomona_raft::{CallError, Replica, ReplicaConfig, RpcKind, Transport};
@@ -28,6 +29,19 @@ struct Wire {
     /// Version of the second one.
     version: Arc<AtomicU16>,
     sent: Arc<Mutex<u64>>,
+    /// How many snapshots of a state began.
+    snapshots: Arc<Mutex<u64>>,
+}
+
+/// The version of the state that a snapshot holds, when the call carries its beginning.
+fn begins_snapshot(kind: RpcKind, body: &[u8]) -> Option<u8> {
+    /// openraft's `InstallSnapshotRequest`, field by field.
+    type Chunk = (Vote<u64>, SnapshotMeta<u64, EmptyNode>, u64, Vec<u8>, bool);
+    if kind != RpcKind::Snapshot {
+        return None;
+    }
+    let (_, _, offset, data, _): Chunk = pomona_wire::stored::decode(body).unwrap();
+    (offset == 0).then(|| data[0])
 }
 
 #[derive(Clone)]
@@ -62,6 +76,10 @@ impl Transport for End {
             *self.wire.sent.lock().unwrap() += 1;
             let known = self.wire.version.load(Ordering::Relaxed);
             assert!(u16::from(*version) <= known, "{kind:?} of version {version}");
+            if let Some(state) = begins_snapshot(kind, &body) {
+                assert!(u16::from(state) <= known, "a state of version {state}");
+                *self.wire.snapshots.lock().unwrap() += 1;
+            }
         }
         let answer = replica.serve(kind, &body).await;
         answer.map_err(|error| CallError::Unanswered(io::Error::other(error.to_string())))
@@ -123,6 +141,7 @@ async fn an_older_coordinator_is_sent_nothing_that_it_cannot_read() {
     };
     assert_eq!(newer.write(renamed).await.unwrap(), Reply::Done);
     assert!(*wire.sent.lock().unwrap() > 0);
+    assert!(*wire.snapshots.lock().unwrap() > 0, "it got the log only");
 
     wire.version
         .store(pomona_wire::stored::VERSION.into(), Ordering::Relaxed);

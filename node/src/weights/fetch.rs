@@ -28,15 +28,14 @@ const MANIFEST: Duration = Duration::from_secs(300);
 /// Between two looks whether a piece came back.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Where a model is to be had.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Sources {
-    /// Nodes that give it.
-    pub nodes: Vec<SocketAddr>,
-    /// Nodes that are near, and may have it: asked where none of those is reached.
-    pub neighbours: Vec<SocketAddr>,
-    /// Coordinators that pass it on, where no node is reached.
-    pub coordinators: Vec<SocketAddr>,
+/// Who gives a model.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Givers {
+    /// Nodes, all at once.
+    Nodes(Vec<SocketAddr>),
+    /// Coordinators that pass it on, which is slower. The first that does is enough: all of them ask the
+    /// same nodes, and share their lines with token streams.
+    Coordinators(Vec<SocketAddr>),
 }
 
 /// Why a model was not fetched.
@@ -45,6 +44,9 @@ pub enum FetchError {
     /// Nobody gives it.
     #[error("no node gives `{0}`: {1}")]
     NoSource(String, String),
+    /// Everybody who gave it has stopped. What came is kept, and some of it is new.
+    #[error("`{0}` came in part only: {1}")]
+    Broken(String, String),
     /// The disk.
     #[error("cannot write the model; is the disk full?")]
     Io(#[from] io::Error),
@@ -56,22 +58,21 @@ pub enum FetchError {
     Store(#[from] pomona_store::StoreError),
 }
 
-/// Fetches a model into the store from these nodes, all at once; from neighbours, then through a
-/// coordinator, when none of them is reached. What an earlier
-/// attempt brought is used again. `progress` is told bytes done and in all.
+/// Fetches a model into the store. What an earlier attempt brought is used again. `progress` is told bytes
+/// done and in all.
 ///
 /// # Errors
-/// Everybody failed, the disk is full, or it is not the model of the catalogue.
+/// Nobody gives it, all have stopped half-way, the disk is full, or it is not the model of the catalogue.
 pub async fn fetch(
     models: &Path,
     record: &ModelRecord,
-    sources: &Sources,
+    givers: &Givers,
     identity: &Identity,
     pace: &Pace,
     progress: impl Fn(u64, u64) + Send + Sync + 'static,
 ) -> Result<(), FetchError> {
     let name = record.name.to_string();
-    let (sessions, manifest) = reach(sources, identity, record)
+    let (sessions, manifest) = reach(givers, identity, record)
         .await
         .map_err(|why| FetchError::NoSource(name.clone(), why))?;
     let folder = fetch_folder(models, &record.name);
@@ -111,7 +112,12 @@ pub async fn fetch(
         }
     }
     if !job.work().is_done() {
-        return Err(FetchError::NoSource(name, why));
+        let none_came = job.brought() == total - absent;
+        return Err(if none_came {
+            FetchError::NoSource(name, why)
+        } else {
+            FetchError::Broken(name, why)
+        });
     }
     let (models, record) = (models.to_owned(), record.clone());
     tokio::task::spawn_blocking(move || settle(&job, &models, &folder, &record))
@@ -140,31 +146,28 @@ fn settle(job: &Job, models: &Path, folder: &Path, record: &ModelRecord) -> Resu
 
 /// Sessions with whoever gives the model, and its manifest.
 async fn reach(
-    sources: &Sources,
+    givers: &Givers,
     identity: &Identity,
     record: &ModelRecord,
 ) -> Result<(Vec<Session>, Manifest), String> {
-    let mut why = String::new();
-    for nodes in [&sources.nodes, &sources.neighbours] {
-        let sessions = dial(nodes, Purpose::Weights, identity).await;
-        match manifest(&sessions, record).await {
-            Ok(manifest) => return Ok((sessions, manifest)),
-            Err(error) if why.is_empty() => why = error,
-            Err(_) => {}
+    match givers {
+        Givers::Nodes(nodes) => {
+            let sessions = dial(nodes, Purpose::Weights, identity).await;
+            let manifest = manifest(&sessions, record).await?;
+            Ok((sessions, manifest))
+        }
+        Givers::Coordinators(coordinators) => {
+            let mut why = "no coordinator passes it on".to_owned();
+            for coordinator in coordinators {
+                let sessions = dial(&[*coordinator], Purpose::Relay, identity).await;
+                match manifest(&sessions, record).await {
+                    Ok(manifest) => return Ok((sessions, manifest)),
+                    Err(error) => why = format!("no coordinator passes it on: {error}"),
+                }
+            }
+            Err(why)
         }
     }
-    if sources.coordinators.is_empty() {
-        return Err(why);
-    }
-    tracing::warn!(model = %record.name, why, "no node is reached: weights come through a coordinator, which is slower");
-    // One is enough: all of them ask the same nodes, and share their lines with token streams.
-    for coordinator in &sources.coordinators {
-        let sessions = dial(&[*coordinator], Purpose::Relay, identity).await;
-        if let Ok(manifest) = manifest(&sessions, record).await {
-            return Ok((sessions, manifest));
-        }
-    }
-    Err(format!("{why}, and no coordinator passes it on"))
 }
 
 async fn dial(sources: &[SocketAddr], purpose: Purpose, identity: &Identity) -> Vec<Session> {
@@ -287,6 +290,11 @@ impl Job {
         let mut arrived = self.arrived.lock().unwrap_or_else(PoisonError::into_inner);
         *arrived += len as u64;
         (self.progress)(*arrived, self.total);
+    }
+
+    /// Bytes that are there, of this attempt and earlier ones.
+    fn brought(&self) -> u64 {
+        *self.arrived.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn work(&self) -> MutexGuard<'_, Work> {
