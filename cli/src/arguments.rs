@@ -214,6 +214,22 @@ pub(crate) enum NodeCommand {
         #[arg(long, default_value_t = 10)]
         drain_minutes: u64,
     },
+    /// Say above how many watts a machine is no comfort to whoever works at it. Batch work leaves it then,
+    /// for as long as it takes.
+    #[command(group = clap::ArgGroup::new("comfort").required(true))]
+    Comfort {
+        /// Its name or id, as `pomona nodes` shows it.
+        node: String,
+        /// Watts of the whole machine.
+        #[arg(long, group = "comfort")]
+        watts: Option<u16>,
+        /// Whatever it takes.
+        #[arg(long, group = "comfort")]
+        off: bool,
+        /// By its chip, as before anybody said anything; machines in a rack have none.
+        #[arg(long, group = "comfort")]
+        usual: bool,
+    },
     /// Run the node of this machine as a service: a launchd daemon, or a systemd unit. It gets the
     /// settings of the environment that this is typed in.
     InstallService(ServiceOptions),

@@ -62,6 +62,21 @@ pub(crate) fn run(config: &Config, file: Option<&Path>, command: &NodeCommand) -
             none: _,
             drain_minutes,
         } => leases::set(config, node, *hours, *drain_minutes)?,
+        NodeCommand::Comfort {
+            node,
+            watts,
+            off,
+            usual: _,
+        } => {
+            let comfort = match watts {
+                Some(watts) => json!({ "watts": watts }),
+                None if *off => json!("off"),
+                None => json!("usual"),
+            };
+            let path = format!("{}/comfort", path_of(node)?);
+            tell(config, &Method::PUT, &path, &comfort)?;
+            tables::say(&format!("{node}: comfort is set, see `pomona nodes`."));
+        }
         NodeCommand::InstallService(options) => service::install((config, file), "node", options)?,
         NodeCommand::UninstallService => service::uninstall(config, "node")?,
         NodeCommand::Evict { node, yes } => leases::evict(config, node, *yes)?,

@@ -91,12 +91,15 @@ fn row(node: &Value) -> Vec<String> {
             .filter_map(|(_, class)| class[field].as_u64())
             .sum()
     };
+    let rung = node["relieved"]["relief"]["rung"].as_str().unwrap_or("normal");
+    let spared = format!("spared: {}", rung.replace('_', " "));
     let state = match (&node["approved"], &node["connected"]) {
         (Value::Bool(false), _) => "unapproved",
         (_, Value::Bool(true)) if node["lease"]["evicting"] == true => "leaving",
         (_, Value::Bool(true)) if node["availability"] == "Cordoned" => "cordoned",
         (_, Value::Bool(true)) if node["availability"]["Draining"].is_object() => "draining",
         (_, Value::Bool(true)) if node["presence"] == "suspected" => "suspected",
+        (_, Value::Bool(true)) if rung != "normal" => &spared,
         (_, Value::Bool(true)) => "up",
         _ => node["presence"].as_str().unwrap_or("away"),
     };

@@ -58,7 +58,7 @@ impl FromStr for Class {
 pub struct UnknownClass(String);
 
 /// Why a request has its class; the text of `x-pomona-class-reason`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum ClassReason {
     /// The header `x-pomona-class`.
     Header,
@@ -68,6 +68,12 @@ pub enum ClassReason {
     Default,
     /// The node itself asks whether its engine still makes tokens.
     Canary,
+    /// The header `x-smg-priority`.
+    Priority,
+    /// The program that asks is known.
+    Client,
+    /// The end of the model's name.
+    Alias,
 }
 
 impl ClassReason {
@@ -78,52 +84,158 @@ impl ClassReason {
             ClassReason::ServiceTier => "service_tier",
             ClassReason::Default => "default",
             ClassReason::Canary => "canary",
+            ClassReason::Priority => "priority",
+            ClassReason::Client => "client",
+            ClassReason::Alias => "alias",
+        }
+    }
+
+    /// Version of the [protocol](crate::control::PROTOCOL) that brought it.
+    pub const fn since(self) -> u16 {
+        match self {
+            ClassReason::Header | ClassReason::ServiceTier | ClassReason::Default | ClassReason::Canary => 1,
+            ClassReason::Priority | ClassReason::Client | ClassReason::Alias => 4,
         }
     }
 }
 
-/// Decides the class: the header, then `service_tier` (`flex` is batch, `priority` is
-/// interactive; other tiers say nothing, so that unknown ones do not break a client), else
-/// interactive.
+/// What a request says that may give it a class.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Hints<'a> {
+    /// The header `x-pomona-class`.
+    pub class: Option<&'a str>,
+    /// The header `x-smg-priority`, as the gateway SMG names priorities.
+    pub priority: Option<&'a str>,
+    /// The body's `service_tier`.
+    pub service_tier: Option<&'a str>,
+    /// The header `x-app`; Claude Code marks what it does in the background.
+    pub app: Option<&'a str>,
+    /// The header `user-agent`.
+    pub user_agent: Option<&'a str>,
+    /// The class at the end of the model's name, see [`split_alias`].
+    pub alias: Option<Class>,
+}
+
+/// Parts of the user agents of editors: a person waits.
+const EDITORS: [&str; 8] = [
+    "Zed/",
+    "Xcode/",
+    "vscode",
+    "Visual Studio Code",
+    "GitHubCopilotChat",
+    "JetBrains",
+    "Continue/",
+    "Cursor/",
+];
+
+/// Decides the class. What says it most plainly goes first: the header made for it, the header of another
+/// gateway, the tier (`flex` is batch, `priority` interactive), the program that asks, the model's name;
+/// else interactive. What is unknown of names that are not ours says nothing, so that it breaks no client.
 ///
 /// # Errors
-/// The header is there and names no class.
-pub fn classify(
-    header: Option<&str>,
-    service_tier: Option<&str>,
-) -> Result<(Class, ClassReason), UnknownClass> {
-    if let Some(text) = header {
+/// The header `x-pomona-class` names no class.
+pub fn classify(hints: Hints<'_>) -> Result<(Class, ClassReason), UnknownClass> {
+    if let Some(text) = hints.class {
         return Ok((text.trim().parse()?, ClassReason::Header));
     }
-    Ok(match service_tier {
-        Some("flex") => (Class::Batch, ClassReason::ServiceTier),
-        Some("priority") => (Class::Interactive, ClassReason::ServiceTier),
-        _ => (Class::Interactive, ClassReason::Default),
-    })
+    let priority = hints.priority.and_then(|text| match text.trim() {
+        "system" | "interactive" => Some(Class::Interactive),
+        "bulk" => Some(Class::Batch),
+        _ => None,
+    });
+    let tier = hints.service_tier.and_then(|tier| match tier {
+        "flex" => Some(Class::Batch),
+        "priority" => Some(Class::Interactive),
+        _ => None,
+    });
+    let is_editor = |agent: &str| EDITORS.iter().any(|editor| agent.contains(editor));
+    let client = match (hints.app, hints.user_agent) {
+        (Some("cli-bg"), _) => Some(Class::Background),
+        (_, Some(agent)) if is_editor(agent) => Some(Class::Interactive),
+        _ => None,
+    };
+    let said = [
+        (priority, ClassReason::Priority),
+        (tier, ClassReason::ServiceTier),
+        (client, ClassReason::Client),
+        (hints.alias, ClassReason::Alias),
+    ];
+    let first = said
+        .into_iter()
+        .find_map(|(class, reason)| Some((class?, reason)));
+    Ok(first.unwrap_or((Class::Interactive, ClassReason::Default)))
+}
+
+/// A model's name with a class at its end, such as `org/model:batch`: the name, and the class.
+pub fn split_alias(name: &str) -> Option<(&str, Class)> {
+    let (model, class) = name.rsplit_once(':')?;
+    let known = Class::ALL.into_iter().find(|known| known.as_str() == class)?;
+    (!model.is_empty()).then_some((model, known))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Everything at once; each test takes some of it away.
+    const ALL: Hints<'_> = Hints {
+        class: Some("batch"),
+        priority: Some("interactive"),
+        service_tier: Some("flex"),
+        app: Some("cli-bg"),
+        user_agent: Some("Zed/0.2"),
+        alias: Some(Class::Batch),
+    };
+
     #[test]
-    fn the_header_wins_over_the_tier() {
+    fn what_says_it_most_plainly_wins() {
+        let mut hints = ALL;
+        assert_eq!(classify(hints), Ok((Class::Batch, ClassReason::Header)));
+        hints.class = None;
+        assert_eq!(classify(hints), Ok((Class::Interactive, ClassReason::Priority)));
+        hints.priority = Some("default");
+        assert_eq!(classify(hints), Ok((Class::Batch, ClassReason::ServiceTier)));
+        hints.service_tier = Some("auto");
+        assert_eq!(classify(hints), Ok((Class::Background, ClassReason::Client)));
+        hints.app = Some("cli");
+        assert_eq!(classify(hints), Ok((Class::Interactive, ClassReason::Client)));
+        hints.user_agent = Some("OpenAI/Python 1.99");
+        assert_eq!(classify(hints), Ok((Class::Batch, ClassReason::Alias)));
+        hints.alias = None;
+        assert_eq!(classify(hints), Ok((Class::Interactive, ClassReason::Default)));
+    }
+
+    #[test]
+    fn only_our_own_header_is_strict() {
+        let class = |hints| classify(hints).map(|(class, _)| class);
+        let tier = |tier| Hints {
+            service_tier: Some(tier),
+            ..Hints::default()
+        };
+        assert_eq!(class(tier("priority")), Ok(Class::Interactive));
+        assert_eq!(class(tier("no-such-tier")), Ok(Class::Interactive));
+        let priority = |priority| Hints {
+            priority: Some(priority),
+            ..Hints::default()
+        };
+        assert_eq!(class(priority("bulk")), Ok(Class::Batch));
+        assert_eq!(class(priority("urgent")), Ok(Class::Interactive));
+        let header = Hints {
+            class: Some("urgent"),
+            ..Hints::default()
+        };
+        assert!(class(header).is_err());
+    }
+
+    #[test]
+    fn a_class_ends_a_name_and_a_tag_does_not() {
+        assert_eq!(split_alias("org/m:batch"), Some(("org/m", Class::Batch)));
         assert_eq!(
-            classify(Some("batch"), Some("priority")),
-            Ok((Class::Batch, ClassReason::Header))
+            split_alias("llama3:8b:background"),
+            Some(("llama3:8b", Class::Background))
         );
-    }
-
-    #[test]
-    fn tiers_map_to_classes_and_unknown_ones_to_the_default() {
-        let class = |tier| classify(None, Some(tier)).map(|(class, _)| class);
-        assert_eq!(class("flex"), Ok(Class::Batch));
-        assert_eq!(class("priority"), Ok(Class::Interactive));
-        assert_eq!(class("no-such-tier"), Ok(Class::Interactive));
-    }
-
-    #[test]
-    fn an_unknown_class_in_the_header_is_an_error() {
-        assert!(classify(Some("urgent"), None).is_err());
+        for plain in ["llama3:8b", "m", ":batch", "m:Batch", ""] {
+            assert_eq!(split_alias(plain), None, "{plain}");
+        }
     }
 }

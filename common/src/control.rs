@@ -9,13 +9,14 @@ use crate::catalogue::ModelRecord;
 use crate::generation::Generation;
 use crate::id::{ModelName, NodeId};
 use crate::plan::NodeTarget;
+use crate::relief::Relief;
 use crate::report::NodeReport;
 use crate::store_key::StoreKey;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
-/// weights through a coordinator, the room on disks and keys of stores. A message that is new gets its
+/// weights through a coordinator, the room on disks and keys of stores, version 4 relief. A message that is new gets its
 /// version in `since`: peers that do not know it are not sent it.
-pub const PROTOCOL: u16 = 3;
+pub const PROTOCOL: u16 = 4;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -123,6 +124,13 @@ pub enum CoordinatorMessage {
     Give,
     /// The key of a rented node's store, after the welcome. It is kept in memory only.
     StoreKey(StoreKey),
+    /// How far the node is relieved of batch work, after the welcome and whenever it changes.
+    Relief {
+        /// Index of the log up to which the sender knows: of several the newest is right.
+        applied: u64,
+        /// How far.
+        relief: Relief,
+    },
 }
 
 impl CoordinatorMessage {
@@ -131,6 +139,7 @@ impl CoordinatorMessage {
         match self {
             CoordinatorMessage::Lease { .. } | CoordinatorMessage::Evict => 2,
             CoordinatorMessage::Through(_) | CoordinatorMessage::Give | CoordinatorMessage::StoreKey(_) => 3,
+            CoordinatorMessage::Relief { .. } => 4,
             _ => 1,
         }
     }

@@ -3,6 +3,14 @@
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+use crate::relief::{Relief, Rung};
+
+/// What batch keeps at [`Rung::Tighten`]: a quarter of its slots, so that four sequences still share a
+/// step's weights where ten did; a prefill chunk that takes a step about as long as one of decoding; one
+/// turn in ten.
+const TIGHT_SLOTS_DIVISOR: u32 = 4;
+const TIGHT_PREFILL_CHUNK: u32 = 32;
+const TIGHT_STEP_SHARE: u32 = 10;
 
 /// Knobs of one class on one node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,8 +26,16 @@ pub struct ClassKnobs {
     /// same class wait for their next token.
     pub prefill_chunk: u32,
     /// While a more urgent class runs too: the turns this class gets for each of its turns, in
-    /// percent. A turn is a step, a slice of a step, or riding along in the other's step.
+    /// percent. A turn is a step, a slice of a step, or riding along in the other's step. None at all
+    /// says that the class is [paused](Self::is_paused), which relief does and no configuration.
     pub step_share: u32,
+}
+
+impl ClassKnobs {
+    /// Whether nothing of the class is admitted or runs; what has a slot keeps it, unless there are none.
+    pub const fn is_paused(&self) -> bool {
+        self.step_share == 0
+    }
 }
 
 impl Default for ClassKnobs {
@@ -113,6 +129,27 @@ impl EngineKnobs {
         }
     }
 
+    /// These knobs on a node that is relieved. Only batch's differ.
+    #[must_use]
+    pub fn relieved(&self, relief: Relief) -> Self {
+        let mut knobs = self.clone();
+        let batch = &mut knobs.batch;
+        if relief.rung >= Rung::Tighten {
+            batch.max_slots = (batch.max_slots / TIGHT_SLOTS_DIVISOR).max(1);
+            batch.reserved_slots = batch.reserved_slots.min(batch.max_slots);
+            batch.prefill_chunk = batch.prefill_chunk.min(TIGHT_PREFILL_CHUNK);
+            batch.step_share = batch.step_share.min(TIGHT_STEP_SHARE);
+        }
+        if relief.rung >= Rung::Pause {
+            batch.step_share = 0;
+            batch.reserved_slots = 0;
+            if relief.frees_memory {
+                batch.max_slots = 0;
+            }
+        }
+        knobs
+    }
+
     /// Every contradiction in these knobs, in the user's terms; empty when they are sound.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -165,6 +202,22 @@ mod tests {
     #[test]
     fn the_defaults_are_sound() {
         assert_eq!(EngineKnobs::default().problems(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn relief_touches_batch_only_and_more_with_every_rung() {
+        let knobs = EngineKnobs::default();
+        for frees_memory in [false, true] {
+            for rung in Rung::ALL {
+                let relieved = knobs.relieved(Relief { rung, frees_memory });
+                assert_eq!(relieved.interactive, knobs.interactive);
+                assert_eq!(relieved.background, knobs.background);
+                assert_eq!(relieved.batch == knobs.batch, rung < Rung::Tighten, "{rung}");
+                assert_eq!(relieved.batch.is_paused(), rung >= Rung::Pause, "{rung}");
+                let gives_back = frees_memory && rung >= Rung::Pause;
+                assert_eq!(relieved.batch.max_slots == 0, gives_back, "{rung}");
+            }
+        }
     }
 
     #[test]

@@ -4,6 +4,7 @@ mod coordinators;
 mod history;
 mod leases;
 mod membership;
+mod offload;
 mod placement;
 
 use std::fs;
@@ -67,6 +68,7 @@ pub(crate) fn serve(
         .merge(coordinators::routes())
         .merge(history::routes())
         .merge(leases::routes())
+        .merge(offload::routes())
         .merge(placement::routes())
         .layer(DefaultBodyLimit::max(limits::ADMIN_BODY_BYTES))
         .with_state(admin);
@@ -133,7 +135,7 @@ async fn status(State(admin): State<Admin>) -> Answer {
                 "connected_s": connected.as_ref().map(|connected| connected.since.elapsed().as_secs()),
                 "version": connected.as_ref().map(|connected| connected.version.clone()),
                 "report_age_ms": report.as_ref().map(|(age, _)| age.as_millis() as u64),
-                "report": report.map(|(_, report)| report),
+                "report": report.as_ref().map(|(_, report)| report),
                 "target": state.plan.nodes.get(id),
                 "kills_s": record.kills_s,
                 "availability": state.availability(*id, wall_s()),
@@ -148,6 +150,10 @@ async fn status(State(admin): State<Admin>) -> Answer {
                 "disk_free_bytes": connected.as_ref().and_then(|connected| connected.disk_free()),
                 "slept_ms": connected.as_ref().and_then(|connected| connected.slept_ms()),
                 "lease": state.leases.of_nodes.get(id),
+                "relieved": state.offload.relieved.get(id),
+                "comfort_watts": report
+                    .as_ref()
+                    .and_then(|(_, report)| state.comfort(*id, &report.machine.chip)),
             })
         })
         .collect();

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pomona_api::{Backend, FirstBytes, GenerationStream, Reported, TextCache};
+use pomona_api::{Backend, EntryStats, GenerationStream, Reported, TextCache};
 use pomona_common::control::TextBundle;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord};
 use pomona_raft::Replica;
@@ -17,7 +17,7 @@ pub(crate) struct CoordinatorBackend {
     pub(crate) sessions: Arc<Sessions>,
     dispatcher: Dispatcher,
     texts: TextCache,
-    first_bytes: Arc<FirstBytes>,
+    entry_stats: Arc<EntryStats>,
 }
 
 impl CoordinatorBackend {
@@ -27,7 +27,7 @@ impl CoordinatorBackend {
             replica,
             sessions,
             texts: TextCache::default(),
-            first_bytes: Arc::default(),
+            entry_stats: Arc::default(),
         }
     }
 
@@ -76,6 +76,7 @@ impl Backend for CoordinatorBackend {
     }
 
     fn reports(&self) -> Vec<Reported> {
+        let state = self.replica.state().borrow().clone();
         self.sessions
             .all()
             .into_iter()
@@ -87,13 +88,14 @@ impl Backend for CoordinatorBackend {
                     name,
                     age,
                     report,
+                    rung: state.relief(node).rung,
                 })
             })
             .collect()
     }
 
-    fn first_bytes(&self) -> &Arc<FirstBytes> {
-        &self.first_bytes
+    fn entry_stats(&self) -> &Arc<EntryStats> {
+        &self.entry_stats
     }
 
     fn not_ready(&self) -> Vec<String> {

@@ -7,10 +7,11 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
-use pomona_common::{Failure, Generation, ModelName, NodeId, limits};
+use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Rung, limits};
 use pomona_decide::{Candidate, Command, Heard, plan, route};
 use pomona_dispatch::{Places, Promise, is_last_word};
 use pomona_raft::Replica;
+use tokio::sync::Semaphore;
 
 use crate::connected::InFlight;
 use crate::inventory::{inventory, is_stale};
@@ -35,6 +36,7 @@ pub(crate) struct Dispatcher {
     replica: Replica,
     sessions: Arc<Sessions>,
     unplaced: Arc<Mutex<Option<Unplaced>>>,
+    moves: Arc<Semaphore>,
 }
 
 /// Models without a place and why, and when that was worked out.
@@ -46,6 +48,7 @@ impl Dispatcher {
             replica,
             sessions,
             unplaced: Arc::default(),
+            moves: pomona_dispatch::moves(),
         }
     }
 
@@ -140,7 +143,7 @@ impl Dispatcher {
         }
     }
 
-    fn candidates(&self, model: &ModelName) -> Vec<Candidate> {
+    fn candidates(&self, generation: &Generation) -> Vec<Candidate> {
         let now_s = wall_s();
         let state = self.replica.state().borrow().clone();
         self.sessions
@@ -149,13 +152,14 @@ impl Dispatcher {
             .filter_map(|(id, connected)| {
                 let (_, report) = connected.report()?;
                 let engine = report.engine.as_ref()?;
-                let loaded = engine.models.get(model)?;
+                let loaded = engine.models.get(&generation.model)?;
                 Some(Candidate {
                     node: *id,
                     heard: connected.heard(),
                     queued: loaded.running + loaded.waiting,
                     in_flight: connected.in_flight.load(Ordering::Relaxed),
                     draining: state.availability(*id, now_s).is_draining(),
+                    spared: generation.class == Class::Batch && state.spares(*id),
                 })
             })
             .collect()
@@ -176,6 +180,7 @@ impl Dispatcher {
                 queued: 0,
                 in_flight: 0,
                 draining: state.availability(*id, now_s).is_draining(),
+                spared: false,
             })
             .collect()
     }
@@ -185,7 +190,7 @@ impl Places for Dispatcher {
     type Place = NodeId;
 
     async fn place(&self, generation: &Generation, avoid: &[NodeId]) -> Result<(NodeId, Promise), Failure> {
-        let mut candidates = self.candidates(&generation.model);
+        let mut candidates = self.candidates(generation);
         if candidates.is_empty() {
             self.expect_replica(&generation.model).await;
         }
@@ -224,5 +229,15 @@ impl Places for Dispatcher {
 
     fn tries_others(_node: NodeId) -> bool {
         false
+    }
+
+    async fn leaving(&self, node: NodeId, from: Rung) {
+        let mut state = self.replica.state();
+        // Fails only when this coordinator ends.
+        let _ = state.wait_for(|state| state.relief(node).rung >= from).await;
+    }
+
+    fn moves(&self) -> &Semaphore {
+        &self.moves
     }
 }

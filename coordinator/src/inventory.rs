@@ -1,9 +1,9 @@
-//! What the planner sees of the connected nodes, and which models are in use, from the sessions.
+//! What planner and ladder see of the connected nodes, and which models are in use, from the sessions.
 
 use std::collections::BTreeMap;
 
 use pomona_common::{ModelName, NodeId};
-use pomona_decide::{ClusterState, Inventory, NodeInventory, StoreInventory};
+use pomona_decide::{ClusterState, Inventory, NodeInventory, NodeSignals, StoreInventory};
 
 use crate::sessions::Sessions;
 
@@ -21,6 +21,17 @@ pub(crate) fn inventory(sessions: &Sessions) -> Inventory {
                 disk_free: connected.disk_free(),
             };
             Some((*id, NodeInventory::of(&report, connected.heard(), store, joules)))
+        })
+        .collect()
+}
+
+/// What the ladder sees of the nodes that have reported.
+pub(crate) fn signals(sessions: &Sessions) -> BTreeMap<NodeId, NodeSignals> {
+    let nodes = sessions.all().into_iter();
+    nodes
+        .filter_map(|(id, connected)| {
+            let (_, report) = connected.report()?;
+            Some((id, NodeSignals::of(&report, connected.heard())))
         })
         .collect()
 }

@@ -1,24 +1,25 @@
 //! What only the leader does: admit nodes, catalogue what they store, count kills, note which models
-//! are in use, plan.
+//! are in use, relieve nodes, plan.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_clocks::wall_s;
-use pomona_decide::{Command, Patience, Reply, plan};
+use pomona_decide::{Command, Ladder, Patience, Reply, plan};
 use pomona_raft::{RaftError, Replica};
 use tokio_util::sync::CancellationToken;
 
-use crate::inventory::{Usage, inventory};
+use crate::inventory::{Usage, inventory, signals};
 use crate::sessions::Sessions;
 
 /// Looked at without news this often; news are looked at at once.
 const PERIOD: Duration = Duration::from_millis(500);
+/// After a refusal.
+const LADDER_RESTS: Duration = Duration::from_secs(30);
 
 /// Runs until the stop. On a coordinator that does not lead it only waits.
 pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
-    let mut usage = Usage::default();
-    let mut patience = Patience::default();
+    let mut leading = Leading::default();
     let mut said = false;
     loop {
         if let Some(why) = replica.stopped() {
@@ -29,11 +30,11 @@ pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: Cancell
                 );
             }
         } else if replica.is_leader() {
-            if let Err(error) = lead(&replica, &sessions, &mut usage, &mut patience).await {
+            if let Err(error) = lead(&replica, &sessions, &mut leading).await {
                 tracing::warn!(%error, "leader's round failed");
             }
         } else {
-            patience = Patience::default();
+            leading = Leading::default();
         }
         tokio::select! {
             () = sessions.changed.notified() => {}
@@ -43,12 +44,17 @@ pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: Cancell
     }
 }
 
-async fn lead(
-    replica: &Replica,
-    sessions: &Sessions,
-    usage: &mut Usage,
-    patience: &mut Patience,
-) -> Result<(), RaftError> {
+/// What is remembered while this coordinator leads.
+#[derive(Default)]
+struct Leading {
+    usage: Usage,
+    patience: Patience,
+    ladder: Ladder,
+    /// The ladder's steps were refused: they are not tried before this time.
+    ladder_rests_until: Option<Duration>,
+}
+
+async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> Result<(), RaftError> {
     let now_s = wall_s();
     let nodes = sessions.all();
     let state = replica.state();
@@ -84,13 +90,17 @@ async fn lead(
     }
     // Handles of the state, not borrows: whoever applies commands does not wait for a plan.
     let seen = state.borrow().clone();
-    if let Some((models, used_s)) = usage.take_due(sessions, &seen, now_s) {
+    if let Some((models, used_s)) = leading.usage.take_due(sessions, &seen, now_s) {
         let now_s = used_s;
         commit(replica, Command::UseModels { models, now_s }).await?;
     }
+    relieve(replica, sessions, leading, now_s).await?;
     let seen = state.borrow().clone();
     let inventory = inventory(sessions);
-    if patience.waits(&seen, &inventory, pomona_clocks::read().awake) {
+    if leading
+        .patience
+        .waits(&seen, &inventory, pomona_clocks::read().awake)
+    {
         return Ok(());
     }
     let outcome = plan(&seen, &inventory, now_s);
@@ -100,6 +110,33 @@ async fn lead(
             tracing::info!(model = %one.model, node = %one.node.short(), why = one.reason, "plan: {what}");
         }
         commit(replica, Command::Replan { step, now_s }).await?;
+    }
+    Ok(())
+}
+
+/// Takes the ladder's steps that are due.
+async fn relieve(
+    replica: &Replica,
+    sessions: &Sessions,
+    leading: &mut Leading,
+    now_s: u64,
+) -> Result<(), RaftError> {
+    let now = pomona_clocks::read().awake;
+    let seen = replica.state().borrow().clone();
+    let steps = leading.ladder.steps(&seen, &signals(sessions), now, now_s);
+    if leading.ladder_rests_until.is_some_and(|until| now < until) {
+        return Ok(());
+    }
+    for step in steps {
+        if let Command::Relieve { node, seen, relieved } = &step {
+            let to = relieved.relief.rung;
+            tracing::info!(node = %node.short(), from = %seen, %to, why = relieved.reason, "offload");
+        }
+        // Such as that a coordinator is not updated yet.
+        if let Reply::Refused(why) = replica.write(step).await? {
+            tracing::warn!(why, "the offload ladder waits");
+            leading.ladder_rests_until = Some(now + LADDER_RESTS);
+        }
     }
     Ok(())
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use pomona_common::control::CoordinatorMessage;
-use pomona_common::{ModelName, ModelRecord, NodeId};
+use pomona_common::{ModelName, ModelRecord, NodeId, Relief};
 use pomona_decide::{ClusterState, Lease};
 
 use crate::connected::Connected;
@@ -19,6 +19,8 @@ pub(crate) struct Told {
     members: Vec<NodeId>,
     /// Said in every session: the node may remember one that was taken back.
     lease: Option<Option<Lease>>,
+    /// As that.
+    relief: Option<Relief>,
     /// By model who was named as having it, and whether it comes through here.
     sources: BTreeMap<ModelName, (Vec<SocketAddr>, bool)>,
 }
@@ -54,6 +56,11 @@ impl Told {
                 if lease.is_some_and(|lease| lease.evicting) {
                     news.push(CoordinatorMessage::Evict);
                 }
+            }
+            let relief = state.relief(node);
+            if self.relief != Some(relief) {
+                self.relief = Some(relief);
+                news.push(CoordinatorMessage::Relief { applied, relief });
             }
         }
         if !self.members.iter().eq(state.nodes.keys()) {

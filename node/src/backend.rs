@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use pomona_api::{Backend, FirstBytes, GenerationStream, Reported, TextCache};
+use pomona_api::{Backend, EntryStats, GenerationStream, Reported, TextCache};
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_text::ModelText;
 
@@ -21,7 +21,7 @@ pub(crate) struct NodeBackend {
     entry: Entry,
     reporter: Reporter,
     texts: TextCache,
-    first_bytes: Arc<FirstBytes>,
+    entry_stats: Arc<EntryStats>,
 }
 
 impl NodeBackend {
@@ -32,7 +32,7 @@ impl NodeBackend {
         supervisor: Supervisor,
         entry: Entry,
         reporter: Reporter,
-        first_bytes: Arc<FirstBytes>,
+        entry_stats: Arc<EntryStats>,
     ) -> Self {
         Self {
             id,
@@ -42,7 +42,7 @@ impl NodeBackend {
             entry,
             reporter,
             texts: TextCache::default(),
-            first_bytes,
+            entry_stats,
         }
     }
 }
@@ -85,11 +85,12 @@ impl Backend for NodeBackend {
             // A clock that was set back makes it new.
             age: made.elapsed().unwrap_or_default(),
             report,
+            rung: self.entry.rung(),
         }]
     }
 
-    fn first_bytes(&self) -> &Arc<FirstBytes> {
-        &self.first_bytes
+    fn entry_stats(&self) -> &Arc<EntryStats> {
+        &self.entry_stats
     }
 
     fn not_ready(&self) -> Vec<String> {

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::{Chunk, GenerationEvent};
-use pomona_common::report::{EngineBuild, EngineReport, LoadedModel};
-use pomona_common::{Accounting, EngineKnobs, Failure, FinishReason, Generation, ModelName};
+use pomona_common::report::{ClassReport, EngineBuild, EngineReport, LoadedModel};
+use pomona_common::{Accounting, Class, EngineKnobs, Failure, FinishReason, Generation, ModelName};
 use pomona_wire::WireError;
 
 /// Commands that may wait.
@@ -130,10 +130,19 @@ impl Echo {
             }
             EngineCommand::Report => {
                 self.send(&EngineEvent::Progress(self.steps))?;
+                let mut classes = BTreeMap::<Class, ClassReport>::new();
+                let mut models = self.models.clone();
+                for (generation, _) in self.running.values() {
+                    classes.entry(generation.class).or_default().running += 1;
+                    if let Some(model) = models.get_mut(&generation.model) {
+                        model.running += 1;
+                    }
+                }
                 let report = EngineReport {
                     build: build(),
                     knobs: self.knobs.clone(),
-                    models: self.models.clone(),
+                    models,
+                    classes,
                     steps: self.steps,
                     ..EngineReport::default()
                 };
@@ -145,7 +154,11 @@ impl Echo {
     fn step(&mut self) -> Result<(), WireError> {
         self.steps += 1;
         let mut events = Vec::new();
+        let stands_still = |class: Class| self.knobs.class(class).is_paused();
         for (sequence, (generation, emitted)) in &mut self.running {
+            if stands_still(generation.class) {
+                continue;
+            }
             let chunk = Chunk {
                 position: *emitted,
                 tokens: vec![token(&generation.prompt, *emitted)],

@@ -1,13 +1,15 @@
 //! Where the node's own endpoint gets its answers: the engine here, or any other node of the
 //! cluster through a coordinator, and on from one to the other when it is lost.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
-use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
+use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
 use pomona_decide::{EntryPlace, Here, entry};
 use pomona_dispatch::{Places, Promise, is_last_word};
+use tokio::sync::{Semaphore, watch};
 
 use crate::coordinators::Coordinators;
 use crate::store::Store;
@@ -22,16 +24,25 @@ pub(crate) struct Entry {
     id: NodeId,
     store: Store,
     supervisor: Supervisor,
+    relief: watch::Receiver<Relief>,
     coordinators: Coordinators,
+    moves: Arc<Semaphore>,
 }
 
 impl Entry {
-    pub(crate) fn new(id: NodeId, store: Store, supervisor: Supervisor, coordinators: Coordinators) -> Self {
+    pub(crate) fn new(
+        id: NodeId,
+        store: Store,
+        (supervisor, relief): (Supervisor, watch::Receiver<Relief>),
+        coordinators: Coordinators,
+    ) -> Self {
         Self {
             id,
             store,
             supervisor,
+            relief,
             coordinators,
+            moves: pomona_dispatch::moves(),
         }
     }
 
@@ -79,6 +90,11 @@ impl Entry {
         self.coordinators.any() && !self.coordinators.catalogue().is_empty()
     }
 
+    /// How far this node is relieved of batch work.
+    pub(crate) fn rung(&self) -> Rung {
+        self.relief.borrow().rung
+    }
+
     /// The text side of a model that is not in this store.
     pub(crate) async fn fetch_text(&self, model: &ModelName) -> Result<TextBundle, Failure> {
         for (place, _) in entry(Here::Absent, &self.coordinators.reachable(), &[]) {
@@ -99,6 +115,9 @@ impl Entry {
     fn here(&self, generation: &Generation) -> Here {
         if self.check_digests(generation).is_err() {
             return Here::Absent;
+        }
+        if generation.class == Class::Batch && self.rung() > Rung::Normal {
+            return Here::Spared;
         }
         let view = self.supervisor.view();
         let view = view.borrow();
@@ -161,6 +180,22 @@ impl Places for Entry {
 
     fn tries_others(place: EntryPlace) -> bool {
         matches!(place, EntryPlace::Coordinator(_))
+    }
+
+    async fn leaving(&self, place: EntryPlace, from: Rung) {
+        match place {
+            EntryPlace::Here => {
+                let mut relief = self.relief.clone();
+                // Fails only when this node ends.
+                let _ = relief.wait_for(|relief| relief.rung >= from).await;
+            }
+            // It moves its answers itself.
+            EntryPlace::Coordinator(_) => std::future::pending().await,
+        }
+    }
+
+    fn moves(&self) -> &Semaphore {
+        &self.moves
     }
 }
 

@@ -194,7 +194,9 @@ impl Work {
         if self.strange.get(name) != Some(digests) {
             let near = Givers::Nodes(self.neighbours.addresses());
             match self.bring_from(wish, near, &identity).await {
-                Err(FetchError::NoSource(_, why)) => tracing::info!(model = %name, why, "no neighbour gives it"),
+                Err(FetchError::NoSource(_, why)) => {
+                    tracing::info!(model = %name, why, "no neighbour gives it")
+                }
                 // Nobody said that they have it.
                 Err(FetchError::OtherContents(_)) => {
                     tracing::warn!(model = %name, "a neighbour's model of this name is another one");
@@ -202,6 +204,9 @@ impl Work {
                 }
                 outcome => return outcome,
             }
+        }
+        if !wish.coordinators.is_empty() {
+            tracing::warn!(model = %name, "no node is reached: weights come through a coordinator, which is slower");
         }
         let through = Givers::Coordinators(wish.coordinators.clone());
         self.bring_from(wish, through, &identity).await
@@ -222,12 +227,7 @@ impl Work {
         }
     }
 
-    async fn bring_from(
-        &self,
-        wish: &Wish,
-        givers: Givers,
-        identity: &Identity,
-    ) -> Result<(), FetchError> {
+    async fn bring_from(&self, wish: &Wish, givers: Givers, identity: &Identity) -> Result<(), FetchError> {
         let name = wish.record.name.to_string();
         let said = std::sync::Mutex::new(Instant::now());
         let progress = move |done: u64, total: u64| {

@@ -16,6 +16,7 @@ mod paths;
 mod pipes;
 pub mod pull;
 pub mod reach;
+mod relief;
 mod reporter;
 mod session;
 mod sharing;
@@ -32,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::{FirstBytes, HttpServer};
+use pomona_api::{EntryStats, HttpServer};
 use pomona_clocks::SleepWatch;
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ClusterId, ModelName, NodeId};
@@ -50,6 +51,7 @@ use credentials::Credentials;
 use entry::Entry;
 use lease::Lease;
 use neighbours::Neighbours;
+use relief::Relieved;
 use reporter::Reporter;
 use session::Drain;
 use sharing::Sharing;
@@ -183,11 +185,12 @@ impl Node {
         let stopped = stop.clone();
         let mut tasks = JoinSet::new();
         let store = Store::open(models.clone(), &mut tasks, stopped.clone());
+        let relieved = Relieved::new();
         let supervisor = Supervisor::start(
             id,
             program,
             config.knobs.clone(),
-            store.clone(),
+            (store.clone(), relieved.watch()),
             &mut tasks,
             stopped.clone(),
         );
@@ -203,12 +206,12 @@ impl Node {
             .as_ref()
             .map(|credentials| share(credentials, &mut tasks))
             .transpose()?;
-        let first_bytes = Arc::new(FirstBytes::default());
+        let entry_stats = Arc::new(EntryStats::default());
         let reporter = Reporter::start(
             config,
             &supervisor,
             sharing.as_ref().map(|sharing| sharing.fetcher.failed()),
-            first_bytes.clone(),
+            entry_stats.clone(),
             &mut tasks,
             stopped.clone(),
         );
@@ -221,7 +224,12 @@ impl Node {
             }
         }
         let coordinators = Coordinators::new(&known);
-        let entry = Entry::new(id, store.clone(), supervisor.clone(), coordinators.clone());
+        let entry = Entry::new(
+            id,
+            store.clone(),
+            (supervisor.clone(), relieved.watch()),
+            coordinators.clone(),
+        );
         let backend = Arc::new(NodeBackend::new(
             id,
             name.clone(),
@@ -229,7 +237,7 @@ impl Node {
             supervisor.clone(),
             entry.clone(),
             reporter.clone(),
-            first_bytes,
+            entry_stats,
         ));
         let router = pomona_api::router(backend);
         let http = HttpServer::start(listener, router);
@@ -256,11 +264,14 @@ impl Node {
                     drain: drain.clone(),
                     lease: lease.clone(),
                     vault: vault.clone(),
+                    relieved: relieved.clone(),
                 };
                 let own = (id, context.serves);
                 discovery = discover(config, cluster, own, &coordinators, &sharing.neighbours);
                 tasks.spawn(lease.clone().run(supervisor, working, stopped.clone()));
                 tasks.spawn(notice_sleep(coordinators.clone(), stopped.clone()));
+                let reach = coordinators.clone();
+                tasks.spawn(relieved.run(move || reach.any(), stopped.clone()));
                 tasks.spawn(coordinators.run(context, stopped));
             }
             None => supervisor.follow_store(store, &mut tasks, stopped),

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use pomona_api::FirstBytes;
+use pomona_api::EntryStats;
 use pomona_cluster_config::Config;
 use pomona_common::ModelName;
 use pomona_common::report::{MachineReport, NodeReport, REPORT_VERSION};
@@ -25,7 +25,7 @@ impl Reporter {
         config: &Config,
         supervisor: &Supervisor,
         not_brought: Option<watch::Receiver<BTreeSet<ModelName>>>,
-        first_bytes: Arc<FirstBytes>,
+        entry_stats: Arc<EntryStats>,
         tasks: &mut JoinSet<()>,
         stopped: CancellationToken,
     ) -> Self {
@@ -36,7 +36,7 @@ impl Reporter {
             0,
             MachineReport::default(),
             &engine,
-            &first_bytes,
+            &entry_stats,
         )));
         tasks.spawn(async move {
             let mut sequence = 0;
@@ -44,7 +44,7 @@ impl Reporter {
                 sequence += 1;
                 let pid = engine.borrow().pid;
                 let machine = probe.sample(pid);
-                let mut report = report(sequence, machine, &engine, &first_bytes);
+                let mut report = report(sequence, machine, &engine, &entry_stats);
                 if let Some(not_brought) = &not_brought {
                     report.failed.extend(not_brought.borrow().iter().cloned());
                 }
@@ -68,7 +68,7 @@ fn report(
     sequence: u64,
     machine: MachineReport,
     engine: &watch::Receiver<EngineView>,
-    first_bytes: &FirstBytes,
+    entry_stats: &EntryStats,
 ) -> NodeReport {
     let view = engine.borrow();
     NodeReport {
@@ -77,7 +77,7 @@ fn report(
         sequence,
         machine,
         engine: view.report.as_deref().cloned(),
-        first_byte_ms: first_bytes.snapshot(),
+        first_byte_ms: entry_stats.first_bytes(),
         // The MLX back end of anything but a Mac is the CPU.
         dequantizes: !cfg!(target_os = "macos"),
         kv_budget_bytes: view.kv_budget_bytes,

@@ -22,6 +22,7 @@ use crate::entry::Entry;
 use crate::fetcher::{Fetcher, Wish};
 use crate::giver::Giver;
 use crate::lease::Lease;
+use crate::relief::Relieved;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
@@ -56,6 +57,7 @@ pub(crate) struct SessionContext {
     pub(crate) drain: Drain,
     pub(crate) lease: Lease,
     pub(crate) vault: Arc<Vault>,
+    pub(crate) relieved: Relieved,
 }
 
 /// How a node stops serving coordinators: no new answers, the running ones finish.
@@ -258,6 +260,7 @@ impl SessionContext {
             CoordinatorMessage::Give => self.giver.give_through(session.remote_address()),
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),
+            CoordinatorMessage::Relief { applied, relief } => self.relieved.learn(applied, relief),
             CoordinatorMessage::Target(target) => {
                 let models = target.models.into_keys();
                 let models = models

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::EngineReport;
-use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, Relief, limits};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -86,7 +86,7 @@ impl Supervisor {
         node: NodeId,
         program: EngineProgram,
         knobs: EngineKnobs,
-        store: Store,
+        (store, relief): (Store, watch::Receiver<Relief>),
         tasks: &mut JoinSet<()>,
         stopped: CancellationToken,
     ) -> Self {
@@ -96,7 +96,7 @@ impl Supervisor {
             kv_budget_bytes: knobs.kv_budget_bytes,
             ..EngineView::default()
         });
-        let actor = actor::Actor::new(node, program, knobs, store, publish);
+        let actor = actor::Actor::new(node, program, knobs, (store, relief), publish);
         tasks.spawn(actor.run(receiver, stopped));
         Self { requests, view }
     }

@@ -311,7 +311,10 @@ esac
 
     /// Whether the stand-in beside the node's folder has attached something.
     fn is_attached(models: &Path) -> bool {
-        models.ancestors().nth(2).is_some_and(|folder| folder.join("attached").exists())
+        models
+            .ancestors()
+            .nth(2)
+            .is_some_and(|folder| folder.join("attached").exists())
     }
 
     fn stand_in(folder: &Path) -> io::Result<PathBuf> {

@@ -17,7 +17,7 @@ fn one_cluster_answers_as_documented() {
     choices_stops_and_logprobs(&cluster);
     shared_prefixes_are_prefilled_once(&cluster);
     a_client_that_leaves_frees_its_slot(&cluster);
-    classes_follow_header_and_tier(&cluster);
+    classes_follow_what_requests_say(&cluster);
     the_nodes_own_endpoint_answers_the_same(&cluster);
     statistics_have_the_known_keys(&cluster);
 }
@@ -178,15 +178,16 @@ fn a_client_that_leaves_frees_its_slot(cluster: &Cluster) {
     }
 }
 
-fn classes_follow_header_and_tier(cluster: &Cluster) {
-    let ask = |tier: Option<&str>, header: Option<&str>| {
+fn classes_follow_what_requests_say(cluster: &Cluster) {
+    let ask = |model: &str, tier: Option<&str>, headers: &[(&str, &str)]| {
         let mut body = greedy("Hi", 1);
+        body["model"] = model.into();
         if let Some(tier) = tier {
             body["service_tier"] = tier.into();
         }
         let mut request = agent().post(format!("{}/chat/completions", cluster.base()));
-        if let Some(header) = header {
-            request = request.header("x-pomona-class", header);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         let response = request.send_json(&body).unwrap();
         let name = |name: &str| response.headers().get(name).unwrap().to_str().unwrap().to_owned();
@@ -195,13 +196,24 @@ fn classes_follow_header_and_tier(cluster: &Cluster) {
         (name("x-pomona-class"), name("x-pomona-class-reason"))
     };
     let pair = |class: &str, reason: &str| (class.to_owned(), reason.to_owned());
-    assert_eq!(ask(None, None), pair("interactive", "default"));
-    assert_eq!(ask(Some("flex"), None), pair("batch", "service_tier"));
+    let (header, batch) = (("x-pomona-class", "background"), format!("{MODEL}:batch"));
+    let (bulk, helper) = (("x-smg-priority", "bulk"), ("x-app", "cli-bg"));
+    assert_eq!(ask(MODEL, None, &[]), pair("interactive", "default"));
+    assert_eq!(ask(MODEL, Some("flex"), &[]), pair("batch", "service_tier"));
     assert_eq!(
-        ask(Some("flex"), Some("background")),
+        ask(MODEL, Some("flex"), &[header, bulk]),
         pair("background", "header")
     );
-    assert_eq!(ask(Some("never-heard-of"), None), pair("interactive", "default"));
+    assert_eq!(ask(MODEL, Some("priority"), &[bulk]), pair("batch", "priority"));
+    assert_eq!(ask(MODEL, None, &[helper]), pair("background", "client"));
+    assert_eq!(ask(&batch, None, &[]), pair("batch", "alias"));
+    assert_eq!(
+        ask(MODEL, Some("never-heard-of"), &[]),
+        pair("interactive", "default")
+    );
+    let metrics = cluster.get("/metrics").1;
+    let counted = "pomona_requests_total{class=\"batch\",reason=\"alias\"} 1";
+    assert!(metrics.contains(counted), "{metrics}");
 }
 
 fn the_nodes_own_endpoint_answers_the_same(cluster: &Cluster) {

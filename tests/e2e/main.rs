@@ -17,6 +17,7 @@ mod disk_full;
 mod golden;
 mod join;
 mod lease;
+mod offload;
 mod placement;
 mod resume;
 mod roles;

@@ -324,6 +324,7 @@ impl Coordinator {
                 queued: loaded.running + loaded.waiting,
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
+                spared: false,
             })
         };
         self.sessions.iter().filter_map(of_node).collect()

@@ -187,14 +187,7 @@ impl Cluster {
 
     /// GET on the coordinator.
     pub fn get(&self, path: &str) -> (u16, String) {
-        let url = format!("http://127.0.0.1:{}{path}", self.coordinator);
-        match agent().get(url).call() {
-            Ok(mut response) => {
-                let status = response.status().as_u16();
-                (status, response.body_mut().read_to_string().unwrap_or_default())
-            }
-            Err(_) => (0, String::new()),
-        }
+        get_from(self.coordinator, path)
     }
 
     /// POST of JSON on the coordinator.
@@ -205,6 +198,17 @@ impl Cluster {
     /// A streamed chat: the text pieces and the other events.
     pub fn stream(&self, body: &Value) -> Streamed {
         stream_from(self.coordinator, body)
+    }
+}
+
+/// GET on a port of this machine: status and body, none when nobody answers.
+pub fn get_from(port: u16, path: &str) -> (u16, String) {
+    match agent().get(format!("http://127.0.0.1:{port}{path}")).call() {
+        Ok(mut response) => {
+            let status = response.status().as_u16();
+            (status, response.body_mut().read_to_string().unwrap_or_default())
+        }
+        Err(_) => (0, String::new()),
     }
 }
 

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::NodeReport;
-use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
+use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId, Rung};
 use pomona_text::ModelText;
 use tokio::sync::mpsc;
 
-use crate::first_bytes::FirstBytes;
+use crate::entry_stats::EntryStats;
 
 /// An answer being made. Dropping it cancels it, wherever it is.
 #[derive(Debug)]
@@ -33,6 +33,8 @@ pub struct Reported {
     pub age: Duration,
     /// What it says.
     pub report: Arc<NodeReport>,
+    /// How far the node is relieved of batch work.
+    pub rung: Rung,
 }
 
 /// Answers requests that are resolved to token ids.
@@ -56,7 +58,7 @@ pub trait Backend: Send + Sync + 'static {
     fn reports(&self) -> Vec<Reported>;
 
     /// Where waits for the first byte are counted.
-    fn first_bytes(&self) -> &Arc<FirstBytes>;
+    fn entry_stats(&self) -> &Arc<EntryStats>;
 
     /// What keeps this endpoint from answering; empty when it is ready.
     fn not_ready(&self) -> Vec<String>;

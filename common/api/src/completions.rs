@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Response};
 use bytes::Bytes;
-use pomona_common::class::classify;
+use pomona_common::class::{Hints, classify, split_alias};
 use pomona_common::failure::InvalidCode;
 use pomona_common::{
     Accounting, Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits,
@@ -14,7 +14,7 @@ use pomona_common::{
 use pomona_text::{ModelText, TemplateError};
 
 use crate::backend::{Backend, GenerationStream};
-use crate::first_bytes::FirstBytes;
+use crate::entry_stats::EntryStats;
 use crate::request::{self, Ask, Kind, Prompt};
 use crate::{error, respond, stream};
 
@@ -24,7 +24,7 @@ pub(crate) struct Running {
     pub(crate) prompt_tokens: u32,
     /// When the request was read.
     pub(crate) began: Instant,
-    pub(crate) first_bytes: Arc<FirstBytes>,
+    pub(crate) entry_stats: Arc<EntryStats>,
     pub(crate) kind: Kind,
     pub(crate) request: RequestId,
     pub(crate) created_s: u64,
@@ -101,15 +101,10 @@ async fn begin<B: Backend>(
 ) -> Result<Running, Failure> {
     let began = Instant::now();
     let ask = request::parse(kind, body)?;
-    let header = headers
-        .get("x-pomona-class")
-        .and_then(|value| value.to_str().ok());
-    let (class, class_reason) = classify(header, ask.service_tier.as_deref()).map_err(|unknown| {
-        Failure::invalid("x-pomona-class", InvalidCode::InvalidValue, unknown.to_string())
-    })?;
-    let model = backend
-        .model(&ask.model)
-        .ok_or_else(|| Failure::unknown_model(&ask.model))?;
+    let (model, alias) = find_model(backend, &ask.model)?;
+    let (class, class_reason) = class_of(headers, &ask, alias)?;
+    backend.entry_stats().count(class, class_reason);
+    tracing::debug!(%request, %class, reason = class_reason.as_str(), model = %model.name, "request");
     let text = backend.text(&model).await?;
     // Megabytes of text take a second: not on the threads that keep sessions alive.
     let (ask, model, resolved) = {
@@ -158,7 +153,7 @@ async fn begin<B: Backend>(
     Ok(Running {
         prompt_tokens: prompt.len() as u32,
         began,
-        first_bytes: backend.first_bytes().clone(),
+        entry_stats: backend.entry_stats().clone(),
         kind,
         request,
         created_s: SystemTime::now()
@@ -173,6 +168,30 @@ async fn begin<B: Backend>(
         echo,
         streams,
     })
+}
+
+/// The model that a request names, and the class that the end of its name asks for. A model that is
+/// called so goes before a class.
+fn find_model<B: Backend>(backend: &B, name: &str) -> Result<(ModelRecord, Option<Class>), Failure> {
+    if let Some(model) = backend.model(name) {
+        return Ok((model, None));
+    }
+    let aliased = split_alias(name).and_then(|(name, class)| Some((backend.model(name)?, Some(class))));
+    aliased.ok_or_else(|| Failure::unknown_model(name))
+}
+
+fn class_of(headers: &HeaderMap, ask: &Ask, alias: Option<Class>) -> Result<(Class, ClassReason), Failure> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let hints = Hints {
+        class: header("x-pomona-class"),
+        priority: header("x-smg-priority"),
+        service_tier: ask.service_tier.as_deref(),
+        app: header("x-app"),
+        user_agent: header("user-agent"),
+        alias,
+    };
+    classify(hints)
+        .map_err(|unknown| Failure::invalid("x-pomona-class", InvalidCode::InvalidValue, unknown.to_string()))
 }
 
 /// The prompt as token ids, with room for at least one more.

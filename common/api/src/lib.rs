@@ -4,8 +4,8 @@
 
 pub mod backend;
 mod completions;
+mod entry_stats;
 mod error;
-mod first_bytes;
 mod metrics;
 mod request;
 mod respond;
@@ -29,7 +29,7 @@ pub fn check_body(chat: bool, body: &[u8]) -> Result<(), pomona_common::Failure>
 }
 
 pub use backend::{Backend, GenerationStream, Reported};
-pub use first_bytes::FirstBytes;
+pub use entry_stats::EntryStats;
 pub use router::{ROUTES, RouteRow, router};
 pub use serve::HttpServer;
 pub use text_cache::TextCache;

@@ -4,15 +4,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
+use pomona_common::Histogram;
 use pomona_common::conditions::{Conditions, Supply};
 use pomona_common::report::{EngineReport, MachineReport};
-use pomona_common::{Class, Histogram};
 
 use crate::backend::Reported;
+use crate::entry_stats::EntryStats;
 
-pub(crate) fn render(reports: &[Reported], first_bytes: &BTreeMap<Class, Histogram>) -> String {
+pub(crate) fn render(reports: &[Reported], entry: &EntryStats) -> String {
     let mut out = Text::default();
-    for (class, waits) in first_bytes {
+    for ((class, reason), count) in entry.requests() {
+        let labels = format!("class=\"{class}\",reason=\"{}\"", reason.as_str());
+        out.value("pomona_requests_total", "counter", &labels, count as f64);
+    }
+    for (class, waits) in &entry.first_bytes() {
         out.histogram(
             "pomona_first_byte_seconds",
             &format!("class=\"{class}\""),
@@ -25,6 +30,8 @@ pub(crate) fn render(reports: &[Reported], first_bytes: &BTreeMap<Class, Histogr
         let node = format!("node=\"{id}\",name=\"{}\"", escape(&reported.name));
         let age = reported.age.as_secs_f64();
         out.value("pomona_node_report_age_seconds", "gauge", &node, age);
+        let rung = reported.rung as u8;
+        out.value("pomona_node_relief_rung", "gauge", &node, f64::from(rung));
         machine(&mut out, &node, &report.machine);
         conditions(&mut out, &node, &report.machine.conditions);
         out.value(

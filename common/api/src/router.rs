@@ -239,7 +239,7 @@ async fn batch_stats<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body
 async fn metrics_text<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
     let mut response = Response::new(Body::from(metrics::render(
         &backend.reports(),
-        &backend.first_bytes().snapshot(),
+        backend.entry_stats(),
     )));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

@@ -172,7 +172,9 @@ impl Sse {
         if !self.answered {
             self.answered = true;
             let waited = self.running.began.elapsed();
-            self.running.first_bytes.record(self.running.class, waited);
+            self.running
+                .entry_stats
+                .record_first_byte(self.running.class, waited);
         }
         self.text(index, text, logprobs)
     }

@@ -1,13 +1,15 @@
 //! One answer over as many places as it takes.
 
 use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Failure, Generation, limits};
+use pomona_common::{Class, Failure, Generation, Rung, limits};
 use pomona_decide::{Next, Relay};
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
 
 use crate::promise::Promise;
@@ -15,8 +17,17 @@ use crate::promise::Promise;
 /// An answer whose place is lost waits this long for another one. The client hears keep-alives
 /// meanwhile.
 const REPLACE: Duration = Duration::from_secs(12);
+/// As that for batch, which nobody waits for: its place may be the only one that is not spared.
+const REPLACE_BATCH: Duration = Duration::from_secs(120);
 /// Between two looks for one.
 const LOOK: Duration = Duration::from_millis(200);
+/// Answers that leave their places at once.
+const MOVES: usize = 4;
+/// An answer that found no other place stays for so long before it asks again.
+const STAY: Duration = Duration::from_secs(2);
+
+/// Another place is being looked for.
+type Search<'a, P> = Pin<Box<dyn Future<Output = Option<(P, Promise)>> + Send + 'a>>;
 
 /// Where answers can be made.
 pub trait Places: Send + Sync + 'static {
@@ -32,6 +43,18 @@ pub trait Places: Send + Sync + 'static {
 
     /// Whether a place has tried others by itself before it gives an answer up.
     fn tries_others(place: Self::Place) -> bool;
+
+    /// Comes back when a place is relieved so far that batch answers leave it. Cancel-safe.
+    fn leaving(&self, place: Self::Place, from: Rung) -> impl Future<Output = ()> + Send;
+
+    /// Permits for answers that leave a place which still makes them, see [`moves`].
+    fn moves(&self) -> &Semaphore;
+}
+
+/// Permits for as many answers as leave their places at a time: their prompts are prefilled again where
+/// they go, which others there feel.
+pub fn moves() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(MOVES))
 }
 
 /// Starts an answer; it moves to another place by itself when its own is lost.
@@ -61,8 +84,24 @@ async fn carry<P: Places>(
     mut relay: Relay<P::Place>,
     sender: mpsc::Sender<GenerationEvent>,
 ) {
+    let places = &places;
+    // While another place is looked for, the present one goes on; what comes twice is dropped.
+    let mut search: Option<Search<'_, P::Place>> = None;
+    let mut not_before = Instant::now();
     loop {
         let next = tokio::select! {
+            () = leaving(places, &relay, not_before), if search.is_none() => {
+                search = Some(Box::pin(elsewhere(places, relay.rest().clone(), relay.place())));
+                continue;
+            }
+            found = outcome(&mut search) => {
+                if let Some(found) = found {
+                    take_over(&mut relay, &mut promise, found);
+                }
+                search = None;
+                not_before = Instant::now() + STAY;
+                continue;
+            }
             event = promise.next() => match event {
                 // One that kills engines must not do so everywhere, once more for every place.
                 Some(event @ GenerationEvent::Failed(Failure::EngineLost)) if P::tries_others(relay.place()) => {
@@ -88,19 +127,13 @@ async fn carry<P: Places>(
                 return;
             }
             Next::Move => {
+                search = None;
                 let found = tokio::select! {
-                    found = replace(&places, &relay) => found,
+                    found = replace(places, &relay) => found,
                     () = sender.closed() => return,
                 };
                 match found {
-                    Ok((place, found)) => {
-                        tracing::info!(
-                            from = %promise.node, to = %found.node, ?place, request = %relay.rest().request,
-                            tokens = relay.rest().resume.len(), "answer goes on elsewhere"
-                        );
-                        relay.moved(place, found.node);
-                        promise = found;
-                    }
+                    Ok(found) => take_over(&mut relay, &mut promise, found),
                     Err(failure) => {
                         let _ = sender.try_send(GenerationEvent::Failed(failure));
                         return;
@@ -111,10 +144,61 @@ async fn carry<P: Places>(
     }
 }
 
+/// Comes back when an answer should leave the place that makes it.
+async fn leaving<P: Places>(places: &P, relay: &Relay<P::Place>, not_before: Instant) {
+    if relay.rest().class != Class::Batch {
+        return std::future::pending().await;
+    }
+    tokio::time::sleep_until(not_before).await;
+    let from = if relay.has_begun() {
+        Rung::MoveRunning
+    } else {
+        Rung::MoveQueued
+    };
+    places.leaving(relay.place(), from).await;
+}
+
+/// Another place that has promised to go on; until then the present one keeps the answer.
+async fn elsewhere<P: Places>(
+    places: &P,
+    rest: Generation,
+    present: P::Place,
+) -> Option<(P::Place, Promise)> {
+    let _permit = places.moves().try_acquire().ok()?;
+    let found = places.place(&rest, &[present]).await.ok()?;
+    // The same one again has nothing to offer.
+    (found.0 != present).then_some(found)
+}
+
+/// What a search has found; never comes back without one. Cancel-safe.
+async fn outcome<P>(search: &mut Option<Search<'_, P>>) -> Option<(P, Promise)> {
+    match search {
+        Some(search) => search.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
+fn take_over<P: Copy + Eq + Debug>(
+    relay: &mut Relay<P>,
+    promise: &mut Promise,
+    (place, found): (P, Promise),
+) {
+    tracing::info!(
+        from = %promise.node, to = %found.node, ?place, request = %relay.rest().request,
+        tokens = relay.rest().resume.len(), "answer goes on elsewhere"
+    );
+    relay.moved(place, found.node);
+    *promise = found;
+}
+
 /// Another place for an answer, or the same one again when there is no other and it comes back
 /// in time.
 async fn replace<P: Places>(places: &P, relay: &Relay<P::Place>) -> Result<(P::Place, Promise), Failure> {
-    let deadline = Instant::now() + REPLACE;
+    let patience = match relay.rest().class {
+        Class::Batch => REPLACE_BATCH,
+        Class::Interactive | Class::Background => REPLACE,
+    };
+    let deadline = Instant::now() + patience;
     loop {
         match places.place(relay.rest(), relay.failed()).await {
             Ok(found) => return Ok(found),

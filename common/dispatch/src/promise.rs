@@ -5,7 +5,7 @@ use std::time::Duration;
 use pomona_api::GenerationStream;
 use pomona_common::control::{StreamRequest, TextBundle};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Failure, Generation, ModelName, NodeId};
+use pomona_common::{ClassReason, Failure, Generation, ModelName, NodeId};
 use pomona_link::{FrameReceiver, FrameSender, LinkError, Session};
 use tokio::sync::mpsc;
 
@@ -73,9 +73,12 @@ impl Promise {
 pub async fn ask(
     session: &Session,
     node: NodeId,
-    generation: Generation,
+    mut generation: Generation,
     patience: Duration,
 ) -> Result<Promise, Failure> {
+    if generation.class_reason.since() > session.version() {
+        generation.class_reason = ClassReason::Default;
+    }
     let lost = |error: LinkError| {
         tracing::debug!(%error, "stream to peer failed");
         Failure::NodeLost

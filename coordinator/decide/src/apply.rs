@@ -7,6 +7,7 @@ use crate::command::{Command, Reply};
 use crate::coordinators;
 use crate::lease;
 use crate::membership;
+use crate::offload;
 use crate::placement;
 use crate::state::ClusterState;
 
@@ -37,6 +38,8 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::SetLease { node, lease, now_s } => lease::set(state, *node, *lease, *now_s),
         Command::DoubtNode(id) => membership::doubt_node(state, *id),
         Command::TrustNode(id) => membership::trust_node(state, *id),
+        Command::Relieve { node, seen, relieved } => offload::relieve(state, *node, *seen, relieved),
+        Command::SetComfort { node, comfort } => offload::set_comfort(state, *node, *comfort),
         Command::Evict { node, seen, now_s } => lease::evict(state, *node, *seen, *now_s),
         Command::EndLease { node, seen, now_s } => lease::end(state, *node, *seen, *now_s),
         Command::ConsumeToken {

@@ -3,10 +3,11 @@
 use std::net::SocketAddr;
 
 use pomona_common::plan::Plan;
-use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, TokenId};
+use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, Rung, TokenId};
 use serde::{Deserialize, Serialize};
 
 use crate::lease::Lease;
+use crate::offload::{Comfort, Relieved};
 use crate::placement::{Availability, ModelPolicy, PlanStep};
 use crate::state::TokenRecord;
 
@@ -168,6 +169,22 @@ pub enum Command {
     DoubtNode(NodeId),
     /// It was, and gets its certificate.
     TrustNode(NodeId),
+    /// A node comes to another rung of the offload ladder.
+    Relieve {
+        /// The node.
+        node: NodeId,
+        /// The rung that it is on.
+        seen: Rung,
+        /// The rung that it comes to, and why.
+        relieved: Relieved,
+    },
+    /// Says how many watts are comfortable at a node.
+    SetComfort {
+        /// The node.
+        node: NodeId,
+        /// What is said.
+        comfort: Comfort,
+    },
 }
 
 /// What a command did.

@@ -17,6 +17,8 @@ pub enum Here {
     Loaded,
     /// It is to be loaded, or loaded again: requests wait for it.
     Expected,
+    /// It may be there, and the machine is spared work of this class.
+    Spared,
     /// Nothing, or other contents under the name.
     Absent,
 }
@@ -33,8 +35,8 @@ pub struct Reachable {
 /// Orders the places, the best first; those in `avoid`, which failed this answer, come last.
 ///
 /// The engine here goes first when it answers at once. While it loads, a replica elsewhere is
-/// sooner; nobody in reach, the request waits here. Of coordinators the nearest goes first, ties by
-/// number.
+/// sooner; nobody in reach, the request waits here. On a machine that is spared the engine is asked
+/// last, and says why it takes nothing. Of coordinators the nearest goes first, ties by number.
 pub fn entry(
     here: Here,
     coordinators: &[Reachable],
@@ -58,6 +60,10 @@ pub fn entry(
         Here::Expected => {
             order.extend(through);
             order.push((EntryPlace::Here, "about to be loaded on this node"));
+        }
+        Here::Spared => {
+            order.extend(through);
+            order.push((EntryPlace::Here, "this machine is spared"));
         }
         Here::Absent => order.extend(through),
     }
@@ -85,6 +91,7 @@ mod tests {
             places(Here::Expected, &three, &[]),
             [&far[..], &[Engine]].concat()
         );
+        assert_eq!(places(Here::Spared, &three, &[]), [&far[..], &[Engine]].concat());
         assert_eq!(places(Here::Absent, &three, &[]), far);
         // One that failed comes last, and nobody is left out.
         assert_eq!(

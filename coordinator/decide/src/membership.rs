@@ -5,6 +5,7 @@ use pomona_common::{KeyPrint, NodeId, REVOKED, TokenId, limits};
 use crate::command::Reply;
 use crate::coordinators;
 use crate::lease::{self, Lease};
+use crate::offload;
 use crate::placement;
 use crate::state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
 
@@ -203,6 +204,7 @@ pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> R
     state.plan.nodes.remove(&id);
     state.leases.of_nodes.remove(&id);
     placement::forget_node(state, id);
+    offload::forget_node(state, id);
     // Tokens that it used would let it ask again, in vain: forget them.
     state
         .tokens

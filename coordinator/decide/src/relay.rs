@@ -67,6 +67,11 @@ impl<P: Copy + Eq> Relay<P> {
         self.place
     }
 
+    /// Whether the present place has added to it.
+    pub fn has_begun(&self) -> bool {
+        self.generation.resume.len() > self.began_at
+    }
+
     /// Places that failed this answer, in that order.
     pub fn failed(&self) -> &[P] {
         &self.failed

@@ -17,6 +17,8 @@ pub struct Candidate {
     pub in_flight: u32,
     /// Whether it is being drained: it gets new work only where nobody else can.
     pub draining: bool,
+    /// Whether it is spared work of this class, likewise.
+    pub spared: bool,
 }
 
 /// One place to try.
@@ -28,12 +30,12 @@ pub struct Route {
     pub reason: &'static str,
 }
 
-/// Orders the candidates, the best first: drained nodes last, fresh before stale, then the least loaded; ties by id
+/// Orders the candidates, the best first: drained nodes last, before them spared ones, fresh before stale, then the least loaded; ties by id
 /// so that the order is one. The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate]) -> Vec<Route> {
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     let load = |c: &Candidate| c.in_flight.max(c.queued);
-    order.sort_by_key(|c| (c.draining, c.heard.is_late(), load(c), c.node));
+    order.sort_by_key(|c| (c.draining, c.spared, c.heard.is_late(), load(c), c.node));
     let alone = order.len() == 1;
     order
         .into_iter()
@@ -41,6 +43,7 @@ pub fn route(candidates: &[Candidate]) -> Vec<Route> {
             node: candidate.node,
             reason: match (alone, candidate.heard.is_late()) {
                 (true, _) => "the only replica",
+                _ if candidate.spared => "others refused, and this one is spared",
                 _ if candidate.draining => "others refused, and this one is drained",
                 (false, false) => "least loaded replica",
                 (false, true) => "its last report is stale",
@@ -61,6 +64,7 @@ mod tests {
             queued,
             in_flight,
             draining: id == 5,
+            spared: id == 6,
         };
         let order: Vec<u128> = route(&[
             node(1, 100, 5, 0),
@@ -68,10 +72,11 @@ mod tests {
             node(3, 100, 0, 2),
             node(4, 100, 1, 0),
             node(5, 0, 0, 0),
+            node(6, 0, 0, 0),
         ])
         .into_iter()
         .map(|route| route.node.bits())
         .collect();
-        assert_eq!(order, [4, 3, 1, 2, 5]);
+        assert_eq!(order, [4, 3, 1, 2, 6, 5]);
     }
 }

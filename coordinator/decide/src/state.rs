@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coordinators::CoordinatorRecord;
 use crate::lease::Leases;
+use crate::offload::Offload;
 use crate::placement::Placement;
 use crate::proposal::Recent;
 
@@ -39,9 +40,11 @@ pub struct ClusterState {
     pub placement: Placement,
     /// Until when rented machines stay.
     pub leases: Leases,
-    /// Nodes that came back with a certificate that had run out, and must be approved again. What comes
-    /// later is added after it: stored states of before end where it begins, see `pomona_raft`.
+    /// Nodes that came back with a certificate that had run out, and must be approved again.
     pub late: BTreeSet<NodeId>,
+    /// How far nodes are relieved of batch work. What comes later is added after it: stored states of
+    /// before end where it begins, see `pomona_raft`.
+    pub offload: Offload,
 }
 
 /// A node as the cluster knows it.

@@ -4,6 +4,7 @@
 
 use crate::command::Command;
 use crate::lease::Leases;
+use crate::offload::Offload;
 use crate::placement::Placement;
 use crate::state::ClusterState;
 
@@ -39,6 +40,7 @@ impl Command {
             | Command::Evict { .. }
             | Command::EndLease { .. } => 5,
             Command::DoubtNode(_) | Command::TrustNode(_) => 6,
+            Command::Relieve { .. } | Command::SetComfort { .. } => 7,
         }
     }
 }
@@ -47,7 +49,9 @@ impl ClusterState {
     /// Version that is needed to read it: one that has never seen a lease is read by a program that
     /// knows none.
     pub fn since(&self) -> u8 {
-        if !self.late.is_empty() {
+        if self.offload != Offload::default() {
+            7
+        } else if !self.late.is_empty() {
             6
         } else if self.leases != Leases::default() {
             5
@@ -88,7 +92,10 @@ mod tests {
         for (told, what) in [(Some(1), "runs an older program"), (None, "was not seen")] {
             let refused = too_new(&new, [(2, Some(6)), (3, told)]);
             let refused = refused.unwrap_or_default();
-            assert!(refused.contains("coordinator 3") && refused.contains(what), "{refused}");
+            assert!(
+                refused.contains("coordinator 3") && refused.contains(what),
+                "{refused}"
+            );
         }
         let old = Command::ApproveNode(NodeId::from_bits(1));
         assert_eq!(too_new(&old, [(2, Some(1)), (3, None)]), None);

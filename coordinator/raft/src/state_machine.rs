@@ -19,8 +19,8 @@ use crate::TypeConfig;
 use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown, put, put_bytes, write};
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
-/// the two of `Leases`, the nodes that are doubted.
-const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0])];
+/// the two of `Leases`, the nodes that are doubted, the two of `Offload`.
+const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0]), (7, &[0; 2])];
 
 /// Writes a state so that every program reads it that knows what is in it.
 ///
@@ -206,7 +206,8 @@ mod tests {
         ] {
             let mut state = decode_state(&bytes(golden))?;
             assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
-            state.late.insert(NodeId::from_bits(9));
+            let (node, comfort) = (NodeId::from_bits(7), pomona_decide::Comfort::Off);
+            state.offload.comfort.insert(node, comfort);
             let newest = encode_state(&state)?;
             assert_eq!(newest[0], pomona_wire::stored::VERSION);
             assert_eq!(decode_state(&newest)?, state);
@@ -239,6 +240,7 @@ mod tests {
             encode(&pomona_decide::Placement::default())?,
             encode(&pomona_decide::Leases::default())?,
             encode(&late)?,
+            encode(&pomona_decide::Offload::default())?,
         ];
         for ((version, added), empty) in ADDED.iter().zip(empty) {
             assert_eq!(**added, empty[1..], "what version {version} added");

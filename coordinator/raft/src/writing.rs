@@ -101,7 +101,10 @@ impl Replica {
         let metrics = metrics.borrow();
         let members = metrics.membership_config.nodes().map(|(number, _)| *number);
         let others = members.filter(|number| *number != metrics.id);
-        pomona_decide::too_new(command, others.map(|number| (number, self.caller.version(number))))
+        pomona_decide::too_new(
+            command,
+            others.map(|number| (number, self.caller.version(number))),
+        )
     }
 
     async fn write_here(&self, proposal: Proposal) -> Told<Written> {

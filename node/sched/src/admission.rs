@@ -12,7 +12,7 @@ use crate::sequence::{Phase, SequenceId};
 pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId> {
     let mut admitted = Vec::new();
     for class in Class::ALL {
-        if window_left(scheduler, class, now).is_some() {
+        if scheduler.knobs.class(class).is_paused() || window_left(scheduler, class, now).is_some() {
             continue;
         }
         let before = admitted.len();
@@ -48,7 +48,7 @@ pub(crate) fn window_left(scheduler: &Scheduler, class: Class, now: Duration) ->
     let knobs = scheduler.knobs.class(class);
     let queue = &scheduler.waiting[class.index()];
     let (first, id) = queue.first()?;
-    if knobs.window_ms == 0 || queue.len() as u32 >= knobs.max_slots {
+    if knobs.is_paused() || knobs.window_ms == 0 || queue.len() as u32 >= knobs.max_slots {
         return None;
     }
     let model = &scheduler.sequences[id].model;
@@ -118,6 +118,21 @@ fn preemption_order(scheduler: &Scheduler, class: Class) -> Vec<SequenceId> {
         .collect();
     order.sort_unstable();
     order.into_iter().map(|(_, id)| id).collect()
+}
+
+/// Sends what runs of a paused class back to the queue when it is to keep no slots.
+pub(crate) fn give_back(scheduler: &mut Scheduler) {
+    for class in Class::ALL {
+        let knobs = scheduler.knobs.class(class);
+        if !knobs.is_paused() || knobs.max_slots > 0 {
+            continue;
+        }
+        let running = scheduler
+            .running()
+            .filter(|(_, sequence)| sequence.class == class);
+        let running: Vec<SequenceId> = running.map(|(id, _)| *id).collect();
+        running.into_iter().for_each(|id| preempt(scheduler, id));
+    }
 }
 
 fn preempt(scheduler: &mut Scheduler, id: SequenceId) {

@@ -120,10 +120,11 @@ impl Scheduler {
         }
     }
 
-    /// Replaces the knobs; running sequences keep their slots.
+    /// Replaces the knobs; running sequences keep their slots, unless their class is paused without any.
     pub fn set_knobs(&mut self, knobs: EngineKnobs) {
         self.pool.set_budget(knobs.kv_budget_bytes);
         self.knobs = knobs;
+        crate::admission::give_back(self);
     }
 
     /// The knobs in force.

@@ -56,6 +56,9 @@ struct Claim {
 
 impl Claim {
     fn of(scheduler: &Scheduler, class: Class) -> Self {
+        if scheduler.knobs.class(class).is_paused() {
+            return Self::default();
+        }
         let parked = scheduler.parked.contains_key(&class);
         let mut claim = Self {
             models: Vec::new(),

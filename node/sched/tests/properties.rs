@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pomona_common::{Class, EngineKnobs, ModelName};
+use pomona_common::{Class, EngineKnobs, ModelName, Relief, Rung};
 use pomona_sched::{Decision, KvOp, NewSequence, Scheduler, SequenceId, Step};
 use proptest::prelude::*;
 
@@ -19,6 +19,7 @@ enum Event {
     Cancel(u8),
     Advance(u16),
     Steps(u8),
+    Relieve(Relief),
 }
 
 fn class() -> impl Strategy<Value = Class> {
@@ -36,6 +37,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<u8>().prop_map(Event::Cancel),
         1 => (1..200u16).prop_map(Event::Advance),
         3 => (1..20u8).prop_map(Event::Steps),
+        1 => (0..Rung::ALL.len(), any::<bool>())
+            .prop_map(|(rung, frees_memory)| Event::Relieve(Relief { rung: Rung::ALL[rung], frees_memory })),
     ]
 }
 
@@ -71,6 +74,8 @@ struct Engine {
 }
 
 struct World {
+    /// Without relief.
+    knobs: EngineKnobs,
     scheduler: Scheduler,
     engine: Engine,
     now: Duration,
@@ -85,10 +90,11 @@ struct World {
 
 impl World {
     fn new(knobs: EngineKnobs) -> Self {
-        let mut scheduler = Scheduler::new(knobs);
+        let mut scheduler = Scheduler::new(knobs.clone());
         scheduler.add_model(name(0), 1, 4096);
         scheduler.add_model(name(1), 1, 1024);
         Self {
+            knobs,
             scheduler,
             engine: Engine::default(),
             now: Duration::ZERO,
@@ -136,6 +142,7 @@ impl World {
                     );
                 }
             }
+            Event::Relieve(relief) => self.relieve(*relief),
             Event::Advance(ms) => self.now += Duration::from_millis(u64::from(*ms)),
             Event::Steps(n) => {
                 for _ in 0..*n {
@@ -146,6 +153,21 @@ impl World {
             }
         }
         assert!(self.scheduler.kv_allocated() <= self.scheduler.knobs().kv_budget_bytes);
+    }
+
+    fn relieve(&mut self, relief: Relief) {
+        let knobs = self.knobs.relieved(relief);
+        let keeps_none = knobs.batch.is_paused() && knobs.batch.max_slots == 0;
+        self.scheduler.set_knobs(knobs);
+        if keeps_none {
+            let batch = self.log.iter().filter(|(_, class)| *class == Class::Batch);
+            for (id, _) in batch {
+                assert!(
+                    self.scheduler.place(*id).is_none(),
+                    "its KV cache is not given back"
+                );
+            }
+        }
     }
 
     fn forget(&mut self, id: SequenceId) {
@@ -177,7 +199,12 @@ impl World {
                 step
             }
             Decision::Idle => {
-                assert!(self.engine.budget_left.is_empty(), "work is left but nobody runs");
+                let mut left = self.engine.budget_left.values();
+                let paused = self.scheduler.knobs().batch.is_paused();
+                assert!(
+                    left.all(|(class, ..)| paused && *class == Class::Batch),
+                    "work is left but nobody runs"
+                );
                 return false;
             }
             Decision::WaitUntil(until, _) => {
@@ -225,6 +252,7 @@ impl World {
             assert_eq!(row.start, have, "fed tokens do not follow what is in the cache");
             assert!(row.start + row.len <= row.place.capacity, "row overflows");
             let (class, known, _) = self.engine.budget_left[&row.id];
+            assert!(!knobs.class(class).is_paused(), "a paused row runs");
             assert!(
                 class >= step.class,
                 "a more urgent row is held by a step that may be interrupted"
@@ -309,6 +337,7 @@ proptest! {
         for event in &events {
             world.apply(event);
         }
+        world.relieve(Relief::default());
         let mut steps = 0;
         while !world.engine.budget_left.is_empty() {
             world.step();

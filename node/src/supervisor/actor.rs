@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, Relief, Rung, limits};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
@@ -28,12 +28,16 @@ const RESTART_LAST: Duration = Duration::from_secs(30);
 const GROWN_UP: Duration = Duration::from_secs(10);
 /// How often the engine is asked for its report.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Who is refused because the machine is spared may ask again after so many seconds: sooner nobody is let
+/// go.
+const SPARED_RETRY_S: u32 = 60;
 
 pub(super) struct Actor {
     node: NodeId,
     program: EngineProgram,
     knobs: EngineKnobs,
     store: Store,
+    relief: watch::Receiver<Relief>,
     publish: watch::Sender<EngineView>,
     view: EngineView,
     engine: Option<EngineProcess>,
@@ -52,7 +56,7 @@ impl Actor {
         node: NodeId,
         program: EngineProgram,
         knobs: EngineKnobs,
-        store: Store,
+        (store, relief): (Store, watch::Receiver<Relief>),
         publish: watch::Sender<EngineView>,
     ) -> Self {
         Self {
@@ -64,6 +68,7 @@ impl Actor {
             program,
             knobs,
             store,
+            relief,
             publish,
             engine: None,
             born: Instant::now(),
@@ -93,6 +98,7 @@ impl Actor {
                     None => self.on_engine_end().await,
                 },
                 sequence = self.sequences.next_abandoned() => self.cancel(sequence),
+                Ok(()) = self.relief.changed() => self.set_knobs(),
                 () = tokio::time::sleep_until(self.restart_at), if may_start => self.start_engine(),
                 _ = ticks.tick() => {
                     self.on_tick();
@@ -141,6 +147,24 @@ impl Actor {
         }
     }
 
+    /// Tells the engine the knobs as relief leaves them.
+    fn set_knobs(&mut self) {
+        let knobs = self.knobs.relieved(*self.relief.borrow_and_update());
+        if let Some(engine) = &self.engine {
+            engine.send(EngineCommand::Knobs(knobs));
+        }
+    }
+
+    /// Why batch work is not taken now. What was begun elsewhere is, as long as nothing leaves.
+    fn spared(&self, generation: &Generation) -> Option<Failure> {
+        let rung = self.relief.borrow().rung;
+        let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::MoveQueued);
+        (generation.class == Class::Batch && is_held).then(|| Failure::Overloaded {
+            detail: "this machine is spared batch work for now".into(),
+            retry_after_s: SPARED_RETRY_S,
+        })
+    }
+
     fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>) {
         let model = &generation.model;
         let why_not = match self.view.failed.get(model) {
@@ -148,6 +172,7 @@ impl Actor {
             why => why.cloned(),
         };
         let refused = match why_not {
+            None if let Some(spared) = self.spared(&generation) => spared,
             Some(detail) => Failure::ModelNotLoaded {
                 model: model.to_string(),
                 detail,
@@ -194,7 +219,8 @@ impl Actor {
         match EngineProcess::spawn(&self.program) {
             Ok(engine) => {
                 tracing::info!(pid = engine.pid(), "engine started");
-                engine.send(EngineCommand::Knobs(self.knobs.clone()));
+                let knobs = self.knobs.relieved(*self.relief.borrow());
+                engine.send(EngineCommand::Knobs(knobs));
                 self.view.pid = engine.pid();
                 self.engine = Some(engine);
                 self.watchdog = Watchdog::default();
@@ -382,8 +408,11 @@ impl Actor {
 
     /// Looks whether the engine is wedged; one that is ends, which the end of its pipe tells.
     fn watch(&mut self) {
+        let stands_still = self.relief.borrow().rung >= Rung::Pause;
         let seen = Seen {
-            works: self.sequences.are_with_engine(),
+            works: self
+                .sequences
+                .are_with_engine(|class| !stands_still || class != Class::Batch),
             loads: !self.view.loading.is_empty(),
             can_sing: !self.view.loaded.is_empty(),
         };

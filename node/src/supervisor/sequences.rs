@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{ClassReason, Failure, Generation, ModelName, limits};
+use pomona_common::{Class, ClassReason, Failure, Generation, ModelName, limits};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
@@ -110,9 +110,10 @@ impl Sequences {
         self.active.len()
     }
 
-    /// Whether the engine has any.
-    pub(super) fn are_with_engine(&self) -> bool {
-        self.active.values().any(|active| active.parked.is_none())
+    /// Whether the engine has any of the classes that `works` says yes to.
+    pub(super) fn are_with_engine(&self, works: impl Fn(Class) -> bool) -> bool {
+        let mut active = self.active.values();
+        active.any(|active| active.parked.is_none() && works(active.generation.class))
     }
 
     /// Ends one with an error.

@@ -1,0 +1,70 @@
+//! How far a node is relieved of batch work: the rungs of the offload ladder. Interactive and background
+//! work is never touched by any of them.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// Each rung includes what the ones below it do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rung {
+    /// Nothing is held back.
+    #[default]
+    Normal,
+    /// No new batch work.
+    Hold,
+    /// What runs gets fewer slots, smaller prefill chunks and a small share of the steps.
+    Tighten,
+    /// What runs stands still.
+    Pause,
+    /// What has not begun goes to other nodes.
+    MoveQueued,
+    /// What runs goes on at other nodes, a few at a time.
+    MoveRunning,
+}
+
+impl Rung {
+    /// All of them, the lowest first.
+    pub const ALL: [Rung; 6] = [
+        Rung::Normal,
+        Rung::Hold,
+        Rung::Tighten,
+        Rung::Pause,
+        Rung::MoveQueued,
+        Rung::MoveRunning,
+    ];
+
+    /// The next lower one; the lowest is its own.
+    pub fn below(self) -> Self {
+        let at = self as usize;
+        Self::ALL[at.saturating_sub(1)]
+    }
+
+    /// Name in tables, metrics and JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Rung::Normal => "normal",
+            Rung::Hold => "hold",
+            Rung::Tighten => "tighten",
+            Rung::Pause => "pause",
+            Rung::MoveQueued => "move_queued",
+            Rung::MoveRunning => "move_running",
+        }
+    }
+}
+
+impl fmt::Display for Rung {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What a node is told.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Relief {
+    /// How far.
+    pub rung: Rung,
+    /// Whether what stands still gives its KV cache back: it is prefilled again when it goes on.
+    pub frees_memory: bool,
+}

@@ -1,0 +1,268 @@
+//! The offload ladder: how far each node is relieved of batch work, from what it reports. One rung at a
+//! time, each with its reason; back down when the node has been calm for long enough. Interactive work
+//! is not the ladder's business at all.
+//!
+//! The leader keeps a [`Ladder`] for as long as it leads: since when nodes are stressed or calm. Where
+//! they are is replicated ([`Offload`](crate::offload::Offload)), so the next leader goes on from there
+//! and measures the times anew.
+
+mod signals;
+mod stress;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pomona_common::{NodeId, Relief, Rung};
+
+pub use signals::NodeSignals;
+
+use crate::command::Command;
+use crate::offload::Relieved;
+use crate::state::ClusterState;
+use stress::{Limits, Stress, stress};
+
+/// Time constant of the smoothed watts: a burst of a few seconds is a compile or a page, no load.
+const SMOOTHING: Duration = Duration::from_secs(10);
+/// A node is stressed for so long before anything is done: fans take about as long to answer.
+const SUSTAINED: Duration = Duration::from_secs(20);
+/// As that, where waiting does harm: memory is short, or the chip throttles.
+const SUDDEN: Duration = Duration::from_secs(3);
+/// Between two rungs upwards: long enough for the last one to show in the smoothed watts.
+const STEP_UP: Duration = Duration::from_secs(5);
+/// A node is calm for so long before it is let go, and twice as long for every time that it was let go
+/// too early.
+const CALM: Duration = Duration::from_secs(60);
+/// Between two rungs downwards, likewise.
+const STEP_DOWN: Duration = Duration::from_secs(10);
+/// Stress so soon after a node was let go, in seconds, says that it was let go too early.
+const RELAPSE_S: u64 = 1800;
+/// The calm that is asked for is doubled so often at most: 16 minutes.
+const RELAPSES: u8 = 4;
+/// One node in so many hands batch work over at a time: those who take it are to be seen first.
+const MOVING_SHARE: usize = 4;
+
+/// What the leader remembers.
+#[derive(Debug, Clone, Default)]
+pub struct Ladder {
+    nodes: BTreeMap<NodeId, Watched>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Watched {
+    /// Power, smoothed, and when it was read last.
+    watts: Option<(f32, Duration)>,
+    stressed_since: Option<Duration>,
+    calm_since: Option<Duration>,
+    /// When it came to its rung, as far as this leader knows.
+    rung_since: Option<(Rung, Duration)>,
+}
+
+impl Ladder {
+    /// The steps that are due: at most one a node. `now` is of a clock that stands still while the machine
+    /// sleeps; `signals` are of the nodes that are connected.
+    pub fn steps(
+        &mut self,
+        state: &ClusterState,
+        signals: &BTreeMap<NodeId, NodeSignals>,
+        now: Duration,
+        now_s: u64,
+    ) -> Vec<Command> {
+        self.nodes.retain(|id, _| signals.contains_key(id));
+        let mut moving = signals
+            .iter()
+            .filter(|(id, node)| state.relief(**id).rung >= Rung::MoveQueued && node.batch() > 0)
+            .count();
+        let at_once = (signals.len() / MOVING_SHARE).max(1);
+        let mut steps = Vec::new();
+        for (id, node) in signals {
+            let Some(record) = state.nodes.get(id) else {
+                continue;
+            };
+            let watched = self.nodes.entry(*id).or_default();
+            let before = state.offload.relieved.get(id).cloned().unwrap_or_default();
+            let limits = Limits {
+                role: record.role,
+                comfort: state.comfort(*id, &node.chip),
+                watts: watched.smooth(node, now),
+            };
+            let stress = watched.look(node, limits, before.relief.rung, now);
+            let has_room = (before.relief.rung >= Rung::MoveQueued || moving < at_once)
+                && can_go(*id, node, state, signals, now_s);
+            let step = watched
+                .up(node, &before, stress.as_ref(), has_room, now)
+                .map(|rung| climbed(&before, rung, stress.as_ref(), now_s))
+                .or_else(|| {
+                    let rung = watched.down(node, &before, now)?;
+                    Some(descended(&before, rung, now_s))
+                });
+            if let Some(relieved) = step {
+                moving += usize::from(relieved.relief.rung >= Rung::MoveQueued);
+                steps.push(Command::Relieve {
+                    node: *id,
+                    seen: before.relief.rung,
+                    relieved,
+                });
+            }
+        }
+        steps
+    }
+}
+
+impl Watched {
+    fn smooth(&mut self, node: &NodeSignals, now: Duration) -> Option<f32> {
+        let read = node.power.value()?.get();
+        let smooth = match self.watts {
+            Some((before, at)) => {
+                let passed = now.saturating_sub(at).as_secs_f32() / SMOOTHING.as_secs_f32();
+                before + (read - before) * (1.0 - (-passed).exp())
+            }
+            None => read,
+        };
+        self.watts = Some((smooth, now));
+        Some(smooth)
+    }
+
+    /// Notes whether the node is stressed or calm. One that is not heard of is neither.
+    fn look(&mut self, node: &NodeSignals, limits: Limits, rung: Rung, now: Duration) -> Option<Stress> {
+        if self.rung_since.is_none_or(|(known, _)| known != rung) {
+            self.rung_since = Some((rung, now));
+        }
+        if node.heard.is_late() {
+            (self.stressed_since, self.calm_since) = (None, None);
+            return None;
+        }
+        let was_stressed = self.stressed_since.is_some() || rung > Rung::Normal;
+        let stress = stress(node, limits, was_stressed);
+        // What justifies a lower rung only is calm enough to come down to it.
+        if stress.as_ref().is_some_and(|stress| stress.up_to >= rung) {
+            self.stressed_since.get_or_insert(now);
+            self.calm_since = None;
+        } else {
+            self.calm_since.get_or_insert(now);
+            self.stressed_since = None;
+        }
+        stress
+    }
+
+    fn at_rung_for(&self, now: Duration) -> Duration {
+        let since = self.rung_since.map_or(now, |(_, since)| since);
+        now.saturating_sub(since)
+    }
+
+    /// The rung above, when it is time and there is something for it to do.
+    fn up(
+        &self,
+        node: &NodeSignals,
+        before: &Relieved,
+        stress: Option<&Stress>,
+        has_room: bool,
+        now: Duration,
+    ) -> Option<Rung> {
+        let rung = before.relief.rung;
+        // Work that stands still goes where it can, whether or not standing still has helped.
+        let is_stranded = rung >= Rung::Pause && node.batch() > 0 && !node.heard.is_late();
+        let up_to = match stress {
+            Some(stress) if stress.up_to > rung => stress.up_to,
+            _ if is_stranded => Rung::MoveRunning,
+            _ => return None,
+        };
+        let begins = rung == Rung::Normal || before.fell;
+        if begins && !is_stranded {
+            let stressed_for = now.saturating_sub(self.stressed_since?);
+            let sustained = if stress?.is_sudden { SUDDEN } else { SUSTAINED };
+            if stressed_for < sustained {
+                return None;
+            }
+        }
+        if rung > Rung::Normal && self.at_rung_for(now) < STEP_UP {
+            return None;
+        }
+        let mut above = Rung::ALL
+            .into_iter()
+            .filter(|next| *next > rung && *next <= up_to);
+        above.find(|next| match next {
+            Rung::Normal => false,
+            Rung::Hold => true,
+            Rung::Tighten | Rung::Pause => node.running > 0,
+            Rung::MoveQueued => node.waiting > 0 && has_room,
+            Rung::MoveRunning => node.batch() > 0 && has_room,
+        })
+    }
+
+    /// The rung below, when the node has been calm for long enough.
+    fn down(&self, node: &NodeSignals, before: &Relieved, now: Duration) -> Option<Rung> {
+        let rung = before.relief.rung;
+        let calm_for = now.saturating_sub(self.calm_since?);
+        let asked = CALM * (1 << before.relapses.min(RELAPSES));
+        if rung == Rung::Normal || calm_for < asked || self.at_rung_for(now) < STEP_DOWN {
+            return None;
+        }
+        Some(match rung {
+            _ if rung <= Rung::Hold => Rung::Normal,
+            // Nothing is left that could be held back less.
+            _ if node.batch() == 0 => Rung::Hold,
+            Rung::Tighten => Rung::Hold,
+            // Above, work stands still: there is nothing between standing still and going on.
+            _ => Rung::Tighten,
+        })
+    }
+}
+
+fn climbed(before: &Relieved, rung: Rung, stress: Option<&Stress>, now_s: u64) -> Relieved {
+    let relapsed = before.fell && now_s.saturating_sub(before.since_s) < RELAPSE_S;
+    let relapses = match before.relief.rung {
+        _ if relapsed => before.relapses.saturating_add(1).min(RELAPSES),
+        Rung::Normal => 0,
+        _ => before.relapses,
+    };
+    let reason = stress.map_or_else(
+        || "what stands still goes on elsewhere".to_owned(),
+        |stress| stress.reason.clone(),
+    );
+    Relieved {
+        relief: Relief {
+            rung,
+            frees_memory: before.relief.frees_memory || stress.is_some_and(|stress| stress.frees_memory),
+        },
+        since_s: now_s,
+        reason,
+        fell: false,
+        relapses,
+    }
+}
+
+fn descended(before: &Relieved, rung: Rung, now_s: u64) -> Relieved {
+    Relieved {
+        relief: Relief {
+            rung,
+            frees_memory: before.relief.frees_memory && rung >= Rung::Pause,
+        },
+        since_s: now_s,
+        reason: "it has been calm".to_owned(),
+        fell: true,
+        relapses: before.relapses,
+    }
+}
+
+/// Whether another node that is at ease has one of the models that work here, and a free slot. Every
+/// answer by itself stays until another node has promised to go on with it.
+fn can_go(
+    from: NodeId,
+    node: &NodeSignals,
+    state: &ClusterState,
+    signals: &BTreeMap<NodeId, NodeSignals>,
+    now_s: u64,
+) -> bool {
+    let takes = |id: &NodeId, other: &NodeSignals| {
+        *id != from
+            && other.free_slots > 0
+            && !other.heard.is_late()
+            && !state.spares(*id)
+            && !state.availability(*id, now_s).is_draining()
+    };
+    let has = |other: &NodeSignals| node.busy.iter().any(|model| other.loaded.contains(model));
+    signals.iter().any(|(id, other)| takes(id, other) && has(other))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,90 @@
+//! What the ladder sees of a node.
+
+use std::collections::BTreeSet;
+
+use pomona_common::conditions::Supply;
+use pomona_common::report::{NodeReport, Thermal};
+use pomona_common::unit::Reading;
+use pomona_common::{Class, ModelName, Watts};
+
+use crate::heard::Heard;
+
+/// A person who touched the machine so lately, in seconds, is at it.
+const PRESENT_S: u64 = 300;
+
+/// What a node's last report says about its stress and its work.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct NodeSignals {
+    /// Power of the whole machine.
+    pub power: Reading<Watts>,
+    /// Chip or processor name.
+    pub chip: String,
+    /// What feeds it.
+    pub supply: Option<Supply>,
+    /// Whether it saves power.
+    pub low_power: Option<bool>,
+    /// Thermal state.
+    pub thermal: Option<Thermal>,
+    /// Memory pressure, percent.
+    pub pressure: Option<f32>,
+    /// Whether a person is at it and their own work keeps it busy: a build, video, a call.
+    pub occupied: bool,
+    /// Batch sequences in a slot.
+    pub running: u32,
+    /// Batch sequences that wait for one.
+    pub waiting: u32,
+    /// Slots that nobody has or waits for.
+    pub free_slots: u32,
+    /// Models that answer there.
+    pub loaded: BTreeSet<ModelName>,
+    /// Of those, the ones that work on something.
+    pub busy: BTreeSet<ModelName>,
+    /// The report.
+    pub heard: Heard,
+}
+
+impl NodeSignals {
+    /// What the last report says.
+    pub fn of(report: &NodeReport, heard: Heard) -> Self {
+        let machine = &report.machine;
+        let conditions = &machine.conditions;
+        let activity = &conditions.activity;
+        let works = [activity.indexing, activity.video, activity.capture];
+        let is_away = activity.locked.value() == Some(true)
+            || activity.idle_s.value().is_some_and(|idle_s| idle_s > PRESENT_S);
+        let mut signals = Self {
+            power: machine.power,
+            chip: machine.chip.clone(),
+            supply: conditions.supply.value(),
+            low_power: conditions.low_power.value(),
+            thermal: machine.thermal.value(),
+            pressure: machine.pressure.value().map(|percent| percent.get()),
+            occupied: !is_away && works.iter().any(|reading| reading.value() == Some(true)),
+            heard,
+            ..Self::default()
+        };
+        if let Some(engine) = &report.engine {
+            let taken: u32 = engine
+                .classes
+                .values()
+                .map(|class| class.running + class.waiting)
+                .sum();
+            signals.free_slots = engine.knobs.total_slots.saturating_sub(taken);
+            if let Some(batch) = engine.classes.get(&Class::Batch) {
+                (signals.running, signals.waiting) = (batch.running, batch.waiting);
+            }
+            signals.loaded = engine.models.keys().cloned().collect();
+            let works = engine
+                .models
+                .iter()
+                .filter(|(_, model)| model.running + model.waiting > 0);
+            signals.busy = works.map(|(name, _)| name.clone()).collect();
+        }
+        signals
+    }
+
+    /// Batch sequences.
+    pub fn batch(&self) -> u32 {
+        self.running + self.waiting
+    }
+}

@@ -1,0 +1,85 @@
+//! Whether a node has too much to do, by what it reports.
+
+use pomona_common::conditions::Supply;
+use pomona_common::report::Thermal;
+use pomona_common::unit::Reading;
+use pomona_common::{MachineRole, Rung, Watts};
+
+use super::NodeSignals;
+use crate::planner::PRESSURE_MAX;
+
+/// A node that was stressed is until its watts are below this share of its comfort: those of a machine
+/// at the edge come and go.
+const COMFORT_LEFT: f32 = 0.85;
+/// So many points below the pressure that stresses it a node is stressed no more.
+const PRESSURE_LEFT: f32 = 10.0;
+
+/// Too much.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Stress {
+    /// How far it may be relieved for that.
+    pub(super) up_to: Rung,
+    /// Whether it is short of memory.
+    pub(super) frees_memory: bool,
+    /// Whether it cannot wait for a moment.
+    pub(super) is_sudden: bool,
+    /// Everything that stresses it.
+    pub(super) reason: String,
+}
+
+/// What a node is to be spared, besides what its report says.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) role: MachineRole,
+    pub(super) comfort: Option<Watts>,
+    /// Power, smoothed.
+    pub(super) watts: Option<f32>,
+}
+
+/// Whether it is stressed; one that was needs to be clearly better to be so no more.
+pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) -> Option<Stress> {
+    let mut reasons: Vec<(Rung, String)> = Vec::new();
+    let (mut frees_memory, mut is_sudden) = (false, false);
+    if let (Some(watts), Some(comfort)) = (limits.watts, limits.comfort.map(Watts::get)) {
+        let limit = if was_stressed {
+            comfort * COMFORT_LEFT
+        } else {
+            comfort
+        };
+        if watts > limit {
+            let how = match signals.power {
+                Reading::Scripted(_) => " (scripted)",
+                _ => "",
+            };
+            let text = format!("{watts:.0} W{how}, comfortable are {comfort:.0} W");
+            reasons.push((Rung::MoveRunning, text));
+        }
+    }
+    if let Some(thermal) = signals.thermal.filter(|thermal| *thermal >= Thermal::Serious) {
+        is_sudden = true;
+        reasons.push((Rung::MoveRunning, format!("its thermal state is {thermal}")));
+    }
+    let limit = PRESSURE_MAX - if was_stressed { PRESSURE_LEFT } else { 0.0 };
+    if let Some(pressure) = signals.pressure.filter(|pressure| *pressure > limit) {
+        (frees_memory, is_sudden) = (true, true);
+        reasons.push((Rung::MoveRunning, format!("memory pressure is {pressure:.0} %")));
+    }
+    if limits.role == MachineRole::Laptop && signals.supply == Some(Supply::Battery) {
+        reasons.push((Rung::MoveRunning, "it runs on its battery".into()));
+    }
+    if signals.low_power == Some(true) {
+        reasons.push((Rung::MoveRunning, "it saves power".into()));
+    }
+    if signals.occupied {
+        // What competes with a build or a call is kept small; whether it is too much, watts say.
+        reasons.push((Rung::Tighten, "a person's own work keeps it busy".into()));
+    }
+    let up_to = reasons.iter().map(|(rung, _)| *rung).max()?;
+    let texts: Vec<String> = reasons.into_iter().map(|(_, text)| text).collect();
+    Some(Stress {
+        up_to,
+        frees_memory,
+        is_sudden,
+        reason: texts.join(", "),
+    })
+}

@@ -1,0 +1,139 @@
+//! A laptop under load is relieved: its batch answers go on in the rack, its person's stay.
+
+use std::path::Path;
+use std::time::Duration;
+
+use pomona_tests::{MODEL, Machine, Streamed, agent, eventually, get_from, greedy, stream_from};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(15);
+/// The smoothed watts pass the limit, stay there, and five rungs follow.
+const RELIEVED: Duration = Duration::from_secs(90);
+/// Of 20 ms each: they run until long after that.
+const TOKENS: u32 = 3000;
+const STREAMS: usize = 4;
+
+fn seen(at: &Machine, name: &str) -> Value {
+    let nodes = at.json(&["nodes"]);
+    let nodes = nodes.as_array().cloned().unwrap_or_default();
+    nodes
+        .into_iter()
+        .find(|node| node["name"] == name)
+        .unwrap_or_default()
+}
+
+fn rung(at: &Machine, name: &str) -> String {
+    let rung = &seen(at, name)["relieved"]["relief"]["rung"];
+    rung.as_str().unwrap_or("normal").to_owned()
+}
+
+fn node(at: &Machine, name: &str, role: &str, script: Option<&Path>) -> Machine {
+    let mut machine = Machine::empty();
+    machine.pull_model();
+    machine.join(at, &["token", "create", "--role", role, "--name", name]);
+    if let Some(script) = script {
+        machine.configure(&format!("[probe]\nscript = {script:?}\n"));
+    }
+    machine.start_node("echo:20");
+    machine
+}
+
+fn batch(i: usize) -> Value {
+    let mut body = greedy(&format!("Line {i} of the night's work"), TOKENS);
+    body["stream"] = true.into();
+    body["stream_options"] = serde_json::json!({ "include_usage": true });
+    body["service_tier"] = "flex".into();
+    body
+}
+
+/// All at once, at the machine's own endpoint; `meanwhile` runs when they are on their way.
+fn stream_all(laptop: &Machine, meanwhile: impl FnOnce()) -> Vec<Streamed> {
+    std::thread::scope(|scope| {
+        let stream = |i| scope.spawn(move || stream_from(laptop.node, &batch(i)));
+        let clients: Vec<_> = (0..STREAMS).map(stream).collect();
+        meanwhile();
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    })
+}
+
+fn batch_running(at: &Machine, name: &str) -> u64 {
+    let running = &seen(at, name)["report"]["engine"]["classes"]["batch"]["running"];
+    running.as_u64().unwrap_or(0)
+}
+
+/// The node that answers a request at the machine's own endpoint.
+fn answered_by(laptop: &Machine, body: &Value) -> String {
+    let url = format!("http://127.0.0.1:{}/v1/chat/completions", laptop.node);
+    let response = agent().post(url).send_json(body).unwrap();
+    assert_eq!(response.status(), 200);
+    let node = response.headers().get("x-pomona-node").unwrap();
+    node.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
+    let _one = crate::engine_lock();
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("readings.json");
+    let power = |watts: f64| std::fs::write(&script, format!("{{\"power_watts\": {watts}}}")).unwrap();
+    power(12.0);
+    let mut coordinator = Machine::empty();
+    coordinator.start_coordinator();
+    eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
+    let laptop = node(&coordinator, "laptop", "laptop", Some(&script));
+    eventually("the laptop answers", SOON, || is_loaded(&coordinator, "laptop"));
+
+    let mut before = String::new();
+    let mut metrics = String::new();
+    let mut rack = None;
+    let streams = stream_all(&laptop, || {
+        eventually("all run here", SOON, || {
+            batch_running(&coordinator, "laptop") == STREAMS as u64
+        });
+        rack = Some(node(&coordinator, "rack", "rack", None));
+        eventually("the rack is there", SOON, || is_loaded(&coordinator, "rack"));
+        before = rung(&coordinator, "laptop");
+        let (ok, _, errors) = coordinator.pomona(&["node", "comfort", "laptop", "--watts", "20"]);
+        assert!(ok, "{errors}");
+        power(70.0);
+        eventually("the laptop is relieved", RELIEVED, || {
+            rung(&coordinator, "laptop") == "move_running"
+        });
+        eventually("its batch is in the rack", SOON, || {
+            batch_running(&coordinator, "laptop") == 0
+                && batch_running(&coordinator, "rack") == STREAMS as u64
+        });
+        // A person at the laptop goes on there, and more batch work goes to the rack at once.
+        let mut more = greedy("Complete this", 5);
+        assert_eq!(answered_by(&laptop, &more), seen(&coordinator, "laptop")["id"]);
+        more["service_tier"] = "flex".into();
+        assert_eq!(answered_by(&laptop, &more), seen(&coordinator, "rack")["id"]);
+        metrics = get_from(laptop.node, "/metrics").1;
+    });
+    assert_eq!(before, "normal");
+    let why = seen(&coordinator, "laptop")["relieved"]["reason"].clone();
+    let why = why.as_str().unwrap();
+    assert!(why.contains("(scripted), comfortable are 20 W"), "{why}");
+    let log = laptop.log();
+    assert_eq!(log.matches("answer goes on elsewhere").count(), STREAMS, "{log}");
+    let rung = metrics
+        .lines()
+        .find(|line| line.starts_with("pomona_node_relief_rung{"));
+    assert!(rung.is_some_and(|line| line.ends_with(" 5")), "{metrics}");
+
+    // The same answers undisturbed, in less time.
+    let mut rack = rack.unwrap();
+    rack.stop();
+    rack.start_node("echo");
+    eventually("the rack is back", SOON, || is_loaded(&coordinator, "rack"));
+    let undisturbed = stream_all(&rack, || ());
+    for (i, (got, undisturbed)) in streams.iter().zip(&undisturbed).enumerate() {
+        assert!(got.error.is_none() && got.done, "stream {i}: {:?}", got.error);
+        assert_eq!(got.text, undisturbed.text, "stream {i}");
+        assert_eq!(got.usage["completion_tokens"], TOKENS, "stream {i}");
+    }
+}
+
+fn is_loaded(at: &Machine, name: &str) -> bool {
+    !seen(at, name)["report"]["engine"]["models"][MODEL].is_null()
+}
