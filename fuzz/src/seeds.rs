@@ -12,7 +12,7 @@ use pomona_common::report::{EngineReport, NodeReport};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
     Class, ClusterId, Failure, Generation, GenerationEvent, KeyPrint, MachineRole, ModelDigests, ModelRecord,
-    NodeId, TokenId, TokenVerifier,
+    NodeId, Relief, TokenId, TokenVerifier,
 };
 use pomona_decide::{
     Admits, Availability, ClusterState, Command, Keep, Lease, ModelPolicy, Move, PlanStep, Proposal,
@@ -115,6 +115,13 @@ fn frames() -> Vec<Vec<u8>> {
         ),
         framed(1, &CoordinatorMessage::Through(model())),
         framed(1, &CoordinatorMessage::StoreKey(pomona_common::StoreKey([7; 32]))),
+        framed(
+            1,
+            &CoordinatorMessage::Relief {
+                applied: 9,
+                relief: Relief::default(),
+            },
+        ),
         framed(2, &StreamRequest::Generate(generation.clone())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),

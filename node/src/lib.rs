@@ -39,7 +39,7 @@ use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ClusterId, ModelName, NodeId};
 use pomona_discovery::{Announcement, Discovery, Sighting, Who};
 use pomona_link::join::{self, Joined};
-use pomona_link::{Authority, JoinToken, LinkError, Membership};
+use pomona_link::{Authority, Dialler, JoinToken, LinkError, Membership};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -265,6 +265,7 @@ impl Node {
                     lease: lease.clone(),
                     vault: vault.clone(),
                     relieved: relieved.clone(),
+                    dialler: Dialler::default(),
                 };
                 let own = (id, context.serves);
                 discovery = discover(config, cluster, own, &coordinators, &sharing.neighbours);

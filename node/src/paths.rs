@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_link::{Endpoint, LinkError, Purpose, any_port_toward};
+use pomona_link::{LinkError, Purpose};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -57,13 +57,11 @@ pub(crate) async fn watch(
 /// The round trip of a handshake there: what every line pays alike is in all of them.
 async fn measure(context: &SessionContext, peer: u64, address: SocketAddr) -> Result<Duration, LinkError> {
     let identity = context.credentials.identity(context.id)?;
-    let endpoint = Endpoint::client(any_port_toward(address), identity)?;
-    let session = endpoint.dial(address, Purpose::Control).await?;
+    let dialler = &context.dialler;
+    let session = dialler.dial(address, Purpose::Control, &identity).await?;
     let round_trip = session.round_trip();
     let found = session.peer().role.coordinator();
     session.close("measured");
-    // Who closes at once may be gone before that is sent.
-    endpoint.close().await;
     if found == Some(peer) {
         Ok(round_trip)
     } else {

@@ -8,8 +8,7 @@ use std::time::{Duration, SystemTime};
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
 use pomona_common::{Failure, NodeId, REVOKED, StoreKey};
 use pomona_link::{
-    CERTIFICATE_LIFE, Endpoint, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session,
-    any_port_toward, renew,
+    CERTIFICATE_LIFE, Dialler, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session, renew,
 };
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -58,6 +57,7 @@ pub(crate) struct SessionContext {
     pub(crate) lease: Lease,
     pub(crate) vault: Arc<Vault>,
     pub(crate) relieved: Relieved,
+    pub(crate) dialler: Dialler,
 }
 
 /// How a node stops serving coordinators: no new answers, the running ones finish.
@@ -96,10 +96,9 @@ impl SessionContext {
         // A store that is not read yet looks empty, and whoever plans would act on it.
         self.store.scanned().await;
         let identity = self.identity(address).await?;
-        let endpoint = Endpoint::client(any_port_toward(address), identity.clone())?;
         // Of this session: its coordinator knows of no other's renewals.
         let mut renewed = self.credentials.are_fresh().then(pomona_clocks::wall);
-        let session = endpoint.dial(address, Purpose::Control).await?;
+        let session = self.dialler.dial(address, Purpose::Control, &identity).await?;
         let Some(mut live) = coordinators.began(&session) else {
             // Another address of the same coordinator: known from now on.
             coordinators.answered(address, &session);

@@ -194,24 +194,7 @@ impl Endpoint {
     /// Nobody answers in time, or not with the right kind of certificate of this cluster.
     pub async fn dial(&self, address: SocketAddr, purpose: Purpose) -> Result<Session, LinkError> {
         let identity = self.lock().clone();
-        let failed = |reason: String| LinkError::Connect { address, reason };
-        let config = tls::client_config(&identity, purpose.protocols(self.newest))?;
-        let of_a_node = purpose == Purpose::Weights;
-        // Certificates name the kind of process, not which one.
-        let kind = if of_a_node {
-            Role::Node(NodeId::from_bits(0))
-        } else {
-            Role::Coordinator(0)
-        };
-        let name = kind.server_name(identity.cluster());
-        let connection = connect(&self.inner, config, address, &name).await?;
-        let peer = tls::peer(&connection, identity.cluster())?;
-        let (_, version) = agreed(&connection).ok_or_else(|| failed("no protocol in common".into()))?;
-        if peer.role.node().is_some() == of_a_node {
-            Ok(Session::new(connection, peer, purpose, version))
-        } else {
-            Err(failed(format!("{} answered, which is the wrong kind", peer.role)))
-        }
+        open(&self.inner, (&identity, self.newest), address, purpose).await
     }
 
     /// The next session that a peer opened and proved its role for; `None` once closed.
@@ -251,6 +234,33 @@ impl Endpoint {
     }
 }
 
+/// Opens a session from a socket, speaking no newer version of a protocol than the one beside the identity.
+pub(crate) async fn open(
+    socket: &quinn::Endpoint,
+    (identity, newest): (&Identity, u16),
+    address: SocketAddr,
+    purpose: Purpose,
+) -> Result<Session, LinkError> {
+    let failed = |reason: String| LinkError::Connect { address, reason };
+    let config = tls::client_config(identity, purpose.protocols(newest))?;
+    let of_a_node = purpose == Purpose::Weights;
+    // Certificates name the kind of process, not which one.
+    let kind = if of_a_node {
+        Role::Node(NodeId::from_bits(0))
+    } else {
+        Role::Coordinator(0)
+    };
+    let name = kind.server_name(identity.cluster());
+    let connection = connect(socket, config, address, &name).await?;
+    let peer = tls::peer(&connection, identity.cluster())?;
+    let (_, version) = agreed(&connection).ok_or_else(|| failed("no protocol in common".into()))?;
+    if peer.role.node().is_some() == of_a_node {
+        Ok(Session::new(connection, peer, purpose, version))
+    } else {
+        Err(failed(format!("{} answered, which is the wrong kind", peer.role)))
+    }
+}
+
 /// What a connection is for, and the version of the protocol that both ends know.
 fn agreed(connection: &quinn::Connection) -> Option<(Purpose, u16)> {
     Purpose::of_protocol(&tls::protocol(connection)?)
@@ -266,7 +276,10 @@ pub(crate) async fn connect(
     let failed = |reason: String| LinkError::Connect { address, reason };
     let connecting = endpoint
         .connect_with(config, address, server_name)
-        .map_err(|error| failed(error.to_string()))?;
+        .map_err(|error| match error {
+            quinn::ConnectError::EndpointStopping => LinkError::SocketLost,
+            error => failed(error.to_string()),
+        })?;
     tokio::time::timeout(limits::QUIC_HANDSHAKE_TIMEOUT, connecting)
         .await
         .map_err(|_| failed("no answer".to_owned()))?

@@ -6,6 +6,7 @@ mod authority;
 pub mod commission;
 mod contacts;
 mod custody;
+mod dialler;
 mod endpoint;
 mod files;
 mod identity;
@@ -28,6 +29,7 @@ use std::path::PathBuf;
 pub use authority::{Authority, CERTIFICATE_LIFE};
 pub use commission::Commission;
 pub use contacts::{Contacts, Source};
+pub use dialler::Dialler;
 pub use endpoint::{Accepted, Endpoint, Incoming, Purpose, any_port_toward};
 pub use identity::{Identity, Peer, Role};
 pub use join::{Joining, Proofs};
@@ -62,6 +64,9 @@ pub enum LinkError {
         #[source]
         source: std::io::Error,
     },
+    /// The socket is gone; another one has to be opened.
+    #[error("the udp socket is gone")]
+    SocketLost,
     /// No session in time, or it was refused.
     #[error("no session with {address}: {reason}")]
     Connect {

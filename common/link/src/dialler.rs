@@ -1,0 +1,64 @@
+//! Dials from one socket for each kind of address, as often as wanted. A socket has buffers of megabytes:
+//! who knocks at many doors, as hints on a LAN name them, must not open one for each.
+
+use std::net::SocketAddr;
+use std::sync::{Mutex, PoisonError};
+
+use crate::LinkError;
+use crate::endpoint::{Purpose, any_port_toward, open};
+use crate::identity::Identity;
+use crate::session::Session;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub struct Dialler {
+    v4: Mutex<Option<quinn::Endpoint>>,
+    v6: Mutex<Option<quinn::Endpoint>>,
+}
+
+impl Dialler {
+    /// As [`Endpoint::dial`](crate::Endpoint::dial), with this certificate.
+    ///
+    /// # Errors
+    /// As that, and no port is free.
+    pub async fn dial(
+        &self,
+        address: SocketAddr,
+        purpose: Purpose,
+        identity: &Identity,
+    ) -> Result<Session, LinkError> {
+        let socket = self.socket(address)?;
+        let opened = open(&socket, (identity, u16::MAX), address, purpose).await;
+        if matches!(opened, Err(LinkError::SocketLost)) {
+            // Such as that the machine slept, and its interfaces are new ones. Others may have replaced
+            // it already; dialling anew costs nothing.
+            *self
+                .of_kind(address)
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner) = None;
+            let socket = self.socket(address)?;
+            return open(&socket, (identity, u16::MAX), address, purpose).await;
+        }
+        opened
+    }
+
+    fn of_kind(&self, address: SocketAddr) -> &Mutex<Option<quinn::Endpoint>> {
+        if address.is_ipv4() { &self.v4 } else { &self.v6 }
+    }
+
+    fn socket(&self, address: SocketAddr) -> Result<quinn::Endpoint, LinkError> {
+        let mut socket = self
+            .of_kind(address)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = &*socket {
+            return Ok(socket.clone());
+        }
+        let local = any_port_toward(address);
+        let opened = quinn::Endpoint::client(local).map_err(|source| LinkError::Bind {
+            address: local,
+            source,
+        })?;
+        Ok(socket.insert(opened).clone())
+    }
+}
