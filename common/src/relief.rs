@@ -14,7 +14,8 @@ pub enum Rung {
     Normal,
     /// No new batch work.
     Hold,
-    /// What runs gets fewer slots, smaller prefill chunks and a small share of the steps.
+    /// Batch gets fewer slots (what is more goes back to the queue), smaller prefill chunks and a small share
+    /// of the steps.
     Tighten,
     /// What runs stands still.
     Pause,

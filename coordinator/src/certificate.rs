@@ -125,7 +125,10 @@ async fn approved_again(state: &ClusterState, node: NodeId, replica: &Replica) -
 /// A node that was let in again is here with a good certificate: the next time it is late, it is asked
 /// for anew.
 pub(crate) async fn trust_again(replica: Replica, node: NodeId) {
-    if let Err(error) = replica.write(Command::TrustNode(node)).await {
-        tracing::warn!(%node, %error, "not noted that a late node is back; its next session does it");
-    }
+    let why = match replica.write(Command::TrustNode(node)).await {
+        Ok(Reply::Refused(why)) => why,
+        Ok(_) => return,
+        Err(error) => error.to_string(),
+    };
+    tracing::warn!(%node, why, "not noted that a late node is back; its next session does it");
 }

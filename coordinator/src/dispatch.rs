@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
-use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Rung, limits};
+use pomona_common::{Class, Failure, Generation, MachineRole, ModelName, NodeId, Rung, limits};
 use pomona_decide::{Candidate, Command, Heard, plan, route};
-use pomona_dispatch::{Places, Promise, is_last_word};
+use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
 
@@ -63,7 +63,7 @@ impl Dispatcher {
             // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
             // new target after this request.
             self.expect_replica(&generation.model).await;
-            if self.planned(&generation.model).is_empty() {
+            if !self.is_expected(&generation.model) {
                 return outcome;
             }
             tokio::time::sleep(pause).await;
@@ -74,18 +74,26 @@ impl Dispatcher {
     /// Waits until a node that the plan gives the model to is connected. A catalogued model that the
     /// plan gives to none is asked for, which may bring it in; nothing is ever fetched for it.
     pub(crate) async fn expect_replica(&self, model: &ModelName) {
-        if !self.planned(model).is_empty() {
+        if self.is_expected(model) {
             return;
         }
         let asked = self.demand(model).await;
         let patience = if self.is_planned(model) { EXPECT } else { asked };
         let wait = async {
-            while self.planned(model).is_empty() {
+            while !self.is_expected(model) {
                 tokio::time::sleep(LOOK).await;
             }
         };
         // The refusal that follows says what is missing.
         let _ = tokio::time::timeout(patience, wait).await;
+    }
+
+    /// Whether a node is connected that is to have it.
+    fn is_expected(&self, model: &ModelName) -> bool {
+        let state = self.replica.state();
+        let state = state.borrow();
+        let mut nodes = state.plan.nodes.iter();
+        nodes.any(|(id, target)| target.models.contains_key(model) && self.sessions.get(*id).is_some())
     }
 
     fn is_planned(&self, model: &ModelName) -> bool {
@@ -153,21 +161,52 @@ impl Dispatcher {
                 let (_, report) = connected.report()?;
                 let engine = report.engine.as_ref()?;
                 let loaded = engine.models.get(&generation.model)?;
+                let in_flight = connected.in_flight.load(Ordering::Relaxed);
+                let class = engine.classes.get(&generation.class);
+                let of_class = class.map_or(0, |class| class.running + class.waiting);
+                let slots = engine.knobs.class(generation.class).max_slots;
+                // Nobody waits for batch work, so it need not warm a person's machine.
+                let is_batch = generation.class == Class::Batch;
+                let role = state.nodes.get(id).map(|record| record.role);
                 Some(Candidate {
                     node: *id,
                     heard: connected.heard(),
                     queued: loaded.running + loaded.waiting,
-                    in_flight: connected.in_flight.load(Ordering::Relaxed),
+                    in_flight,
                     draining: state.availability(*id, now_s).is_draining(),
-                    spared: generation.class == Class::Batch && state.spares(*id),
+                    spared: is_batch && state.spares(*id),
+                    shunned: is_batch && role == Some(MachineRole::Laptop),
+                    full: is_batch && of_class.max(in_flight) >= slots,
                 })
             })
             .collect()
     }
 
+    /// Nodes that may be asked for an answer.
+    async fn worth_asking(&self, generation: &Generation, avoid: &[NodeId], seek: Seek) -> Vec<Candidate> {
+        let mut candidates = self.candidates(generation);
+        if seek == Seek::Better {
+            // Who would have it wait, or stand still, is no better.
+            candidates.retain(|one| !one.spared && !one.draining && !avoid.contains(&one.node));
+            return candidates;
+        }
+        if candidates.is_empty() {
+            self.expect_replica(&generation.model).await;
+        }
+        let is_no_use = |one: &Candidate| avoid.contains(&one.node) || one.spared;
+        if candidates.iter().all(is_no_use) {
+            let known: Vec<NodeId> = candidates.iter().map(|one| one.node).collect();
+            let planned = self.planned(generation).into_iter();
+            candidates.extend(planned.filter(|one| !known.contains(&one.node)));
+        }
+        candidates
+    }
+
     /// Nodes whose target holds the model, loaded or not: one that restarts its engine keeps
     /// the request until the model is back.
-    fn planned(&self, model: &ModelName) -> Vec<Candidate> {
+    fn planned(&self, generation: &Generation) -> Vec<Candidate> {
+        let model = &generation.model;
+        let is_batch = generation.class == Class::Batch;
         let now_s = wall_s();
         let state = self.replica.state();
         let state = state.borrow();
@@ -180,7 +219,9 @@ impl Dispatcher {
                 queued: 0,
                 in_flight: 0,
                 draining: state.availability(*id, now_s).is_draining(),
-                spared: false,
+                spared: is_batch && state.spares(*id),
+                shunned: false,
+                full: false,
             })
             .collect()
     }
@@ -189,14 +230,13 @@ impl Dispatcher {
 impl Places for Dispatcher {
     type Place = NodeId;
 
-    async fn place(&self, generation: &Generation, avoid: &[NodeId]) -> Result<(NodeId, Promise), Failure> {
-        let mut candidates = self.candidates(generation);
-        if candidates.is_empty() {
-            self.expect_replica(&generation.model).await;
-        }
-        if candidates.iter().all(|candidate| avoid.contains(&candidate.node)) {
-            candidates.extend(self.planned(&generation.model));
-        }
+    async fn place(
+        &self,
+        generation: &Generation,
+        avoid: &[NodeId],
+        seek: Seek,
+    ) -> Result<(NodeId, Promise), Failure> {
+        let candidates = self.worth_asking(generation, avoid, seek).await;
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));

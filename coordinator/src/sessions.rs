@@ -163,6 +163,7 @@ impl Sessions {
                 },
                 // Cut off from the others, a coordinator serves nobody for longer than a certificate.
                 _ = looks.tick() => {
+                    told.repeat_relief();
                     let is_fresh = renewed.is_some_and(|at| at.elapsed() < CERTIFICATE_LIFE);
                     if !is_fresh && !authority.vouches_for(&session) {
                         return Err(LinkError::Refused("its certificate has run out".into()));

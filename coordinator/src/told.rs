@@ -76,6 +76,11 @@ impl Told {
         news
     }
 
+    /// Says the relief once more: another coordinator may have said something else meanwhile, and be gone.
+    pub(crate) fn repeat_relief(&mut self) {
+        self.relief = None;
+    }
+
     /// Models of its target that it does not store, with those who have them, where that is new.
     pub(crate) fn wishes(
         &mut self,

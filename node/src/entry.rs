@@ -8,7 +8,7 @@ use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
 use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
 use pomona_decide::{EntryPlace, Here, entry};
-use pomona_dispatch::{Places, Promise, is_last_word};
+use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use tokio::sync::{Semaphore, watch};
 
 use crate::coordinators::Coordinators;
@@ -122,7 +122,10 @@ impl Entry {
         let view = self.supervisor.view();
         let view = view.borrow();
         if view.loaded.contains(&generation.model) {
-            Here::Loaded
+            match generation.class {
+                Class::Batch => Here::Shared,
+                Class::Interactive | Class::Background => Here::Loaded,
+            }
         } else {
             Here::Expected
         }
@@ -156,9 +159,12 @@ impl Places for Entry {
         &self,
         generation: &Generation,
         avoid: &[EntryPlace],
+        seek: Seek,
     ) -> Result<(EntryPlace, Promise), Failure> {
         let mut refusal = self.not_in_reach(&generation.model);
-        for (place, reason) in entry(self.here(generation), &self.coordinators.reachable(), avoid) {
+        let places = entry(self.here(generation), &self.coordinators.reachable(), avoid);
+        let is_wanted = |place: &EntryPlace| seek == Seek::Any || !avoid.contains(place);
+        for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {
             tracing::debug!(?place, reason, request = %generation.request, "asked");
             let asked = match place {
                 EntryPlace::Here => self.generate_here(generation.clone()).await.map(Promise::here),

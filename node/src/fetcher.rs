@@ -26,6 +26,8 @@ const COORDINATORS: usize = 5;
 /// First and longest wait before a model is tried again.
 const AGAIN_FIRST: Duration = Duration::from_secs(2);
 const AGAIN_LONGEST: Duration = Duration::from_secs(120);
+/// So often in a row those that are named may stop half-way before others are asked.
+const BROKEN: u32 = 3;
 /// How often is looked whether the store's volume is there.
 const LOOK: Duration = Duration::from_millis(200);
 /// After the start, whoever is on the LAN has been seen within this time.
@@ -73,6 +75,7 @@ impl Fetcher {
             pace,
             failed: sender,
             strange: BTreeMap::new(),
+            broken: BTreeMap::new(),
         };
         tasks.spawn(async move {
             tokio::select! {
@@ -106,6 +109,8 @@ struct Work {
     failed: watch::Sender<BTreeSet<ModelName>>,
     /// Models that neighbours have with other contents.
     strange: BTreeMap<ModelName, ModelDigests>,
+    /// How often in a row those that are named have stopped half-way.
+    broken: BTreeMap<ModelName, u32>,
 }
 
 impl Work {
@@ -128,6 +133,7 @@ impl Work {
             match self.bring(&wish).await {
                 Ok(()) => {
                     tracing::info!(model = %name, "model brought from other nodes");
+                    self.broken.remove(&name);
                     self.failed.send_if_modified(|failed| failed.remove(&name));
                     open.remove(&name);
                     pause = AGAIN_FIRST;
@@ -135,6 +141,9 @@ impl Work {
                 Err(error) => {
                     tracing::warn!(model = %name, error = &error as &dyn std::error::Error, "model not brought");
                     self.failed.send_if_modified(|failed| failed.insert(name.clone()));
+                    if matches!(error, FetchError::Broken(..)) {
+                        pause = AGAIN_FIRST;
+                    }
                     // Others get their turn, and sources may change meanwhile.
                     open.remove(&name);
                     tokio::time::sleep(pause).await;
@@ -150,6 +159,7 @@ impl Work {
         if wish.nodes.is_empty() && wish.coordinators.is_empty() {
             open.remove(&name);
             self.strange.remove(&name);
+            self.broken.remove(&name);
             self.failed.send_if_modified(|failed| failed.remove(&name));
             // What was brought of it would take room for good.
             let half = fetch_folder(&self.models, &name);
@@ -187,6 +197,9 @@ impl Work {
         let named = Givers::Nodes(wish.nodes.clone());
         match self.bring_from(wish, named, &identity).await {
             Err(FetchError::NoSource(_, why)) => tracing::info!(model = %name, why, "no node named gives it"),
+            Err(FetchError::Broken(_, why)) if self.is_broken_for_good(name) => {
+                tracing::info!(model = %name, why, "those that are named stop half-way");
+            }
             outcome => return outcome,
         }
         // Who has just started has not seen the LAN yet.
@@ -198,7 +211,7 @@ impl Work {
                     tracing::info!(model = %name, why, "no neighbour gives it")
                 }
                 // Nobody said that they have it.
-                Err(FetchError::OtherContents(_)) => {
+                Err(FetchError::OtherContents(_) | FetchError::Store(_)) => {
                     tracing::warn!(model = %name, "a neighbour's model of this name is another one");
                     self.strange.insert(name.clone(), digests.clone());
                 }
@@ -210,6 +223,13 @@ impl Work {
         }
         let through = Givers::Coordinators(wish.coordinators.clone());
         self.bring_from(wish, through, &identity).await
+    }
+
+    /// Counts one more time that the named ones stopped half-way, and says whether others are asked now.
+    fn is_broken_for_good(&mut self, name: &ModelName) -> bool {
+        let times = self.broken.entry(name.clone()).or_default();
+        *times += 1;
+        *times > BROKEN
     }
 
     /// Comes back when models may be written: nothing is, beside an encrypted store.

@@ -17,6 +17,7 @@ mod leader_kills;
 mod mdns_flood;
 mod node_loss;
 mod nodes_apart;
+mod offload;
 mod paths;
 mod rough_links;
 
@@ -58,6 +59,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("paths", paths::run),
     ("mdns_flood", mdns_flood::run),
     ("rough_links", rough_links::run),
+    ("offload", offload::run),
 ];
 
 fn main() {

@@ -114,7 +114,7 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
     let why = seen(&coordinator, "laptop")["relieved"]["reason"].clone();
     let why = why.as_str().unwrap();
     assert!(why.contains("(scripted), comfortable are 20 W"), "{why}");
-    let log = laptop.log();
+    let log = coordinator.log();
     assert_eq!(log.matches("answer goes on elsewhere").count(), STREAMS, "{log}");
     let rung = metrics
         .lines()

@@ -325,6 +325,8 @@ impl Coordinator {
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
                 spared: false,
+                shunned: false,
+                full: false,
             })
         };
         self.sessions.iter().filter_map(of_node).collect()

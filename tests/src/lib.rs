@@ -223,6 +223,7 @@ pub fn stream_from(port: u16, body: &Value) -> Streamed {
 /// Nobody answered, or the answer was no stream: its status and body.
 pub fn try_stream(port: u16, body: &Value) -> Result<Streamed, String> {
     let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
+    let asked = Instant::now();
     // Fifty answers of a real engine on two cores take minutes; silence is judged by itself.
     let mut response = agent()
         .post(url)
@@ -252,6 +253,7 @@ pub fn try_stream(port: u16, body: &Value) -> Result<Streamed, String> {
         }
         let event: Value = serde_json::from_str(data).expect("JSON");
         if let Some(text) = event["choices"][0]["delta"]["content"].as_str() {
+            streamed.first.get_or_insert_with(|| asked.elapsed());
             streamed.text.push_str(text);
         }
         if let Some(reason) = event["choices"][0]["finish_reason"].as_str() {
@@ -313,6 +315,8 @@ pub fn eventually(what: &str, within: Duration, mut check: impl FnMut() -> bool)
 pub struct Streamed {
     /// All content.
     pub text: String,
+    /// From the request to the first content.
+    pub first: Option<Duration>,
     /// `finish_reason`.
     pub finish: Option<String>,
     /// An error event.

@@ -22,6 +22,8 @@ pub struct Machine {
     namespace: Option<String>,
     /// Whether its clocks follow a script.
     scripted: bool,
+    /// Of whatever is started there.
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Machine {
@@ -45,6 +47,23 @@ impl Machine {
             quic,
             namespace,
             scripted: false,
+            variables: Vec::new(),
+        }
+    }
+
+    /// Sets an environment variable for what is started from now on.
+    pub fn set(&mut self, name: &'static str, value: impl Into<String>) {
+        self.variables.push((name, value.into()));
+    }
+
+    /// Lets the engine that runs there use this core only.
+    pub fn pin_engine(&self, core: usize) {
+        let node = self.running.as_ref().expect("something runs").id();
+        for pid in children(node) {
+            let pinned = Command::new("taskset")
+                .args(["-acp", &core.to_string(), &pid.to_string()])
+                .output();
+            assert!(pinned.expect("taskset").status.success());
         }
     }
 
@@ -245,7 +264,8 @@ impl Machine {
             )
             .env("POMONA_QUIC", format!("{listens}:{}", self.quic))
             .env("POMONA_NODE_QUIC", format!("{listens}:0"))
-            .env("NO_COLOR", "1");
+            .env("NO_COLOR", "1")
+            .envs(self.variables.iter().map(|(name, value)| (name, value)));
         if self.scripted {
             command.env("POMONA_CLOCK_SCRIPT", self.clock());
         }

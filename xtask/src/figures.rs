@@ -79,6 +79,10 @@ fn page() -> anyhow::Result<String> {
             }
         }
     }
+    // Scenarios of whole clusters are told in words, by whoever ran them.
+    let told = crate::root().join("docs/benchmarks/cluster.md");
+    page.push('\n');
+    page.push_str(&fs::read_to_string(&told).with_context(|| format!("{}", told.display()))?);
     Ok(page)
 }
 

@@ -40,9 +40,9 @@ enum Command {
     /// Set everything up, build, fetch the default model, and start a cluster on this machine.
     Up,
     /// Set everything up and run the tests: `full` adds the long ones, `cluster` runs faults of a
-    /// whole cluster alone, in full.
+    /// whole cluster alone, in full, `offload` the relief of a hot laptop.
     Test {
-        /// `full` or `cluster`.
+        /// `full`, `cluster` or `offload`.
         kind: Option<String>,
     },
     /// Check format, lints, dependencies, documentation and tidiness; writes nothing.

@@ -1,5 +1,5 @@
 //! `cargo xtask test`: what CI runs, `full` for the long figures, `cluster` for faults of a whole
-//! cluster in their full length.
+//! cluster in their full length, `offload` for the one in which a hot node is relieved.
 
 use anyhow::bail;
 
@@ -12,8 +12,9 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     let full = match kind {
         None => false,
         Some("full") => true,
-        Some("cluster") => return cluster(report),
-        Some(other) => bail!("no such kind of test: `{other}` (there are `full` and `cluster`)"),
+        Some("cluster") => return cluster(None, report),
+        Some("offload") => return cluster(Some("offload"), report),
+        Some(other) => bail!("no such kind of test: `{other}` (there are `full`, `cluster` and `offload`)"),
     };
     report.step("set-up", mlx::ensure)?;
     report.step("build", || up::build().map(|_| ()))?;
@@ -43,12 +44,15 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     darwin::check(report)
 }
 
-/// The scenarios of `tests/cluster` in full; the last line is their figures as JSON.
-fn cluster(report: &mut Report) -> anyhow::Result<()> {
+/// The scenarios of `tests/cluster` in full, or one of them; the last line is their figures as JSON.
+fn cluster(only: Option<&str>, report: &mut Report) -> anyhow::Result<()> {
     report.step("set-up", mlx::ensure)?;
     report.step("build", || up::build().map(|_| ()))?;
     let gguf = model::gguf()?;
     let mut command = cargo_test("cluster");
+    if let Some(scenario) = only {
+        command.args(["--", scenario]);
+    }
     command
         .env("POMONA_TEST_GGUF", &gguf)
         .env("POMONA_TEST_CLUSTER", "full")

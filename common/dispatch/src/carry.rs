@@ -21,13 +21,25 @@ const REPLACE: Duration = Duration::from_secs(12);
 const REPLACE_BATCH: Duration = Duration::from_secs(120);
 /// Between two looks for one.
 const LOOK: Duration = Duration::from_millis(200);
-/// Answers that leave their places at once.
-const MOVES: usize = 4;
+/// Longest time between two looks of an answer that nobody waits for.
+const LOOK_BATCH: Duration = Duration::from_secs(5);
+/// Answers of one process that ask for other places at once; they ask again after [`STAY`].
+const ASK: usize = 4;
 /// An answer that found no other place stays for so long before it asks again.
 const STAY: Duration = Duration::from_secs(2);
 
 /// Another place is being looked for.
 type Search<'a, P> = Pin<Box<dyn Future<Output = Option<(P, Promise)>> + Send + 'a>>;
+
+/// What place is looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// Whoever takes the answer.
+    Any,
+    /// One that begins at once, is not spared, and is not to be avoided: the present place keeps the answer
+    /// otherwise.
+    Better,
+}
 
 /// Where answers can be made.
 pub trait Places: Send + Sync + 'static {
@@ -39,6 +51,7 @@ pub trait Places: Send + Sync + 'static {
         &self,
         generation: &Generation,
         avoid: &[Self::Place],
+        seek: Seek,
     ) -> impl Future<Output = Result<(Self::Place, Promise), Failure>> + Send;
 
     /// Whether a place has tried others by itself before it gives an answer up.
@@ -51,10 +64,10 @@ pub trait Places: Send + Sync + 'static {
     fn moves(&self) -> &Semaphore;
 }
 
-/// Permits for as many answers as leave their places at a time: their prompts are prefilled again where
-/// they go, which others there feel.
+/// Permits for as many answers as ask for other places at a time: where they go their prompts are prefilled
+/// again, which others there feel if all come at once.
 pub fn moves() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(MOVES))
+    Arc::new(Semaphore::new(ASK))
 }
 
 /// Starts an answer; it moves to another place by itself when its own is lost.
@@ -62,7 +75,7 @@ pub fn moves() -> Arc<Semaphore> {
 /// # Errors
 /// Every place refused.
 pub async fn generate<P: Places>(places: P, generation: Generation) -> Result<GenerationStream, Failure> {
-    let (place, promise) = places.place(&generation, &[]).await?;
+    let (place, promise) = places.place(&generation, &[], Seek::Any).await?;
     let node = promise.node;
     let (sender, events) = mpsc::channel(limits::STREAM_EVENTS);
     let relay = Relay::new(generation, place, node);
@@ -96,6 +109,7 @@ async fn carry<P: Places>(
             }
             found = outcome(&mut search) => {
                 if let Some(found) = found {
+                    relay.shift();
                     take_over(&mut relay, &mut promise, found);
                 }
                 search = None;
@@ -146,7 +160,7 @@ async fn carry<P: Places>(
 
 /// Comes back when an answer should leave the place that makes it.
 async fn leaving<P: Places>(places: &P, relay: &Relay<P::Place>, not_before: Instant) {
-    if relay.rest().class != Class::Batch {
+    if relay.rest().class != Class::Batch || !relay.may_shift() {
         return std::future::pending().await;
     }
     tokio::time::sleep_until(not_before).await;
@@ -165,9 +179,7 @@ async fn elsewhere<P: Places>(
     present: P::Place,
 ) -> Option<(P::Place, Promise)> {
     let _permit = places.moves().try_acquire().ok()?;
-    let found = places.place(&rest, &[present]).await.ok()?;
-    // The same one again has nothing to offer.
-    (found.0 != present).then_some(found)
+    places.place(&rest, &[present], Seek::Better).await.ok()
 }
 
 /// What a search has found; never comes back without one. Cancel-safe.
@@ -198,12 +210,16 @@ async fn replace<P: Places>(places: &P, relay: &Relay<P::Place>) -> Result<(P::P
         Class::Batch => REPLACE_BATCH,
         Class::Interactive | Class::Background => REPLACE,
     };
-    let deadline = Instant::now() + patience;
+    let (deadline, mut pause) = (Instant::now() + patience, LOOK);
     loop {
-        match places.place(relay.rest(), relay.failed()).await {
+        match places.place(relay.rest(), relay.failed(), Seek::Any).await {
             Ok(found) => return Ok(found),
             Err(failure) if is_last_word(&failure) || Instant::now() >= deadline => return Err(failure),
-            Err(_) => tokio::time::sleep(LOOK).await,
+            Err(_) => tokio::time::sleep(pause).await,
+        }
+        if relay.rest().class == Class::Batch {
+            // Many may wait for few, and each question carries the whole prompt.
+            pause = (pause * 2).min(LOOK_BATCH);
         }
     }
 }

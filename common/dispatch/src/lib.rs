@@ -7,6 +7,6 @@ mod carry;
 mod promise;
 mod serve;
 
-pub use carry::{Places, generate, is_last_word, moves};
+pub use carry::{Places, Seek, generate, is_last_word, moves};
 pub use promise::{Promise, ask, fetch_text};
 pub use serve::{send_last, serve};

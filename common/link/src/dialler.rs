@@ -2,6 +2,7 @@
 //! who knocks at many doors, as hints on a LAN name them, must not open one for each.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::LinkError;
@@ -14,7 +15,13 @@ use crate::session::Session;
 pub struct Dialler {
     v4: Mutex<Option<quinn::Endpoint>>,
     v6: Mutex<Option<quinn::Endpoint>>,
+    /// Dials in a row that nobody answered.
+    failed: AtomicU32,
 }
+
+/// After so many dials in a row that nobody answered another port is taken: a router may have mislaid what
+/// belongs to the present one. Sessions that are open keep theirs.
+const FAILED: u32 = 16;
 
 impl Dialler {
     /// As [`Endpoint::dial`](crate::Endpoint::dial), with this certificate.
@@ -29,17 +36,28 @@ impl Dialler {
     ) -> Result<Session, LinkError> {
         let socket = self.socket(address)?;
         let opened = open(&socket, (identity, u16::MAX), address, purpose).await;
-        if matches!(opened, Err(LinkError::SocketLost)) {
-            // Such as that the machine slept, and its interfaces are new ones. Others may have replaced
-            // it already; dialling anew costs nothing.
-            *self
-                .of_kind(address)
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner) = None;
-            let socket = self.socket(address)?;
-            return open(&socket, (identity, u16::MAX), address, purpose).await;
+        match &opened {
+            // Such as that the machine slept, and its interfaces are new ones.
+            Err(LinkError::SocketLost) => {
+                self.forget(address);
+                let socket = self.socket(address)?;
+                return open(&socket, (identity, u16::MAX), address, purpose).await;
+            }
+            Err(_) if self.failed.fetch_add(1, Ordering::Relaxed) >= FAILED => {
+                self.failed.store(0, Ordering::Relaxed);
+                self.forget(address);
+            }
+            Err(_) => {}
+            Ok(_) => self.failed.store(0, Ordering::Relaxed),
         }
         opened
+    }
+
+    fn forget(&self, address: SocketAddr) {
+        *self
+            .of_kind(address)
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn of_kind(&self, address: SocketAddr) -> &Mutex<Option<quinn::Endpoint>> {

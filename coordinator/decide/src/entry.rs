@@ -15,6 +15,8 @@ pub enum EntryPlace {
 pub enum Here {
     /// The engine answers for it.
     Loaded,
+    /// It does, and the work is such as nobody waits for: whoever sees all machines says where it goes.
+    Shared,
     /// It is to be loaded, or loaded again: requests wait for it.
     Expected,
     /// It may be there, and the machine is spared work of this class.
@@ -34,7 +36,8 @@ pub struct Reachable {
 
 /// Orders the places, the best first; those in `avoid`, which failed this answer, come last.
 ///
-/// The engine here goes first when it answers at once. While it loads, a replica elsewhere is
+/// The engine here goes first when it answers at once; batch work goes through a coordinator, which knows the
+/// racks. While it loads, a replica elsewhere is
 /// sooner; nobody in reach, the request waits here. On a machine that is spared the engine is asked
 /// last, and says why it takes nothing. Of coordinators the nearest goes first, ties by number.
 pub fn entry(
@@ -56,6 +59,13 @@ pub fn entry(
         Here::Loaded => {
             order.push((EntryPlace::Here, "loaded on this node"));
             order.extend(through);
+        }
+        Here::Shared => {
+            order.extend(through);
+            order.push((
+                EntryPlace::Here,
+                "loaded on this node, and no coordinator has a place",
+            ));
         }
         Here::Expected => {
             order.extend(through);
@@ -91,6 +101,8 @@ mod tests {
             places(Here::Expected, &three, &[]),
             [&far[..], &[Engine]].concat()
         );
+        assert_eq!(places(Here::Shared, &three, &[]), [&far[..], &[Engine]].concat());
+        assert_eq!(places(Here::Shared, &[], &[]), [Engine]);
         assert_eq!(places(Here::Spared, &three, &[]), [&far[..], &[Engine]].concat());
         assert_eq!(places(Here::Absent, &three, &[]), far);
         // One that failed comes last, and nobody is left out.

@@ -22,13 +22,16 @@ use crate::state::ClusterState;
 use stress::{Limits, Stress, stress};
 
 /// Time constant of the smoothed watts: a burst of a few seconds is a compile or a page, no load.
-const SMOOTHING: Duration = Duration::from_secs(10);
+const SMOOTHING: Duration = Duration::from_secs(5);
 /// A node is stressed for so long before anything is done: fans take about as long to answer.
 const SUSTAINED: Duration = Duration::from_secs(20);
 /// As that, where waiting does harm: memory is short, or the chip throttles.
 const SUDDEN: Duration = Duration::from_secs(3);
-/// Between two rungs upwards: long enough for the last one to show in the smoothed watts.
-const STEP_UP: Duration = Duration::from_secs(5);
+/// Between two rungs upwards: long enough for the last one to show in the smoothed watts, of which a step
+/// is seen to seven eighths then.
+const STEP_UP: Duration = Duration::from_secs(10);
+/// As that, where waiting does harm.
+const STEP_UP_SUDDEN: Duration = Duration::from_secs(3);
 /// A node is calm for so long before it is let go, and twice as long for every time that it was let go
 /// too early.
 const CALM: Duration = Duration::from_secs(60);
@@ -36,8 +39,11 @@ const CALM: Duration = Duration::from_secs(60);
 const STEP_DOWN: Duration = Duration::from_secs(10);
 /// Stress so soon after a node was let go, in seconds, says that it was let go too early.
 const RELAPSE_S: u64 = 1800;
-/// The calm that is asked for is doubled so often at most: 16 minutes.
-const RELAPSES: u8 = 4;
+/// The calm that is asked for is doubled so often at most: to four minutes. What stands still meanwhile
+/// must not run out of the time that a request may take.
+const RELAPSES: u8 = 2;
+/// A node that is heard of no more for so long is neither stressed nor calm; for less, time stands still.
+const UNHEARD: Duration = Duration::from_secs(10);
 /// One node in so many hands batch work over at a time: those who take it are to be seen first.
 const MOVING_SHARE: usize = 4;
 
@@ -55,6 +61,8 @@ struct Watched {
     calm_since: Option<Duration>,
     /// When it came to its rung, as far as this leader knows.
     rung_since: Option<(Rung, Duration)>,
+    /// When it was looked at last.
+    looked: Duration,
 }
 
 impl Ladder {
@@ -68,10 +76,11 @@ impl Ladder {
         now_s: u64,
     ) -> Vec<Command> {
         self.nodes.retain(|id, _| signals.contains_key(id));
-        let mut moving = signals
-            .iter()
-            .filter(|(id, node)| state.relief(**id).rung >= Rung::MoveQueued && node.batch() > 0)
-            .count();
+        let is_moving = |(id, node): &(&NodeId, &NodeSignals)| {
+            let moves = state.relief(**id).rung >= Rung::MoveQueued && node.batch() > 0;
+            moves && can_go(**id, node, state, signals, now_s)
+        };
+        let mut moving = signals.iter().filter(is_moving).count();
         let at_once = (signals.len() / MOVING_SHARE).max(1);
         let mut steps = Vec::new();
         for (id, node) in signals {
@@ -80,14 +89,17 @@ impl Ladder {
             };
             let watched = self.nodes.entry(*id).or_default();
             let before = state.offload.relieved.get(id).cloned().unwrap_or_default();
+            let can_go = can_go(*id, node, state, signals, now_s);
             let limits = Limits {
                 role: record.role,
-                comfort: state.comfort(*id, &node.chip),
+                // Nobody is there to mind, and there is nowhere else to work.
+                comfort: state
+                    .comfort(*id, &node.chip)
+                    .filter(|_| can_go || !node.is_alone),
                 watts: watched.smooth(node, now),
             };
             let stress = watched.look(node, limits, before.relief.rung, now);
-            let has_room = (before.relief.rung >= Rung::MoveQueued || moving < at_once)
-                && can_go(*id, node, state, signals, now_s);
+            let has_room = can_go && (before.relief.rung >= Rung::MoveQueued || moving < at_once);
             let step = watched
                 .up(node, &before, stress.as_ref(), has_room, now)
                 .map(|rung| climbed(&before, rung, stress.as_ref(), now_s))
@@ -127,8 +139,12 @@ impl Watched {
         if self.rung_since.is_none_or(|(known, _)| known != rung) {
             self.rung_since = Some((rung, now));
         }
+        let passed = now.saturating_sub(std::mem::replace(&mut self.looked, now));
         if node.heard.is_late() {
-            (self.stressed_since, self.calm_since) = (None, None);
+            let is_gone = Duration::from_millis(node.heard.age_ms) > UNHEARD;
+            for since in [&mut self.stressed_since, &mut self.calm_since] {
+                *since = since.filter(|_| !is_gone).map(|since| since + passed);
+            }
             return None;
         }
         let was_stressed = self.stressed_since.is_some() || rung > Rung::Normal;
@@ -149,7 +165,8 @@ impl Watched {
         now.saturating_sub(since)
     }
 
-    /// The rung above, when it is time and there is something for it to do.
+    /// The rung above, when it is time and there is something for it to do; the same one when its memory is
+    /// to be given back as well.
     fn up(
         &self,
         node: &NodeSignals,
@@ -159,6 +176,11 @@ impl Watched {
         now: Duration,
     ) -> Option<Rung> {
         let rung = before.relief.rung;
+        let is_sudden = stress.is_some_and(|stress| stress.is_sudden);
+        let frees_memory = stress.is_some_and(|stress| stress.frees_memory);
+        if rung >= Rung::Pause && frees_memory && !before.relief.frees_memory {
+            return Some(rung);
+        }
         // Work that stands still goes where it can, whether or not standing still has helped.
         let is_stranded = rung >= Rung::Pause && node.batch() > 0 && !node.heard.is_late();
         let up_to = match stress {
@@ -169,12 +191,13 @@ impl Watched {
         let begins = rung == Rung::Normal || before.fell;
         if begins && !is_stranded {
             let stressed_for = now.saturating_sub(self.stressed_since?);
-            let sustained = if stress?.is_sudden { SUDDEN } else { SUSTAINED };
+            let sustained = if is_sudden { SUDDEN } else { SUSTAINED };
             if stressed_for < sustained {
                 return None;
             }
         }
-        if rung > Rung::Normal && self.at_rung_for(now) < STEP_UP {
+        let step = if is_sudden { STEP_UP_SUDDEN } else { STEP_UP };
+        if rung > Rung::Normal && self.at_rung_for(now) < step {
             return None;
         }
         let mut above = Rung::ALL

@@ -68,7 +68,7 @@ impl ClusterState {
         relieved.map_or_else(Relief::default, |relieved| relieved.relief)
     }
 
-    /// Whether a node gets new batch work only where nobody else takes it.
+    /// Whether a node takes no new batch work.
     pub fn spares(&self, node: NodeId) -> bool {
         self.relief(node).rung > Rung::Normal
     }

@@ -39,8 +39,10 @@ pub struct Relay<P> {
     /// Places that failed it; they are asked again when there is nobody else.
     failed: Vec<P>,
     moves: u32,
-    /// Tokens that were there when the present place began.
-    began_at: usize,
+    /// Whether the present place has said a token, known before or not.
+    has_begun: bool,
+    /// How often it left a place that still made it.
+    shifts: u32,
 }
 
 impl<P: Copy + Eq> Relay<P> {
@@ -48,12 +50,13 @@ impl<P: Copy + Eq> Relay<P> {
     /// it is in `generation.resume` already.
     pub fn new(generation: Generation, place: P, node: NodeId) -> Self {
         Self {
-            began_at: generation.resume.len(),
             generation,
             place,
             node,
             failed: Vec::new(),
             moves: 0,
+            has_begun: false,
+            shifts: 0,
         }
     }
 
@@ -67,9 +70,19 @@ impl<P: Copy + Eq> Relay<P> {
         self.place
     }
 
-    /// Whether the present place has added to it.
+    /// Whether the present place has said a token.
     pub fn has_begun(&self) -> bool {
-        self.generation.resume.len() > self.began_at
+        self.has_begun
+    }
+
+    /// Whether it may leave a place that still makes it, or has done so too often.
+    pub fn may_shift(&self) -> bool {
+        self.shifts < MOVES
+    }
+
+    /// It leaves a place that still makes it.
+    pub fn shift(&mut self) {
+        self.shifts += 1;
     }
 
     /// Places that failed this answer, in that order.
@@ -81,7 +94,7 @@ impl<P: Copy + Eq> Relay<P> {
     pub fn moved(&mut self, place: P, node: NodeId) {
         self.place = place;
         self.node = node;
-        self.began_at = self.generation.resume.len();
+        self.has_begun = false;
     }
 
     /// The place sent an event.
@@ -92,7 +105,7 @@ impl<P: Copy + Eq> Relay<P> {
             GenerationEvent::Finished { .. } => Next::Last(event),
             // The node has tried more than once by itself: an answer that kills engines before it
             // says anything must not do so everywhere.
-            GenerationEvent::Failed(Failure::EngineLost) if self.generation.resume.len() == self.began_at => {
+            GenerationEvent::Failed(Failure::EngineLost) if !self.has_begun => {
                 Next::Last(GenerationEvent::Failed(Failure::EngineLost))
             }
             GenerationEvent::Failed(failure) if failure.is_retryable() => self.leave(failure),
@@ -111,6 +124,7 @@ impl<P: Copy + Eq> Relay<P> {
             // Tokens are missing: this place cannot be trusted with the rest.
             return self.leave(Failure::NodeLost);
         };
+        self.has_begun |= !chunk.tokens.is_empty();
         let known = (known as usize).min(chunk.tokens.len());
         chunk.tokens.drain(..known);
         chunk.logprobs.drain(..known.min(chunk.logprobs.len()));
@@ -207,22 +221,26 @@ mod tests {
         ) {
             let mut relay = Relay::new(generation(max_tokens).map_err(|e| TestCaseError::fail(e.to_string()))?, 0, NodeId::from_bits(0));
             let (mut got, mut ended, mut moves) = (Vec::new(), false, 0u32);
-            let (mut at, mut began_at) = (0, 0);
+            let (mut at, mut spoke) = (0, false);
             for (what, len, back) in script {
                 let len = len.min(max_tokens - at.min(max_tokens));
-                let without_a_token = what == 1 && at == began_at;
+                let without_a_token = what == 1 && !spoke;
                 let next = match what {
                     0 => relay.on_lost(),
                     1 => relay.on_event(GenerationEvent::Failed(Failure::EngineLost)),
                     2 => relay.on_event(chunk(at + 1 + back, 1)),
                     3 => relay.on_event(GenerationEvent::Granted),
-                    4 => relay.on_event(chunk(at.saturating_sub(back), back.min(at))),
+                    4 => {
+                        spoke |= back.min(at) > 0;
+                        relay.on_event(chunk(at.saturating_sub(back), back.min(at)))
+                    }
                     _ if at == max_tokens => relay.on_event(GenerationEvent::Finished {
                         reason: FinishReason::Length,
                         accounting: Accounting::default(),
                     }),
                     _ => {
                         let from = at.saturating_sub(back);
+                        spoke |= at - from + len > 0;
                         relay.on_event(chunk(from, at - from + len))
                     }
                 };
@@ -249,7 +267,7 @@ mod tests {
                         prop_assert_eq!(relay.rest().resume.len(), got.len());
                         prop_assert!(!without_a_token, "it would kill another engine");
                         relay.moved(moves, NodeId::from_bits(moves.into()));
-                        began_at = at;
+                        spoke = false;
                     }
                 }
                 at = got.len() as u32;

@@ -19,6 +19,16 @@ pub struct Candidate {
     pub draining: bool,
     /// Whether it is spared work of this class, likewise.
     pub spared: bool,
+    /// Whether a person's own machine is the wrong place for it as long as others have a free slot.
+    pub shunned: bool,
+    /// Whether all slots of its class are taken there.
+    pub full: bool,
+}
+
+impl Candidate {
+    fn load(&self) -> u32 {
+        self.in_flight.max(self.queued)
+    }
 }
 
 /// One place to try.
@@ -30,12 +40,15 @@ pub struct Route {
     pub reason: &'static str,
 }
 
-/// Orders the candidates, the best first: drained nodes last, before them spared ones, fresh before stale, then the least loaded; ties by id
+/// Orders the candidates, the best first: drained nodes last, before them spared ones, fresh before stale, free
+/// before full, machines in a rack before laptops where that matters, then the least loaded; ties by id
 /// so that the order is one. The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate]) -> Vec<Route> {
     let mut order: Vec<&Candidate> = candidates.iter().collect();
-    let load = |c: &Candidate| c.in_flight.max(c.queued);
-    order.sort_by_key(|c| (c.draining, c.spared, c.heard.is_late(), load(c), c.node));
+    order.sort_by_key(|c| {
+        let last = (c.draining, c.spared, c.heard.is_late());
+        (last, (c.full, c.shunned), c.load(), c.node)
+    });
     let alone = order.len() == 1;
     order
         .into_iter()
@@ -65,6 +78,8 @@ mod tests {
             in_flight,
             draining: id == 5,
             spared: id == 6,
+            shunned: id == 7 || id == 8,
+            full: id == 8 || id == 9,
         };
         let order: Vec<u128> = route(&[
             node(1, 100, 5, 0),
@@ -73,10 +88,13 @@ mod tests {
             node(4, 100, 1, 0),
             node(5, 0, 0, 0),
             node(6, 0, 0, 0),
+            node(7, 0, 0, 0),
+            node(8, 0, 0, 0),
+            node(9, 0, 8, 0),
         ])
         .into_iter()
         .map(|route| route.node.bits())
         .collect();
-        assert_eq!(order, [4, 3, 1, 2, 6, 5]);
+        assert_eq!(order, [4, 3, 1, 7, 9, 8, 2, 6, 5]);
     }
 }

@@ -64,8 +64,16 @@ impl ClusterState {
 }
 
 /// Why a command is not written yet: another coordinator would not be able to read it. `others` are
-/// numbers and what these coordinators said of themselves last, if they ever did.
-pub fn too_new(command: &Command, others: impl IntoIterator<Item = (u64, Option<u16>)>) -> Option<String> {
+/// numbers and what these coordinators said of themselves last, if they ever did. A state that needs as new
+/// a program already keeps nobody out who is not kept out anyway.
+pub fn too_new(
+    command: &Command,
+    state: &ClusterState,
+    others: impl IntoIterator<Item = (u64, Option<u16>)>,
+) -> Option<String> {
+    if state.since() >= command.since() {
+        return None;
+    }
     let since = u16::from(command.since());
     let version = |told: Option<u16>| told.unwrap_or_default().max(UNTOLD.into());
     let (number, told) = others.into_iter().find(|(_, told)| version(*told) < since)?;
@@ -88,9 +96,10 @@ mod tests {
     #[test]
     fn a_new_command_waits_for_the_last_coordinator() {
         let new = Command::DoubtNode(NodeId::from_bits(1));
-        assert_eq!(too_new(&new, [(2, Some(6)), (3, Some(7))]), None);
+        let mut state = ClusterState::default();
+        assert_eq!(too_new(&new, &state, [(2, Some(6)), (3, Some(7))]), None);
         for (told, what) in [(Some(1), "runs an older program"), (None, "was not seen")] {
-            let refused = too_new(&new, [(2, Some(6)), (3, told)]);
+            let refused = too_new(&new, &state, [(2, Some(6)), (3, told)]);
             let refused = refused.unwrap_or_default();
             assert!(
                 refused.contains("coordinator 3") && refused.contains(what),
@@ -98,6 +107,8 @@ mod tests {
             );
         }
         let old = Command::ApproveNode(NodeId::from_bits(1));
-        assert_eq!(too_new(&old, [(2, Some(1)), (3, None)]), None);
+        assert_eq!(too_new(&old, &state, [(2, Some(1)), (3, None)]), None);
+        state.late.insert(NodeId::from_bits(2));
+        assert_eq!(too_new(&new, &state, [(2, Some(6)), (3, None)]), None);
     }
 }

@@ -101,10 +101,11 @@ impl Replica {
         let metrics = metrics.borrow();
         let members = metrics.membership_config.nodes().map(|(number, _)| *number);
         let others = members.filter(|number| *number != metrics.id);
-        pomona_decide::too_new(
-            command,
-            others.map(|number| (number, self.caller.version(number))),
-        )
+        let versions = others.map(|number| (number, self.caller.version(number)));
+        // The leader knows who is there; others need not have met everybody.
+        let leads = self.is_leader();
+        let versions = versions.filter(|(_, version)| leads || version.is_some());
+        pomona_decide::too_new(command, &self.state().borrow(), versions)
     }
 
     async fn write_here(&self, proposal: Proposal) -> Told<Written> {

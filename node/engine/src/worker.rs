@@ -34,6 +34,8 @@ pub struct Worker {
     lanes: BTreeMap<ModelName, Lane>,
     sequences: BTreeMap<SequenceId, Sequence>,
     loads: Loads,
+    /// What MLX keeps of memory that nobody uses is to go back to the system.
+    frees: bool,
     /// Slices of steps and parts of loads that were done.
     progress: u64,
     /// Interactive steps since the last part of a load.
@@ -59,6 +61,7 @@ impl Worker {
             lanes: BTreeMap::new(),
             sequences: BTreeMap::new(),
             loads: Loads::default(),
+            frees: false,
             progress: 0,
             interactive_steps: 0,
             passes: BTreeMap::new(),
@@ -122,6 +125,7 @@ impl Worker {
             EngineCommand::Start { sequence, generation } => self.start(sequence, *generation),
             EngineCommand::Cancel { sequence } => self.cancel(sequence),
             EngineCommand::Knobs(knobs) => {
+                self.frees |= knobs.batch.max_slots == 0;
                 self.scheduler.set_knobs(with_prefix_share(knobs));
                 Ok(())
             }

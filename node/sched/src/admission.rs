@@ -120,18 +120,16 @@ fn preemption_order(scheduler: &Scheduler, class: Class) -> Vec<SequenceId> {
     order.into_iter().map(|(_, id)| id).collect()
 }
 
-/// Sends what runs of a paused class back to the queue when it is to keep no slots.
+/// Sends batch sequences back to the queue that are more than their slots, the latest admitted first. When
+/// there are no slots at all, memory is short: what nobody uses of the slabs goes back as well.
 pub(crate) fn give_back(scheduler: &mut Scheduler) {
-    for class in Class::ALL {
-        let knobs = scheduler.knobs.class(class);
-        if !knobs.is_paused() || knobs.max_slots > 0 {
-            continue;
-        }
-        let running = scheduler
-            .running()
-            .filter(|(_, sequence)| sequence.class == class);
-        let running: Vec<SequenceId> = running.map(|(id, _)| *id).collect();
-        running.into_iter().for_each(|id| preempt(scheduler, id));
+    let slots = scheduler.knobs.batch.max_slots as usize;
+    let order = preemption_order(scheduler, Class::Interactive);
+    for id in order.into_iter().skip(slots) {
+        preempt(scheduler, id);
+    }
+    if slots == 0 {
+        scheduler.pool.shrink();
     }
 }
 

@@ -194,7 +194,7 @@ impl KvPool {
         let new_rows = if fits(self, wanted) {
             wanted
         } else {
-            self.trim(key);
+            self.trim(Some(key));
             if !fits(self, rows + 1) {
                 return Err(NoRoom);
             }
@@ -209,10 +209,15 @@ impl KvPool {
         Ok(())
     }
 
-    fn trim(&mut self, keep: &(ModelName, u32)) {
+    /// Gives back the rows that nobody uses.
+    pub fn shrink(&mut self) {
+        self.trim(None);
+    }
+
+    fn trim(&mut self, keep: Option<&(ModelName, u32)>) {
         for (key, slab) in &mut self.slabs {
             let used = slab.used.len() as u32;
-            if key != keep && slab.rows > used {
+            if Some(key) != keep && slab.rows > used {
                 slab.rows = used;
                 self.ops.push(KvOp::Resize {
                     model: key.0.clone(),

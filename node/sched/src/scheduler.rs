@@ -120,7 +120,7 @@ impl Scheduler {
         }
     }
 
-    /// Replaces the knobs; running sequences keep their slots, unless their class is paused without any.
+    /// Replaces the knobs; running sequences keep their slots, but for batch that is more than its slots.
     pub fn set_knobs(&mut self, knobs: EngineKnobs) {
         self.pool.set_budget(knobs.kv_budget_bytes);
         self.knobs = knobs;
@@ -163,7 +163,9 @@ impl Scheduler {
         let Some(context) = self.contexts.get(&new.model) else {
             return Err(Refusal::UnknownModel);
         };
-        let waiting: usize = self.waiting.iter().map(BTreeSet::len).sum();
+        // What is less urgent keeps nobody out: it may stand still for long.
+        let ahead = &self.waiting[..=new.class.index()];
+        let waiting: usize = ahead.iter().map(BTreeSet::len).sum();
         if waiting >= limits::QUEUE.capacity {
             return Err(Refusal::QueueFull(limits::QUEUE.capacity));
         }

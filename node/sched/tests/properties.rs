@@ -159,7 +159,17 @@ impl World {
         let knobs = self.knobs.relieved(relief);
         let keeps_none = knobs.batch.is_paused() && knobs.batch.max_slots == 0;
         self.scheduler.set_knobs(knobs);
+        let batch = self.scheduler.population(Some(Class::Batch), None).1;
+        assert!(
+            batch <= self.scheduler.knobs().batch.max_slots,
+            "more than its slots"
+        );
         if keeps_none {
+            let all = self.scheduler.population(None, None).1;
+            assert!(
+                all > 0 || self.scheduler.kv_allocated() == 0,
+                "memory is not given back"
+            );
             let batch = self.log.iter().filter(|(_, class)| *class == Class::Batch);
             for (id, _) in batch {
                 assert!(

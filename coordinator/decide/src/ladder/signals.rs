@@ -29,6 +29,8 @@ pub struct NodeSignals {
     pub pressure: Option<f32>,
     /// Whether a person is at it and their own work keeps it busy: a build, video, a call.
     pub occupied: bool,
+    /// Whether it is known that nobody is at it.
+    pub is_alone: bool,
     /// Batch sequences in a slot.
     pub running: u32,
     /// Batch sequences that wait for one.
@@ -50,7 +52,7 @@ impl NodeSignals {
         let conditions = &machine.conditions;
         let activity = &conditions.activity;
         let works = [activity.indexing, activity.video, activity.capture];
-        let is_away = activity.locked.value() == Some(true)
+        let is_alone = activity.locked.value() == Some(true)
             || activity.idle_s.value().is_some_and(|idle_s| idle_s > PRESENT_S);
         let mut signals = Self {
             power: machine.power,
@@ -59,7 +61,8 @@ impl NodeSignals {
             low_power: conditions.low_power.value(),
             thermal: machine.thermal.value(),
             pressure: machine.pressure.value().map(|percent| percent.get()),
-            occupied: !is_away && works.iter().any(|reading| reading.value() == Some(true)),
+            occupied: !is_alone && works.iter().any(|reading| reading.value() == Some(true)),
+            is_alone,
             heard,
             ..Self::default()
         };

@@ -50,6 +50,9 @@ impl Worker {
             return Err(Disconnected);
         }
         self.drop_ended_passes();
+        if std::mem::take(&mut self.frees) {
+            let _ = mlx_rs::memory::clear_cache();
+        }
         let (step, running) = match self.scheduler.compose(now) {
             Decision::Idle => {
                 self.interactive_steps = 0;
