@@ -77,6 +77,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PlanCommand,
     },
+    /// Show or change how far the classes of load may disturb each other, on all nodes at once.
+    Knobs {
+        #[command(subcommand)]
+        command: KnobsCommand,
+    },
     /// Work with the models stored on this machine.
     Model {
         #[command(subcommand)]
@@ -141,6 +146,23 @@ pub(crate) struct Place {
     /// a number of seconds without a request unloads it, until the next request.
     #[arg(long)]
     pub(crate) keep: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KnobsCommand {
+    /// The knobs in force, and who changed them.
+    Show,
+    /// Change some. From the first change on they replace what nodes have in their configurations.
+    Set {
+        /// Such as `batch.window_ms=200` or `slice_ms=20`.
+        #[arg(required = true, value_name = "NAME=VALUE")]
+        knobs: Vec<String>,
+    },
+    /// Make those of an earlier version the ones in force.
+    Rollback {
+        /// As `pomona knobs show` lists it.
+        version: u64,
+    },
 }
 
 #[derive(Debug, Subcommand)]

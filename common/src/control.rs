@@ -8,13 +8,14 @@ use serde::{Deserialize, Serialize};
 use crate::catalogue::ModelRecord;
 use crate::generation::Generation;
 use crate::id::{ModelName, NodeId};
+use crate::knobs::KnobSet;
 use crate::plan::NodeTarget;
 use crate::relief::Relief;
 use crate::report::NodeReport;
 use crate::store_key::StoreKey;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
-/// weights through a coordinator, the room on disks and keys of stores, version 4 relief. A message that is new gets its
+/// weights through a coordinator, the room on disks and keys of stores, version 4 relief and knobs. A message that is new gets its
 /// version in `since`: peers that do not know it are not sent it.
 pub const PROTOCOL: u16 = 4;
 
@@ -131,6 +132,9 @@ pub enum CoordinatorMessage {
         /// How far.
         relief: Relief,
     },
+    /// The knobs that the cluster agrees on, after the welcome and whenever they change; not said before there
+    /// are any.
+    Knobs(Box<KnobSet>),
 }
 
 impl CoordinatorMessage {
@@ -139,7 +143,7 @@ impl CoordinatorMessage {
         match self {
             CoordinatorMessage::Lease { .. } | CoordinatorMessage::Evict => 2,
             CoordinatorMessage::Through(_) | CoordinatorMessage::Give | CoordinatorMessage::StoreKey(_) => 3,
-            CoordinatorMessage::Relief { .. } => 4,
+            CoordinatorMessage::Relief { .. } | CoordinatorMessage::Knobs(_) => 4,
             _ => 1,
         }
     }

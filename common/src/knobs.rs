@@ -13,7 +13,7 @@ const TIGHT_PREFILL_CHUNK: u32 = 32;
 const TIGHT_STEP_SHARE: u32 = 10;
 
 /// Knobs of one class on one node.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ClassKnobs {
     /// Milliseconds that the first waiting request may wait for company. Interactive has none.
@@ -32,6 +32,17 @@ pub struct ClassKnobs {
 }
 
 impl ClassKnobs {
+    fn knob(&mut self, name: &str) -> Option<&mut u32> {
+        Some(match name {
+            "window_ms" => &mut self.window_ms,
+            "max_slots" => &mut self.max_slots,
+            "reserved_slots" => &mut self.reserved_slots,
+            "prefill_chunk" => &mut self.prefill_chunk,
+            "step_share" => &mut self.step_share,
+            _ => return None,
+        })
+    }
+
     /// Whether nothing of the class is admitted or runs; what has a slot keeps it, unless there are none.
     pub const fn is_paused(&self) -> bool {
         self.step_share == 0
@@ -72,6 +83,67 @@ impl ClassKnobs {
                 step_share: 100,
             },
         }
+    }
+}
+
+/// What a cluster agrees on of its engines' knobs: how far classes may disturb each other. A machine's slots
+/// and memory are its own affair. Nodes begin with what their configuration says; the first set that is
+/// made replaces it on all of them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KnobSet {
+    /// Counts the sets of a cluster, from 1.
+    pub version: u64,
+    /// See [`EngineKnobs::slice_ms`].
+    pub slice_ms: u32,
+    /// Interactive class.
+    pub interactive: ClassKnobs,
+    /// Background class.
+    pub background: ClassKnobs,
+    /// Batch class.
+    pub batch: ClassKnobs,
+}
+
+impl KnobSet {
+    /// That part of an engine's knobs.
+    pub fn of(knobs: &EngineKnobs) -> Self {
+        Self {
+            version: knobs.version,
+            slice_ms: knobs.slice_ms,
+            interactive: knobs.interactive.clone(),
+            background: knobs.background.clone(),
+            batch: knobs.batch.clone(),
+        }
+    }
+
+    /// Sets one knob by its name: `slice_ms`, or class and knob as in `batch.window_ms`.
+    ///
+    /// # Errors
+    /// No knob has the name; what there is.
+    pub fn set(&mut self, name: &str, value: u32) -> Result<(), String> {
+        let knob = match name.split_once('.') {
+            None if name == "slice_ms" => Some(&mut self.slice_ms),
+            Some(("interactive", knob)) => self.interactive.knob(knob),
+            Some(("background", knob)) => self.background.knob(knob),
+            Some(("batch", knob)) => self.batch.knob(knob),
+            _ => None,
+        };
+        let knob = knob.ok_or_else(|| {
+            format!(
+                "no knob is called `{name}`: there are slice_ms, and window_ms, max_slots, reserved_slots, \
+                 prefill_chunk and step_share of interactive, background and batch, as in batch.window_ms"
+            )
+        })?;
+        *knob = value;
+        Ok(())
+    }
+
+    /// Every contradiction, in the user's terms.
+    pub fn problems(&self) -> Vec<String> {
+        let roomy = EngineKnobs {
+            total_slots: 1024,
+            ..EngineKnobs::default()
+        };
+        roomy.with(self).problems()
     }
 }
 
@@ -127,6 +199,27 @@ impl EngineKnobs {
             Class::Background => &mut self.background,
             Class::Batch => &mut self.batch,
         }
+    }
+
+    /// These knobs with what the cluster agrees on. Slots that are reserved by it and not there on a small
+    /// machine are left out, of the least urgent class first.
+    #[must_use]
+    pub fn with(&self, set: &KnobSet) -> Self {
+        let mut knobs = Self {
+            version: set.version,
+            slice_ms: set.slice_ms,
+            interactive: set.interactive.clone(),
+            background: set.background.clone(),
+            batch: set.batch.clone(),
+            ..self.clone()
+        };
+        let mut left = knobs.total_slots;
+        for class in Class::ALL {
+            let of_class = knobs.class_mut(class);
+            of_class.reserved_slots = of_class.reserved_slots.min(left);
+            left -= of_class.reserved_slots;
+        }
+        knobs
     }
 
     /// These knobs on a node that is relieved. Only batch's differ.
@@ -202,6 +295,44 @@ mod tests {
     #[test]
     fn the_defaults_are_sound() {
         assert_eq!(EngineKnobs::default().problems(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_set_replaces_what_classes_may_do_and_no_machine_promises_slots_it_has_not() -> Result<(), String> {
+        let small = EngineKnobs {
+            total_slots: 6,
+            kv_budget_bytes: 7,
+            ..EngineKnobs::default()
+        };
+        let mut set = KnobSet::of(&EngineKnobs::default());
+        set.version = 3;
+        for (name, value) in [
+            ("slice_ms", 20),
+            ("batch.window_ms", 200),
+            ("interactive.reserved_slots", 5),
+            ("batch.reserved_slots", 5),
+        ] {
+            set.set(name, value)?;
+        }
+        assert_eq!(set.problems(), Vec::<String>::new());
+        let knobs = small.with(&set);
+        assert_eq!(
+            (knobs.version, knobs.slice_ms, knobs.batch.window_ms),
+            (3, 20, 200)
+        );
+        assert_eq!((knobs.total_slots, knobs.kv_budget_bytes), (6, 7));
+        assert_eq!(
+            (knobs.interactive.reserved_slots, knobs.batch.reserved_slots),
+            (5, 1)
+        );
+        assert!(knobs.problems().is_empty());
+        assert!(
+            set.set("batch.windows", 1)
+                .is_err_and(|why| why.contains("window_ms"))
+        );
+        set.set("interactive.window_ms", 80)?;
+        assert_eq!(set.problems().len(), 1);
+        Ok(())
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use generation::{Accounting, Chunk, FinishReason, Generation, GenerationEven
 pub use histogram::Histogram;
 pub use id::{ClusterId, ModelName, NodeId, RequestId, TokenId};
 pub use join::{KeyPrint, REVOKED, TokenVerifier};
-pub use knobs::{ClassKnobs, EngineKnobs};
+pub use knobs::{ClassKnobs, EngineKnobs, KnobSet};
 pub use line::Line;
 pub use machine::MachineRole;
 pub use relief::{Relief, Rung};

@@ -2,6 +2,7 @@
 
 mod coordinators;
 mod history;
+mod knobs;
 mod leases;
 mod membership;
 mod offload;
@@ -67,6 +68,7 @@ pub(crate) fn serve(
         .merge(membership::routes())
         .merge(coordinators::routes())
         .merge(history::routes())
+        .merge(knobs::routes())
         .merge(leases::routes())
         .merge(offload::routes())
         .merge(placement::routes())

@@ -19,7 +19,9 @@ pub(crate) struct Told {
     members: Vec<NodeId>,
     /// Said in every session: the node may remember one that was taken back.
     lease: Option<Option<Lease>>,
-    /// As that.
+    /// Version of the knobs.
+    knobs: Option<u64>,
+    /// As the lease.
     relief: Option<Relief>,
     /// By model who was named as having it, and whether it comes through here.
     sources: BTreeMap<ModelName, (Vec<SocketAddr>, bool)>,
@@ -56,6 +58,12 @@ impl Told {
                 if lease.is_some_and(|lease| lease.evicting) {
                     news.push(CoordinatorMessage::Evict);
                 }
+            }
+            if let Some(set) = state.knobs.current()
+                && self.knobs != Some(set.version)
+            {
+                self.knobs = Some(set.version);
+                news.push(CoordinatorMessage::Knobs(Box::new(set.clone())));
             }
             let relief = state.relief(node);
             if self.relief != Some(relief) {

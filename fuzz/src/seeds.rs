@@ -11,12 +11,12 @@ use pomona_common::renew::{RenewAnswer, RenewRequest};
 use pomona_common::report::{EngineReport, NodeReport};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
-    Class, ClusterId, Failure, Generation, GenerationEvent, KeyPrint, MachineRole, ModelDigests, ModelRecord,
-    NodeId, Relief, TokenId, TokenVerifier,
+    Class, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyPrint, KnobSet, MachineRole,
+    ModelDigests, ModelRecord, NodeId, Relief, Rung, TokenId, TokenVerifier,
 };
 use pomona_decide::{
-    Admits, Availability, ClusterState, Command, Keep, Lease, ModelPolicy, Move, PlanStep, Proposal,
-    Replicas, TokenRecord, apply_proposal,
+    Admits, Availability, ClusterState, Comfort, Command, Keep, Lease, MadeSet, ModelPolicy, Move, PlanStep,
+    Proposal, Relieved, Replicas, TokenRecord, apply_proposal,
 };
 use pomona_wire::{Message, stored};
 
@@ -63,6 +63,13 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
 fn framed<M: Message>(kind: u8, message: &M) -> Vec<u8> {
     let frame = pomona_wire::encode(message).expect("a message");
     [&[kind], frame.as_slice()].concat()
+}
+
+fn knob_set() -> KnobSet {
+    KnobSet {
+        version: 1,
+        ..KnobSet::of(&EngineKnobs::default())
+    }
 }
 
 fn model() -> ModelRecord {
@@ -122,6 +129,7 @@ fn frames() -> Vec<Vec<u8>> {
                 relief: Relief::default(),
             },
         ),
+        framed(1, &CoordinatorMessage::Knobs(Box::new(knob_set()))),
         framed(2, &StreamRequest::Generate(generation.clone())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),
@@ -234,6 +242,20 @@ fn commands() -> Vec<Command> {
             },
             now_s,
         },
+        Command::Relieve {
+            node,
+            seen: Rung::Normal,
+            relieved: Relieved::default(),
+        },
+        Command::SetComfort {
+            node,
+            comfort: Comfort::Watts(30),
+        },
+        Command::SetKnobs(MadeSet {
+            set: knob_set(),
+            by: "anna".into(),
+            at_s: 9,
+        }),
         Command::SetAvailability {
             node,
             availability: Availability::Draining { until_s: 200 },

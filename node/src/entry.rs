@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
-use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
+use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Rung};
 use pomona_decide::{EntryPlace, Here, entry};
 use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use tokio::sync::{Semaphore, watch};
 
 use crate::coordinators::Coordinators;
+use crate::instructions::Instructions;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 
@@ -24,7 +25,7 @@ pub(crate) struct Entry {
     id: NodeId,
     store: Store,
     supervisor: Supervisor,
-    relief: watch::Receiver<Relief>,
+    instructions: watch::Receiver<Instructions>,
     coordinators: Coordinators,
     moves: Arc<Semaphore>,
 }
@@ -33,14 +34,14 @@ impl Entry {
     pub(crate) fn new(
         id: NodeId,
         store: Store,
-        (supervisor, relief): (Supervisor, watch::Receiver<Relief>),
+        (supervisor, instructions): (Supervisor, watch::Receiver<Instructions>),
         coordinators: Coordinators,
     ) -> Self {
         Self {
             id,
             store,
             supervisor,
-            relief,
+            instructions,
             coordinators,
             moves: pomona_dispatch::moves(),
         }
@@ -92,7 +93,7 @@ impl Entry {
 
     /// How far this node is relieved of batch work.
     pub(crate) fn rung(&self) -> Rung {
-        self.relief.borrow().rung
+        self.instructions.borrow().relief.rung
     }
 
     /// The text side of a model that is not in this store.
@@ -191,9 +192,9 @@ impl Places for Entry {
     async fn leaving(&self, place: EntryPlace, from: Rung) {
         match place {
             EntryPlace::Here => {
-                let mut relief = self.relief.clone();
+                let mut instructions = self.instructions.clone();
                 // Fails only when this node ends.
-                let _ = relief.wait_for(|relief| relief.rung >= from).await;
+                let _ = instructions.wait_for(|now| now.relief.rung >= from).await;
             }
             // It moves its answers itself.
             EntryPlace::Coordinator(_) => std::future::pending().await,

@@ -10,13 +10,13 @@ mod entry;
 mod fetcher;
 mod files;
 mod giver;
+mod instructions;
 mod lease;
 mod neighbours;
 mod paths;
 mod pipes;
 pub mod pull;
 pub mod reach;
-mod relief;
 mod reporter;
 mod session;
 mod sharing;
@@ -49,9 +49,9 @@ use backend::NodeBackend;
 use coordinators::Coordinators;
 use credentials::Credentials;
 use entry::Entry;
+use instructions::Instructed;
 use lease::Lease;
 use neighbours::Neighbours;
-use relief::Relieved;
 use reporter::Reporter;
 use session::Drain;
 use sharing::Sharing;
@@ -185,12 +185,12 @@ impl Node {
         let stopped = stop.clone();
         let mut tasks = JoinSet::new();
         let store = Store::open(models.clone(), &mut tasks, stopped.clone());
-        let relieved = Relieved::new();
+        let instructed = Instructed::new();
         let supervisor = Supervisor::start(
             id,
             program,
             config.knobs.clone(),
-            (store.clone(), relieved.watch()),
+            (store.clone(), instructed.watch()),
             &mut tasks,
             stopped.clone(),
         );
@@ -227,7 +227,7 @@ impl Node {
         let entry = Entry::new(
             id,
             store.clone(),
-            (supervisor.clone(), relieved.watch()),
+            (supervisor.clone(), instructed.watch()),
             coordinators.clone(),
         );
         let backend = Arc::new(NodeBackend::new(
@@ -264,7 +264,7 @@ impl Node {
                     drain: drain.clone(),
                     lease: lease.clone(),
                     vault: vault.clone(),
-                    relieved: relieved.clone(),
+                    instructed: instructed.clone(),
                     dialler: Dialler::default(),
                 };
                 let own = (id, context.serves);
@@ -272,7 +272,7 @@ impl Node {
                 tasks.spawn(lease.clone().run(supervisor, working, stopped.clone()));
                 tasks.spawn(notice_sleep(coordinators.clone(), stopped.clone()));
                 let reach = coordinators.clone();
-                tasks.spawn(relieved.run(move || reach.any(), stopped.clone()));
+                tasks.spawn(instructed.run(move || reach.any(), stopped.clone()));
                 tasks.spawn(coordinators.run(context, stopped));
             }
             None => supervisor.follow_store(store, &mut tasks, stopped),

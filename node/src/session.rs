@@ -20,8 +20,8 @@ use crate::credentials::Credentials;
 use crate::entry::Entry;
 use crate::fetcher::{Fetcher, Wish};
 use crate::giver::Giver;
+use crate::instructions::Instructed;
 use crate::lease::Lease;
-use crate::relief::Relieved;
 use crate::reporter::Reporter;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
@@ -56,7 +56,7 @@ pub(crate) struct SessionContext {
     pub(crate) drain: Drain,
     pub(crate) lease: Lease,
     pub(crate) vault: Arc<Vault>,
-    pub(crate) relieved: Relieved,
+    pub(crate) instructed: Instructed,
     pub(crate) dialler: Dialler,
 }
 
@@ -259,7 +259,8 @@ impl SessionContext {
             CoordinatorMessage::Give => self.giver.give_through(session.remote_address()),
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),
-            CoordinatorMessage::Relief { applied, relief } => self.relieved.learn(applied, relief),
+            CoordinatorMessage::Relief { applied, relief } => self.instructed.relieve(applied, relief),
+            CoordinatorMessage::Knobs(set) => self.instructed.set_knobs(*set),
             CoordinatorMessage::Target(target) => {
                 let models = target.models.into_keys();
                 let models = models

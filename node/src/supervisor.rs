@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::EngineReport;
-use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, Relief, limits};
+use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::instructions::Instructions;
 use crate::store::Store;
 
 /// What is run as engine.
@@ -86,7 +87,7 @@ impl Supervisor {
         node: NodeId,
         program: EngineProgram,
         knobs: EngineKnobs,
-        (store, relief): (Store, watch::Receiver<Relief>),
+        (store, instructions): (Store, watch::Receiver<Instructions>),
         tasks: &mut JoinSet<()>,
         stopped: CancellationToken,
     ) -> Self {
@@ -96,7 +97,7 @@ impl Supervisor {
             kv_budget_bytes: knobs.kv_budget_bytes,
             ..EngineView::default()
         });
-        let actor = actor::Actor::new(node, program, knobs, (store, relief), publish);
+        let actor = actor::Actor::new(node, program, knobs, (store, instructions), publish);
         tasks.spawn(actor.run(receiver, stopped));
         Self { requests, view }
     }

@@ -13,7 +13,7 @@ use crate::{Outcome, Scale, keep, quantile};
 
 const STREAMS: usize = 6;
 /// Long enough to run until the last rung.
-const TOKENS: u64 = 1000;
+const TOKENS: u64 = 500;
 /// A person asks this often.
 const EVERY: Duration = Duration::from_millis(400);
 /// How long a person asks while nothing else runs, and before the laptop gets hot.
@@ -64,8 +64,8 @@ pub(crate) fn run(scale: Scale) -> Outcome {
                 let laptop = of_role(&coordinator, "laptop");
                 rung(&laptop) == "move_running" && batch(&laptop, "running") + batch(&laptop, "waiting") == 0
             });
+            done.store(true, Ordering::Relaxed);
         });
-        done.store(true, Ordering::Relaxed);
         let asked = person.join().expect("a person");
         (streams, (asked, watcher.join().expect("a watcher")))
     });

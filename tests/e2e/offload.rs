@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use pomona_tests::{MODEL, Machine, Streamed, agent, eventually, get_from, greedy, stream_from};
+use pomona_tests::{MODEL, Machine, Streamed, agent, eventually, get_from, greedy, post_to, stream_from};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -132,6 +132,47 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         assert_eq!(got.text, undisturbed.text, "stream {i}");
         assert_eq!(got.usage["completion_tokens"], TOKENS, "stream {i}");
     }
+}
+
+/// What the cluster agrees on replaces configurations, and answers say which version served them.
+#[test]
+fn knobs_of_the_cluster_reach_every_node_and_bad_ones_none() {
+    let _one = crate::engine_lock();
+    let mut coordinator = Machine::empty();
+    coordinator.start_coordinator();
+    eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
+    let mut rack = node(&coordinator, "rack", "rack", None);
+    eventually("it answers", SOON, || is_loaded(&coordinator, "rack"));
+    let seen_knobs = || seen(&coordinator, "rack")["report"]["engine"]["knobs"].clone();
+    assert_eq!(seen_knobs()["batch"]["window_ms"], 50);
+    for (bad, why) in [
+        ("interactive.window_ms=80", "never wait"),
+        ("batch.step_share=0", "step_share"),
+        ("batch.windows=1", "window_ms"),
+        ("batch.window_ms=ten", "whole number"),
+    ] {
+        let (ok, _, errors) = coordinator.pomona(&["knobs", "set", bad]);
+        assert!(!ok && errors.contains(why), "{bad}: {errors}");
+    }
+    let change = ["knobs", "set", "batch.window_ms=200", "slice_ms=20"];
+    assert!(coordinator.pomona(&change).0);
+    let has = |version: u64, window: u64| {
+        let knobs = seen_knobs();
+        knobs["version"] == version && knobs["batch"]["window_ms"] == window
+    };
+    eventually("the node has them", SOON, || has(1, 200));
+    let (_, answer) = post_to(rack.node, "/v1/chat/completions", &greedy("Hello", 3));
+    assert_eq!(answer["pomona"][0]["knob_version"], 1, "{answer}");
+    // A restart, of either, forgets nothing; and there is a way back.
+    rack.stop();
+    rack.start_node("echo:20");
+    eventually("the node has them again", SOON, || has(1, 200));
+    assert!(coordinator.pomona(&["knobs", "set", "batch.window_ms=60"]).0);
+    eventually("the node has the next", SOON, || has(2, 60));
+    assert!(coordinator.pomona(&["knobs", "rollback", "1"]).0);
+    eventually("the node has those of before", SOON, || has(3, 200));
+    let (ok, out, _) = coordinator.pomona(&["knobs", "show"]);
+    assert!(ok && out.contains("Version 3, slice_ms 20"), "{out}");
 }
 
 fn is_loaded(at: &Machine, name: &str) -> bool {

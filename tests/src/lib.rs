@@ -253,7 +253,9 @@ pub fn try_stream(port: u16, body: &Value) -> Result<Streamed, String> {
         }
         let event: Value = serde_json::from_str(data).expect("JSON");
         if let Some(text) = event["choices"][0]["delta"]["content"].as_str() {
-            streamed.first.get_or_insert_with(|| asked.elapsed());
+            if !text.is_empty() {
+                streamed.first.get_or_insert_with(|| asked.elapsed());
+            }
             streamed.text.push_str(text);
         }
         if let Some(reason) = event["choices"][0]["finish_reason"].as_str() {

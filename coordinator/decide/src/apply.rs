@@ -5,6 +5,7 @@ use pomona_common::{NodeId, limits};
 
 use crate::command::{Command, Reply};
 use crate::coordinators;
+use crate::knob_sets;
 use crate::lease;
 use crate::membership;
 use crate::offload;
@@ -39,6 +40,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::DoubtNode(id) => membership::doubt_node(state, *id),
         Command::TrustNode(id) => membership::trust_node(state, *id),
         Command::Relieve { node, seen, relieved } => offload::relieve(state, *node, *seen, relieved),
+        Command::SetKnobs(made) => knob_sets::set(state, made),
         Command::SetComfort { node, comfort } => offload::set_comfort(state, *node, *comfort),
         Command::Evict { node, seen, now_s } => lease::evict(state, *node, *seen, *now_s),
         Command::EndLease { node, seen, now_s } => lease::end(state, *node, *seen, *now_s),

@@ -6,6 +6,7 @@ use pomona_common::plan::Plan;
 use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, Rung, TokenId};
 use serde::{Deserialize, Serialize};
 
+use crate::knob_sets::MadeSet;
 use crate::lease::Lease;
 use crate::offload::{Comfort, Relieved};
 use crate::placement::{Availability, ModelPolicy, PlanStep};
@@ -185,6 +186,8 @@ pub enum Command {
         /// What is said.
         comfort: Comfort,
     },
+    /// Makes a set of knobs.
+    SetKnobs(MadeSet),
 }
 
 /// What a command did.

@@ -10,6 +10,7 @@ use pomona_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::coordinators::CoordinatorRecord;
+use crate::knob_sets::KnobSets;
 use crate::lease::Leases;
 use crate::offload::Offload;
 use crate::placement::Placement;
@@ -42,9 +43,11 @@ pub struct ClusterState {
     pub leases: Leases,
     /// Nodes that came back with a certificate that had run out, and must be approved again.
     pub late: BTreeSet<NodeId>,
-    /// How far nodes are relieved of batch work. What comes later is added after it: stored states of
-    /// before end where it begins, see `pomona_raft`.
+    /// How far nodes are relieved of batch work.
     pub offload: Offload,
+    /// The knobs of engines. What comes later is added after it: stored states of before end where it
+    /// begins, see `pomona_raft`.
+    pub knobs: KnobSets,
 }
 
 /// A node as the cluster knows it.

@@ -19,8 +19,8 @@ use crate::TypeConfig;
 use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown, put, put_bytes, write};
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
-/// the two of `Leases`, the nodes that are doubted, the two of `Offload`.
-const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0]), (7, &[0; 2])];
+/// the two of `Leases`, the nodes that are doubted, the two of `Offload` with the sets of knobs.
+const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0]), (7, &[0; 3])];
 
 /// Writes a state so that every program reads it that knows what is in it.
 ///
@@ -240,7 +240,10 @@ mod tests {
             encode(&pomona_decide::Placement::default())?,
             encode(&pomona_decide::Leases::default())?,
             encode(&late)?,
-            encode(&pomona_decide::Offload::default())?,
+            encode(&(
+                pomona_decide::Offload::default(),
+                pomona_decide::KnobSets::default(),
+            ))?,
         ];
         for ((version, added), empty) in ADDED.iter().zip(empty) {
             assert_eq!(**added, empty[1..], "what version {version} added");

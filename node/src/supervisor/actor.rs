@@ -9,11 +9,12 @@ use std::time::Duration;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, Relief, Rung, limits};
+use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, Rung, limits};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::instructions::Instructions;
 use crate::store::Store;
 use crate::supervisor::process::EngineProcess;
 use crate::supervisor::sequences::Sequences;
@@ -37,7 +38,7 @@ pub(super) struct Actor {
     program: EngineProgram,
     knobs: EngineKnobs,
     store: Store,
-    relief: watch::Receiver<Relief>,
+    instructions: watch::Receiver<Instructions>,
     publish: watch::Sender<EngineView>,
     view: EngineView,
     engine: Option<EngineProcess>,
@@ -56,7 +57,7 @@ impl Actor {
         node: NodeId,
         program: EngineProgram,
         knobs: EngineKnobs,
-        (store, relief): (Store, watch::Receiver<Relief>),
+        (store, instructions): (Store, watch::Receiver<Instructions>),
         publish: watch::Sender<EngineView>,
     ) -> Self {
         Self {
@@ -68,7 +69,7 @@ impl Actor {
             program,
             knobs,
             store,
-            relief,
+            instructions,
             publish,
             engine: None,
             born: Instant::now(),
@@ -98,7 +99,7 @@ impl Actor {
                     None => self.on_engine_end().await,
                 },
                 sequence = self.sequences.next_abandoned() => self.cancel(sequence),
-                Ok(()) = self.relief.changed() => self.set_knobs(),
+                Ok(()) = self.instructions.changed() => self.set_knobs(),
                 () = tokio::time::sleep_until(self.restart_at), if may_start => self.start_engine(),
                 _ = ticks.tick() => {
                     self.on_tick();
@@ -147,9 +148,16 @@ impl Actor {
         }
     }
 
-    /// Tells the engine the knobs as relief leaves them.
+    /// What the configuration says, or the cluster, as relief leaves it.
+    fn knobs_now(&mut self) -> EngineKnobs {
+        let now = self.instructions.borrow_and_update();
+        let agreed = now.knobs.as_ref().map(|set| self.knobs.with(set));
+        agreed.as_ref().unwrap_or(&self.knobs).relieved(now.relief)
+    }
+
+    /// Tells the engine its knobs.
     fn set_knobs(&mut self) {
-        let knobs = self.knobs.relieved(*self.relief.borrow_and_update());
+        let knobs = self.knobs_now();
         if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Knobs(knobs));
         }
@@ -157,7 +165,7 @@ impl Actor {
 
     /// Why batch work is not taken now. What was begun elsewhere is, as long as nothing leaves.
     fn spared(&self, generation: &Generation) -> Option<Failure> {
-        let rung = self.relief.borrow().rung;
+        let rung = self.instructions.borrow().relief.rung;
         let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::MoveQueued);
         (generation.class == Class::Batch && is_held).then(|| Failure::Overloaded {
             detail: "this machine is spared batch work for now".into(),
@@ -219,7 +227,7 @@ impl Actor {
         match EngineProcess::spawn(&self.program) {
             Ok(engine) => {
                 tracing::info!(pid = engine.pid(), "engine started");
-                let knobs = self.knobs.relieved(*self.relief.borrow());
+                let knobs = self.knobs_now();
                 engine.send(EngineCommand::Knobs(knobs));
                 self.view.pid = engine.pid();
                 self.engine = Some(engine);
@@ -408,7 +416,7 @@ impl Actor {
 
     /// Looks whether the engine is wedged; one that is ends, which the end of its pipe tells.
     fn watch(&mut self) {
-        let stands_still = self.relief.borrow().rung >= Rung::Pause;
+        let stands_still = self.instructions.borrow().relief.rung >= Rung::Pause;
         let seen = Seen {
             works: self
                 .sequences

@@ -1,0 +1,76 @@
+//! The knobs of engines that the cluster agrees on.
+
+use anyhow::{Context, bail};
+use hyper::Method;
+use pomona_cluster_config::Config;
+use serde_json::{Map, Value, json};
+
+use crate::admin::{ask, tell};
+use crate::arguments::KnobsCommand;
+use crate::tables::{self, list, text};
+
+const PATH: &str = "/admin/v1/knobs";
+const CLASSES: [&str; 3] = ["interactive", "background", "batch"];
+const OF_CLASS: [&str; 5] = [
+    "window_ms",
+    "max_slots",
+    "reserved_slots",
+    "prefill_chunk",
+    "step_share",
+];
+
+pub(crate) fn run(config: &Config, command: &KnobsCommand, json: bool) -> anyhow::Result<()> {
+    let change = match command {
+        KnobsCommand::Show => {
+            let knobs = ask(config, &Method::GET, PATH)?;
+            if json {
+                tables::print_json(&knobs);
+            } else {
+                show(&knobs);
+            }
+            return Ok(());
+        }
+        KnobsCommand::Set { knobs } => json!({ "set": parsed(knobs)? }),
+        KnobsCommand::Rollback { version } => json!({ "to_version": version }),
+    };
+    let mut change = change;
+    change["by"] = std::env::var("USER").unwrap_or_default().into();
+    tell(config, &Method::PATCH, PATH, &change)?;
+    tables::say("Every node has them within seconds: `pomona knobs show`.");
+    Ok(())
+}
+
+fn parsed(knobs: &[String]) -> anyhow::Result<Value> {
+    let mut set = Map::new();
+    for knob in knobs {
+        let Some((name, value)) = knob.split_once('=') else {
+            bail!("`{knob}` is no NAME=VALUE, such as batch.window_ms=200");
+        };
+        let value: u32 = value
+            .parse()
+            .with_context(|| format!("`{value}` is no whole number, which {name} has to be"))?;
+        set.insert(name.to_owned(), value.into());
+    }
+    Ok(set.into())
+}
+
+fn show(answer: &Value) {
+    let knobs = &answer["knobs"];
+    if answer["agreed"] == true {
+        tables::say(&format!(
+            "Version {}, slice_ms {}",
+            knobs["version"], knobs["slice_ms"]
+        ));
+    } else {
+        tables::say("Nodes go by their configurations; the first `pomona knobs set` starts from these:");
+    }
+    let rows = OF_CLASS.iter().map(|name| {
+        let values = CLASSES.iter().map(|class| text(&knobs[class][name]));
+        std::iter::once((*name).to_owned()).chain(values).collect()
+    });
+    let header: Vec<&str> = std::iter::once("KNOB").chain(CLASSES).collect();
+    tables::say(&tables::laid_out(&header, rows.collect()));
+    for made in list(&answer["history"]) {
+        tables::say(&format!("version {} by {}", made["version"], text(&made["by"])));
+    }
+}

@@ -1,0 +1,84 @@
+//! The knobs that the cluster agrees on.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::routing::get;
+use pomona_clocks::wall_s;
+use pomona_common::{EngineKnobs, KnobSet};
+use pomona_decide::{ClusterState, Command, MadeSet};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Admin, Answer, current, reply, write};
+
+/// The paths below `/admin/v1`.
+pub(super) fn routes() -> Router<Admin> {
+    Router::new().route("/admin/v1/knobs", get(show).patch(change))
+}
+
+fn in_force(state: &ClusterState) -> KnobSet {
+    let usual = || KnobSet::of(&EngineKnobs::default());
+    state.knobs.current().cloned().unwrap_or_else(usual)
+}
+
+async fn show(State(admin): State<Admin>) -> Answer {
+    let state = match current(&admin).await {
+        Ok(state) => state,
+        Err(answer) => return answer,
+    };
+    let history: Vec<Value> = state
+        .knobs
+        .0
+        .iter()
+        .map(|made| json!({ "version": made.set.version, "by": made.by, "at_s": made.at_s }))
+        .collect();
+    let body = json!({
+        "agreed": state.knobs.current().is_some(), "knobs": in_force(&state), "history": history,
+    });
+    reply(StatusCode::OK, &body)
+}
+
+/// Knobs by name, as in `batch.window_ms`; or all of an earlier version.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Change {
+    set: BTreeMap<String, u32>,
+    to_version: Option<u64>,
+    by: String,
+}
+
+async fn change(State(admin): State<Admin>, body: Bytes) -> Answer {
+    let bad = |why: String| reply(StatusCode::BAD_REQUEST, &json!({ "error": why }));
+    let change: Change = match serde_json::from_slice(&body) {
+        Ok(change) => change,
+        Err(error) => return bad(error.to_string()),
+    };
+    let state = match current(&admin).await {
+        Ok(state) => state,
+        Err(answer) => return answer,
+    };
+    let before = in_force(&state);
+    let mut set = match change.to_version {
+        None => before.clone(),
+        Some(version) => match state.knobs.get(version) {
+            Some(set) => set.clone(),
+            None => {
+                return bad(format!(
+                    "version {version} is not remembered: see `pomona knobs show`"
+                ));
+            }
+        },
+    };
+    for (name, value) in &change.set {
+        if let Err(why) = set.set(name, *value) {
+            return bad(why);
+        }
+    }
+    set.version = state.knobs.current().map_or(0, |set| set.version) + 1;
+    let (by, at_s) = (change.by, wall_s());
+    write(&admin, Command::SetKnobs(MadeSet { set, by, at_s })).await
+}

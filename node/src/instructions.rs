@@ -1,0 +1,156 @@
+//! How coordinators want this node to work: how far it is relieved of batch work, and the knobs that the
+//! cluster agrees on.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use pomona_common::{KnobSet, Relief};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Without news from any coordinator for so long nobody is there who would let the node go again: it
+/// does what it is asked for.
+const FORGOTTEN: Duration = Duration::from_secs(300);
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// See the module's documentation.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Instructions {
+    pub(crate) relief: Relief,
+    /// None as long as the configuration says how engines work.
+    pub(crate) knobs: Option<Arc<KnobSet>>,
+}
+
+/// A handle on them; clones share them.
+#[derive(Debug, Clone)]
+pub(crate) struct Instructed {
+    told: Arc<Mutex<Told>>,
+    now: watch::Sender<Instructions>,
+}
+
+#[derive(Debug)]
+struct Told {
+    /// Index of the log of whoever said so.
+    applied: u64,
+    /// When a coordinator was last in reach.
+    reached: Instant,
+}
+
+impl Instructed {
+    pub(crate) fn new() -> Self {
+        Self {
+            told: Arc::new(Mutex::new(Told {
+                applied: 0,
+                reached: Instant::now(),
+            })),
+            now: watch::Sender::new(Instructions::default()),
+        }
+    }
+
+    /// A coordinator that knows the log up to `applied` says how far it is relieved.
+    pub(crate) fn relieve(&self, applied: u64, relief: Relief) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that lags behind knows no better.
+        if applied < told.applied {
+            return;
+        }
+        told.applied = applied;
+        told.reached = Instant::now();
+        let changed = self
+            .now
+            .send_if_modified(|now| std::mem::replace(&mut now.relief, relief) != relief);
+        if changed {
+            tracing::info!(rung = %relief.rung, "relieved of batch work");
+        }
+    }
+
+    /// A coordinator says what the knobs are; of several sets the newest counts.
+    pub(crate) fn set_knobs(&self, set: KnobSet) {
+        let version = set.version;
+        let is_news = self.now.send_if_modified(|now| {
+            let is_news = now.knobs.as_ref().is_none_or(|known| known.version < version);
+            if is_news {
+                now.knobs = Some(Arc::new(set));
+            }
+            is_news
+        });
+        if is_news {
+            tracing::info!(version, "knobs of the cluster");
+        }
+    }
+
+    /// The instructions, and news of them.
+    pub(crate) fn watch(&self) -> watch::Receiver<Instructions> {
+        self.now.subscribe()
+    }
+
+    /// Forgets the relief when nobody has been in reach for long; `in_reach` says whether somebody is.
+    pub(crate) async fn run(self, in_reach: impl Fn() -> bool, stopped: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(LOOK) => {}
+                () = stopped.cancelled() => return,
+            }
+            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            if in_reach() {
+                told.reached = Instant::now();
+            } else if told.reached.elapsed() > FORGOTTEN {
+                self.now
+                    .send_if_modified(|now| std::mem::take(&mut now.relief) != Relief::default());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::{EngineKnobs, Rung};
+
+    use super::*;
+
+    fn to(rung: Rung) -> Relief {
+        Relief {
+            rung,
+            frees_memory: false,
+        }
+    }
+
+    #[test]
+    fn of_several_sets_of_knobs_the_newest_counts() {
+        let instructed = Instructed::new();
+        let set = |version| KnobSet {
+            version,
+            ..KnobSet::of(&EngineKnobs::default())
+        };
+        for version in [2, 1, 3, 3] {
+            instructed.set_knobs(set(version));
+        }
+        let now = instructed.watch().borrow().clone();
+        assert_eq!(now.knobs.map(|set| set.version), Some(3));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_word_counts_until_nobody_is_there() {
+        let instructed = Instructed::new();
+        let now = instructed.watch();
+        instructed.relieve(7, to(Rung::Pause));
+        instructed.relieve(5, to(Rung::Normal));
+        assert_eq!(
+            now.borrow().relief.rung,
+            Rung::Pause,
+            "one that lags behind knows no better"
+        );
+        let stop = CancellationToken::new();
+        let looks = instructed.clone().run(|| false, stop.clone());
+        let ends = async {
+            tokio::time::sleep(FORGOTTEN - LOOK).await;
+            assert_eq!(now.borrow().relief.rung, Rung::Pause);
+            tokio::time::sleep(3 * LOOK).await;
+            assert_eq!(now.borrow().relief.rung, Rung::Normal);
+            stop.cancel();
+        };
+        tokio::join!(looks, ends);
+    }
+}
