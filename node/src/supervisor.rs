@@ -2,6 +2,7 @@
 //! when it died start again; the others end with an error.
 
 mod actor;
+mod instructed;
 mod process;
 mod sequences;
 mod watchdog;

@@ -9,8 +9,8 @@ use serde_json::Value;
 const SOON: Duration = Duration::from_secs(15);
 /// The smoothed watts pass the limit, stay there, and five rungs follow.
 const RELIEVED: Duration = Duration::from_secs(90);
-/// Of 20 ms each: they run until long after that.
-const TOKENS: u32 = 3000;
+/// Of 20 ms each on the laptop: they run until long after that.
+const TOKENS: u32 = 4500;
 const STREAMS: usize = 4;
 
 fn seen(at: &Machine, name: &str) -> Value {
@@ -27,14 +27,14 @@ fn rung(at: &Machine, name: &str) -> String {
     rung.as_str().unwrap_or("normal").to_owned()
 }
 
-fn node(at: &Machine, name: &str, role: &str, script: Option<&Path>) -> Machine {
+fn node(at: &Machine, name: &str, role: &str, engine: &str, script: Option<&Path>) -> Machine {
     let mut machine = Machine::empty();
     machine.pull_model();
     machine.join(at, &["token", "create", "--role", role, "--name", name]);
     if let Some(script) = script {
         machine.configure(&format!("[probe]\nscript = {script:?}\n"));
     }
-    machine.start_node("echo:20");
+    machine.start_node(engine);
     machine
 }
 
@@ -80,7 +80,7 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
     let mut coordinator = Machine::empty();
     coordinator.start_coordinator();
     eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
-    let laptop = node(&coordinator, "laptop", "laptop", Some(&script));
+    let laptop = node(&coordinator, "laptop", "laptop", "echo:20", Some(&script));
     eventually("the laptop answers", SOON, || is_loaded(&coordinator, "laptop"));
 
     let mut before = String::new();
@@ -90,7 +90,7 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         eventually("all run here", SOON, || {
             batch_running(&coordinator, "laptop") == STREAMS as u64
         });
-        rack = Some(node(&coordinator, "rack", "rack", None));
+        rack = Some(node(&coordinator, "rack", "rack", "echo:5", None));
         eventually("the rack is there", SOON, || is_loaded(&coordinator, "rack"));
         before = rung(&coordinator, "laptop");
         let (ok, _, errors) = coordinator.pomona(&["node", "comfort", "laptop", "--watts", "20"]);
@@ -141,7 +141,7 @@ fn knobs_of_the_cluster_reach_every_node_and_bad_ones_none() {
     let mut coordinator = Machine::empty();
     coordinator.start_coordinator();
     eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
-    let mut rack = node(&coordinator, "rack", "rack", None);
+    let mut rack = node(&coordinator, "rack", "rack", "echo:5", None);
     eventually("it answers", SOON, || is_loaded(&coordinator, "rack"));
     let seen_knobs = || seen(&coordinator, "rack")["report"]["engine"]["knobs"].clone();
     assert_eq!(seen_knobs()["batch"]["window_ms"], 50);
@@ -165,7 +165,7 @@ fn knobs_of_the_cluster_reach_every_node_and_bad_ones_none() {
     assert_eq!(answer["pomona"][0]["knob_version"], 1, "{answer}");
     // A restart, of either, forgets nothing; and there is a way back.
     rack.stop();
-    rack.start_node("echo:20");
+    rack.start_node("echo:5");
     eventually("the node has them again", SOON, || has(1, 200));
     assert!(coordinator.pomona(&["knobs", "set", "batch.window_ms=60"]).0);
     eventually("the node has the next", SOON, || has(2, 60));

@@ -29,19 +29,16 @@ const RESTART_LAST: Duration = Duration::from_secs(30);
 const GROWN_UP: Duration = Duration::from_secs(10);
 /// How often the engine is asked for its report.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
-/// Who is refused because the machine is spared may ask again after so many seconds: sooner nobody is let
-/// go.
-const SPARED_RETRY_S: u32 = 60;
 
 pub(super) struct Actor {
     node: NodeId,
     program: EngineProgram,
-    knobs: EngineKnobs,
+    pub(super) knobs: EngineKnobs,
     store: Store,
-    instructions: watch::Receiver<Instructions>,
+    pub(super) instructions: watch::Receiver<Instructions>,
     publish: watch::Sender<EngineView>,
     view: EngineView,
-    engine: Option<EngineProcess>,
+    pub(super) engine: Option<EngineProcess>,
     born: Instant,
     restart_at: Instant,
     restart_wait: Duration,
@@ -146,31 +143,6 @@ impl Actor {
             };
             let _ = active.events.try_send(GenerationEvent::Failed(failure));
         }
-    }
-
-    /// What the configuration says, or the cluster, as relief leaves it.
-    fn knobs_now(&mut self) -> EngineKnobs {
-        let now = self.instructions.borrow_and_update();
-        let agreed = now.knobs.as_ref().map(|set| self.knobs.with(set));
-        agreed.as_ref().unwrap_or(&self.knobs).relieved(now.relief)
-    }
-
-    /// Tells the engine its knobs.
-    fn set_knobs(&mut self) {
-        let knobs = self.knobs_now();
-        if let Some(engine) = &self.engine {
-            engine.send(EngineCommand::Knobs(knobs));
-        }
-    }
-
-    /// Why batch work is not taken now. What was begun elsewhere is, as long as nothing leaves.
-    fn spared(&self, generation: &Generation) -> Option<Failure> {
-        let rung = self.instructions.borrow().relief.rung;
-        let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::MoveQueued);
-        (generation.class == Class::Batch && is_held).then(|| Failure::Overloaded {
-            detail: "this machine is spared batch work for now".into(),
-            retry_after_s: SPARED_RETRY_S,
-        })
     }
 
     fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>) {
