@@ -213,7 +213,8 @@ impl EngineKnobs {
             batch: set.batch.clone(),
             ..self.clone()
         };
-        let mut left = knobs.total_slots;
+        // One is left for whoever has none.
+        let mut left = knobs.total_slots.saturating_sub(1);
         for class in Class::ALL {
             let of_class = knobs.class_mut(class);
             of_class.reserved_slots = of_class.reserved_slots.min(left);
@@ -278,9 +279,9 @@ impl EngineKnobs {
         let reserved: u32 = Class::ALL.iter().map(|c| self.class(*c).reserved_slots).sum();
         if !(1..=1024).contains(&self.total_slots) {
             problems.push("total_slots must be 1 to 1024".into());
-        } else if reserved > self.total_slots {
+        } else if reserved >= self.total_slots && reserved > 0 {
             problems.push(format!(
-                "reserved_slots of all classes ({reserved}) exceed total_slots ({})",
+                "reserved_slots of all classes ({reserved}) leave none of total_slots ({}) for the others",
                 self.total_slots
             ));
         }
@@ -323,7 +324,7 @@ mod tests {
         assert_eq!((knobs.total_slots, knobs.kv_budget_bytes), (6, 7));
         assert_eq!(
             (knobs.interactive.reserved_slots, knobs.batch.reserved_slots),
-            (5, 1)
+            (5, 0)
         );
         assert!(knobs.problems().is_empty());
         assert!(

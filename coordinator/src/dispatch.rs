@@ -176,7 +176,7 @@ impl Dispatcher {
                     draining: state.availability(*id, now_s).is_draining(),
                     spared: is_batch && state.spares(*id),
                     shunned: is_batch && role == Some(MachineRole::Laptop),
-                    full: is_batch && of_class.max(in_flight) >= slots,
+                    full: is_batch && of_class >= slots,
                 })
             })
             .collect()
@@ -187,7 +187,7 @@ impl Dispatcher {
         let mut candidates = self.candidates(generation);
         if seek == Seek::Better {
             // Who would have it wait, or stand still, is no better.
-            candidates.retain(|one| !one.spared && !one.draining && !avoid.contains(&one.node));
+            candidates.retain(|one| !one.spared && !one.draining && !one.full && !avoid.contains(&one.node));
             return candidates;
         }
         if candidates.is_empty() {

@@ -195,23 +195,26 @@ impl Work {
             .identity(self.id)
             .map_err(|error| FetchError::NoSource(name.to_string(), error.to_string()))?;
         let named = Givers::Nodes(wish.nodes.clone());
+        // One that has other contents would cost what has come so far.
+        let mut asks_neighbours = true;
         match self.bring_from(wish, named, &identity).await {
             Err(FetchError::NoSource(_, why)) => tracing::info!(model = %name, why, "no node named gives it"),
             Err(FetchError::Broken(_, why)) if self.is_broken_for_good(name) => {
                 tracing::info!(model = %name, why, "those that are named stop half-way");
+                asks_neighbours = false;
             }
             outcome => return outcome,
         }
         // Who has just started has not seen the LAN yet.
         tokio::time::sleep(LAN_SEEN.saturating_sub(self.began.elapsed())).await;
-        if self.strange.get(name) != Some(digests) {
+        if asks_neighbours && self.strange.get(name) != Some(digests) {
             let near = Givers::Nodes(self.neighbours.addresses());
             match self.bring_from(wish, near, &identity).await {
                 Err(FetchError::NoSource(_, why)) => {
                     tracing::info!(model = %name, why, "no neighbour gives it")
                 }
                 // Nobody said that they have it.
-                Err(FetchError::OtherContents(_) | FetchError::Store(_)) => {
+                Err(FetchError::OtherContents(_)) => {
                     tracing::warn!(model = %name, "a neighbour's model of this name is another one");
                     self.strange.insert(name.clone(), digests.clone());
                 }

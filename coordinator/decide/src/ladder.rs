@@ -46,6 +46,8 @@ const RELAPSES: u8 = 2;
 const UNHEARD: Duration = Duration::from_secs(10);
 /// One node in so many hands batch work over at a time: those who take it are to be seen first.
 const MOVING_SHARE: usize = 4;
+/// It has this long for that before the next one begins.
+const MOVING: Duration = Duration::from_secs(60);
 
 /// What the leader remembers.
 #[derive(Debug, Clone, Default)]
@@ -78,7 +80,10 @@ impl Ladder {
         self.nodes.retain(|id, _| signals.contains_key(id));
         let is_moving = |(id, node): &(&NodeId, &NodeSignals)| {
             let moves = state.relief(**id).rung >= Rung::MoveQueued && node.batch() > 0;
-            moves && can_go(**id, node, state, signals, now_s)
+            // What has not found a place by then keeps nobody else from looking for one.
+            let watched = self.nodes.get(id);
+            let is_young = watched.is_none_or(|watched| watched.at_rung_for(now) < MOVING);
+            moves && is_young && can_go(**id, node, state, signals, now_s)
         };
         let mut moving = signals.iter().filter(is_moving).count();
         let at_once = (signals.len() / MOVING_SHARE).max(1);

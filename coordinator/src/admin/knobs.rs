@@ -78,6 +78,10 @@ async fn change(State(admin): State<Admin>, body: Bytes) -> Answer {
             return bad(why);
         }
     }
+    let problems = set.problems();
+    if !problems.is_empty() {
+        return bad(problems.join("; "));
+    }
     set.version = state.knobs.current().map_or(0, |set| set.version) + 1;
     let (by, at_s) = (change.by, wall_s());
     write(&admin, Command::SetKnobs(MadeSet { set, by, at_s })).await

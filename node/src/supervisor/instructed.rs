@@ -25,10 +25,10 @@ impl Actor {
         }
     }
 
-    /// Why batch work is not taken now. What was begun elsewhere is, as long as nothing leaves.
+    /// Why batch work is not taken now. What was begun elsewhere is, as long as it would not stand still.
     pub(super) fn spared(&self, generation: &Generation) -> Option<Failure> {
         let rung = self.instructions.borrow().relief.rung;
-        let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::MoveQueued);
+        let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::Pause);
         (generation.class == Class::Batch && is_held).then(|| Failure::Overloaded {
             detail: "this machine is spared batch work for now".into(),
             retry_after_s: SPARED_RETRY_S,

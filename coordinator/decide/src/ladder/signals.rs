@@ -35,7 +35,7 @@ pub struct NodeSignals {
     pub running: u32,
     /// Batch sequences that wait for one.
     pub waiting: u32,
-    /// Slots that nobody has or waits for.
+    /// Slots for batch that nobody has or waits for.
     pub free_slots: u32,
     /// Models that answer there.
     pub loaded: BTreeSet<ModelName>,
@@ -76,6 +76,8 @@ impl NodeSignals {
             if let Some(batch) = engine.classes.get(&Class::Batch) {
                 (signals.running, signals.waiting) = (batch.running, batch.waiting);
             }
+            let of_batch = engine.knobs.batch.max_slots.saturating_sub(signals.batch());
+            signals.free_slots = signals.free_slots.min(of_batch);
             signals.loaded = engine.models.keys().cloned().collect();
             let works = engine
                 .models
