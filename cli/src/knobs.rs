@@ -20,7 +20,7 @@ const OF_CLASS: [&str; 5] = [
 ];
 
 pub(crate) fn run(config: &Config, command: &KnobsCommand, json: bool) -> anyhow::Result<()> {
-    let change = match command {
+    let mut change = match command {
         KnobsCommand::Show => {
             let knobs = ask(config, &Method::GET, PATH)?;
             if json {
@@ -33,7 +33,6 @@ pub(crate) fn run(config: &Config, command: &KnobsCommand, json: bool) -> anyhow
         KnobsCommand::Set { knobs } => json!({ "set": parsed(knobs)? }),
         KnobsCommand::Rollback { version } => json!({ "to_version": version }),
     };
-    let mut change = change;
     change["by"] = std::env::var("USER").unwrap_or_default().into();
     tell(config, &Method::PATCH, PATH, &change)?;
     tables::say("Every node has them within seconds: `pomona knobs show`.");

@@ -36,12 +36,6 @@ impl Rung {
         Rung::MoveRunning,
     ];
 
-    /// The next lower one; the lowest is its own.
-    pub fn below(self) -> Self {
-        let at = self as usize;
-        Self::ALL[at.saturating_sub(1)]
-    }
-
     /// Name in tables, metrics and JSON.
     pub const fn as_str(self) -> &'static str {
         match self {

@@ -6,21 +6,14 @@ use std::time::Duration;
 use pomona_tests::{MODEL, Machine, Streamed, agent, eventually, get_from, greedy, post_to, stream_from};
 use serde_json::Value;
 
+use crate::sleep::seen;
+
 const SOON: Duration = Duration::from_secs(15);
 /// The smoothed watts pass the limit, stay there, and five rungs follow.
 const RELIEVED: Duration = Duration::from_secs(90);
 /// Of 20 ms each on the laptop: they run until long after that.
 const TOKENS: u32 = 4500;
 const STREAMS: usize = 4;
-
-fn seen(at: &Machine, name: &str) -> Value {
-    let nodes = at.json(&["nodes"]);
-    let nodes = nodes.as_array().cloned().unwrap_or_default();
-    nodes
-        .into_iter()
-        .find(|node| node["name"] == name)
-        .unwrap_or_default()
-}
 
 fn rung(at: &Machine, name: &str) -> String {
     let rung = &seen(at, name)["relieved"]["relief"]["rung"];

@@ -26,7 +26,7 @@ fn node(at: &Machine, role: &str) -> Machine {
 }
 
 /// What the coordinator says of a node.
-fn seen(at: &Machine, name: &str) -> Value {
+pub(crate) fn seen(at: &Machine, name: &str) -> Value {
     let nodes = at.json(&["nodes"]);
     let nodes = nodes.as_array().cloned().unwrap_or_default();
     let found = nodes.into_iter().find(|node| node["name"] == name);

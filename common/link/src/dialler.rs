@@ -6,9 +6,13 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use crate::LinkError;
-use crate::endpoint::{Purpose, any_port_toward, open};
+use crate::endpoint::{Purpose, any_port_toward, client_socket, open};
 use crate::identity::Identity;
 use crate::session::Session;
+
+/// After so many dials in a row that nobody answered another port is taken: a router may have mislaid what
+/// belongs to the present one. Sessions that are open keep theirs.
+const FAILED: u32 = 16;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -18,10 +22,6 @@ pub struct Dialler {
     /// Dials in a row that nobody answered.
     failed: AtomicU32,
 }
-
-/// After so many dials in a row that nobody answered another port is taken: a router may have mislaid what
-/// belongs to the present one. Sessions that are open keep theirs.
-const FAILED: u32 = 16;
 
 impl Dialler {
     /// As [`Endpoint::dial`](crate::Endpoint::dial), with this certificate.
@@ -72,11 +72,7 @@ impl Dialler {
         if let Some(socket) = &*socket {
             return Ok(socket.clone());
         }
-        let local = any_port_toward(address);
-        let opened = quinn::Endpoint::client(local).map_err(|source| LinkError::Bind {
-            address: local,
-            source,
-        })?;
+        let opened = client_socket(any_port_toward(address))?;
         Ok(socket.insert(opened).clone())
     }
 }

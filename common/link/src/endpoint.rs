@@ -141,7 +141,7 @@ impl Endpoint {
     /// # Errors
     /// No port is free.
     pub fn client(address: SocketAddr, identity: Identity) -> Result<Self, LinkError> {
-        let inner = quinn::Endpoint::client(address).map_err(|source| LinkError::Bind { address, source })?;
+        let inner = client_socket(address)?;
         Ok(Self {
             inner,
             identity: Mutex::new(identity),
@@ -232,6 +232,11 @@ impl Endpoint {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// A port that only dials.
+pub(crate) fn client_socket(address: SocketAddr) -> Result<quinn::Endpoint, LinkError> {
+    quinn::Endpoint::client(address).map_err(|source| LinkError::Bind { address, source })
 }
 
 /// Opens a session from a socket, speaking no newer version of a protocol than the one beside the identity.

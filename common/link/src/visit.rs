@@ -8,7 +8,7 @@ use pomona_common::{ClusterId, limits};
 use pomona_wire::Message;
 
 use crate::LinkError;
-use crate::endpoint::{any_port_toward, connect};
+use crate::endpoint::{any_port_toward, client_socket, connect};
 use crate::identity::Role;
 use crate::session::{FrameReceiver, FrameSender, closed};
 
@@ -30,11 +30,7 @@ impl Visit {
         config: quinn::ClientConfig,
         cluster: ClusterId,
     ) -> Result<Self, LinkError> {
-        let local = any_port_toward(address);
-        let endpoint = quinn::Endpoint::client(local).map_err(|source| LinkError::Bind {
-            address: local,
-            source,
-        })?;
+        let endpoint = client_socket(any_port_toward(address))?;
         let server_name = Role::Coordinator(0).server_name(cluster);
         let connection = connect(&endpoint, config, address, &server_name).await?;
         Ok(Self { endpoint, connection })

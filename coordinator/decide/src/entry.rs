@@ -37,8 +37,7 @@ pub struct Reachable {
 /// Orders the places, the best first; those in `avoid`, which failed this answer, come last.
 ///
 /// The engine here goes first when it answers at once; batch work goes through a coordinator, which knows the
-/// racks. While it loads, a replica elsewhere is
-/// sooner; nobody in reach, the request waits here. On a machine that is spared the engine is asked
+/// racks. While it loads, a replica elsewhere is sooner; nobody in reach, the request waits here. On a machine that is spared the engine is asked
 /// last, and says why it takes nothing. Of coordinators the nearest goes first, ties by number.
 pub fn entry(
     here: Here,

@@ -75,7 +75,7 @@ impl<P: Copy + Eq> Relay<P> {
         self.has_begun
     }
 
-    /// Whether it may leave a place that still makes it, or has done so too often.
+    /// Whether it may leave a place that still makes it; no, when it has done so too often.
     pub fn may_shift(&self) -> bool {
         self.shifts < MOVES
     }

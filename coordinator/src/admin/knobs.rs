@@ -61,9 +61,8 @@ async fn change(State(admin): State<Admin>, body: Bytes) -> Answer {
         Ok(state) => state,
         Err(answer) => return answer,
     };
-    let before = in_force(&state);
     let mut set = match change.to_version {
-        None => before.clone(),
+        None => in_force(&state),
         Some(version) => match state.knobs.get(version) {
             Some(set) => set.clone(),
             None => {
