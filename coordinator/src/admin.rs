@@ -117,8 +117,7 @@ async fn status(State(admin): State<Admin>) -> Answer {
     let backend = admin.backend;
     let raft = backend.replica.summary();
     let member = backend.replica.belongs().await;
-    let state = backend.replica.state();
-    let state = state.borrow().clone();
+    let state = backend.replica.known();
     let nodes: Vec<Value> = state
         .nodes
         .iter()

@@ -53,18 +53,12 @@ impl CoordinatorBackend {
 
 impl Backend for CoordinatorBackend {
     fn models(&self) -> Vec<ModelRecord> {
-        self.replica
-            .state()
-            .borrow()
-            .catalogue
-            .values()
-            .cloned()
-            .collect()
+        self.replica.known().catalogue.values().cloned().collect()
     }
 
     fn model(&self, name: &str) -> Option<ModelRecord> {
         let name: ModelName = name.parse().ok()?;
-        self.replica.state().borrow().catalogue.get(&name).cloned()
+        self.replica.known().catalogue.get(&name).cloned()
     }
 
     async fn text(&self, model: &ModelRecord) -> Result<Arc<ModelText>, Failure> {
@@ -76,7 +70,7 @@ impl Backend for CoordinatorBackend {
     }
 
     fn reports(&self) -> Vec<Reported> {
-        let state = self.replica.state().borrow().clone();
+        let state = self.replica.known();
         self.sessions
             .all()
             .into_iter()

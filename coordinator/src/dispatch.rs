@@ -90,15 +90,13 @@ impl Dispatcher {
 
     /// Whether a node is connected that is to have it.
     fn is_expected(&self, model: &ModelName) -> bool {
-        let state = self.replica.state();
-        let state = state.borrow();
+        let state = self.replica.known();
         let mut nodes = state.plan.nodes.iter();
         nodes.any(|(id, target)| target.models.contains_key(model) && self.sessions.get(*id).is_some())
     }
 
     fn is_planned(&self, model: &ModelName) -> bool {
-        let state = self.replica.state();
-        let state = state.borrow();
+        let state = self.replica.known();
         let mut targets = state.plan.nodes.values();
         targets.any(|target| target.models.contains_key(model))
     }
@@ -106,14 +104,13 @@ impl Dispatcher {
     /// Notes that a model was asked for, and says how long its place may take to be found.
     async fn demand(&self, model: &ModelName) -> Duration {
         let now_s = wall_s();
-        let state = self.replica.state();
-        if is_stale(&state.borrow(), model, now_s) {
+        if is_stale(&self.replica.known(), model, now_s) {
             let models = vec![model.clone()];
             if let Err(error) = self.replica.write(Command::UseModels { models, now_s }).await {
                 tracing::warn!(%model, %error, "nobody knows that it was asked for");
             }
         }
-        let asked_s = state.borrow().placement.used_s(model);
+        let asked_s = self.replica.known().placement.used_s(model);
         // Whoever asks later has no news to wait for.
         if now_s.saturating_sub(asked_s) <= PLACED.as_secs() {
             PLACED
@@ -142,7 +139,7 @@ impl Dispatcher {
         match &*known {
             Some((at, unplaced)) if at.elapsed() < UNPLACED => unplaced.clone(),
             _ => {
-                let state = self.replica.state().borrow().clone();
+                let state = self.replica.known();
                 let outcome = plan(&state, &inventory(&self.sessions), wall_s());
                 let unplaced = Arc::new(outcome.unplaced);
                 *known = Some((Instant::now(), unplaced.clone()));
@@ -153,7 +150,7 @@ impl Dispatcher {
 
     fn candidates(&self, generation: &Generation) -> Vec<Candidate> {
         let now_s = wall_s();
-        let state = self.replica.state().borrow().clone();
+        let state = self.replica.known();
         self.sessions
             .all()
             .iter()
@@ -208,8 +205,7 @@ impl Dispatcher {
         let model = &generation.model;
         let is_batch = generation.class == Class::Batch;
         let now_s = wall_s();
-        let state = self.replica.state();
-        let state = state.borrow();
+        let state = self.replica.known();
         let nodes = state.plan.nodes.iter();
         nodes
             .filter(|(id, target)| target.models.contains_key(model) && self.sessions.get(**id).is_some())

@@ -68,7 +68,7 @@ async fn answer(request: &JoinRequest, proofs: &Proofs, reception: &Reception) -
         Ok(Reply::Refused(why)) => return JoinAnswer::Refused(why),
         Err(error) => return refused(&format!("the cluster cannot write now, try again: {error}")),
     }
-    let state = replica.state().borrow().clone();
+    let state = replica.known();
     let answer = match token.admits {
         Admits::Node(_) => authority
             .certify_node(request.node, &request.public_key)

@@ -57,14 +57,13 @@ struct Leading {
 async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> Result<(), RaftError> {
     let now_s = wall_s();
     let nodes = sessions.all();
-    let state = replica.state();
     for (id, connected) in &nodes {
-        if !state.borrow().nodes.contains_key(id) {
+        if !replica.known().nodes.contains_key(id) {
             let name = connected.name.clone();
             commit(replica, Command::AdmitNode { id: *id, name, now_s }).await?;
         }
         for record in connected.stored() {
-            if !state.borrow().catalogue.contains_key(&record.name) {
+            if !replica.known().catalogue.contains_key(&record.name) {
                 commit(replica, Command::AddModel(record)).await?;
             }
         }
@@ -72,7 +71,7 @@ async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> 
             continue;
         };
         let (instance, total) = (connected.instance, report.engine_kills);
-        let counted = state.borrow().nodes.get(id).map(|record| record.kills_counted);
+        let counted = replica.known().nodes.get(id).map(|record| record.kills_counted);
         if total > 0 && counted != Some((instance, total)) {
             let command = Command::RecordKills {
                 node: *id,
@@ -83,19 +82,18 @@ async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> 
             commit(replica, command).await?;
         }
     }
-    let due = pomona_decide::lease::due(&state.borrow(), now_s);
+    let due = pomona_decide::lease::due(&replica.known(), now_s);
     for command in due {
         tracing::info!(?command, "a lease ends");
         commit(replica, command).await?;
     }
-    // Handles of the state, not borrows: whoever applies commands does not wait for a plan.
-    let seen = state.borrow().clone();
+    let seen = replica.known();
     if let Some((models, used_s)) = leading.usage.take_due(sessions, &seen, now_s) {
         let now_s = used_s;
         commit(replica, Command::UseModels { models, now_s }).await?;
     }
     relieve(replica, sessions, leading, now_s).await?;
-    let seen = state.borrow().clone();
+    let seen = replica.known();
     let inventory = inventory(sessions);
     if leading
         .patience
@@ -122,7 +120,7 @@ async fn relieve(
     now_s: u64,
 ) -> Result<(), RaftError> {
     let now = pomona_clocks::read().awake;
-    let seen = replica.state().borrow().clone();
+    let seen = replica.known();
     let steps = leading.ladder.steps(&seen, &signals(sessions), now, now_s);
     if leading.ladder_rests_until.is_some_and(|until| now < until) {
         return Ok(());

@@ -72,8 +72,7 @@ pub(crate) async fn announce_once(replica: &Replica, own: &Announcement, peers: 
     let number = replica.number();
     let address = reachable(own.listens, peers.some_peer());
     let command = {
-        let state = replica.state();
-        let state = state.borrow();
+        let state = replica.known();
         let is_said = state
             .coordinators
             .get(&number)

@@ -214,7 +214,7 @@ impl Transport for Peers {
 /// Whether a coordinator is neither known nor a member: one that was removed while it led still
 /// has to hand over.
 fn is_removed(replica: &Replica, peer: u64) -> bool {
-    replica.state().borrow().has_removed_coordinator(peer) && !replica.members().contains(peer)
+    replica.known().has_removed_coordinator(peer) && !replica.members().contains(peer)
 }
 
 async fn removed(replica: &Replica, peer: u64) {

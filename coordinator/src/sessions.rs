@@ -116,7 +116,7 @@ impl Sessions {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         };
         send.send(&welcome).await?;
-        let role = state.borrow().nodes.get(&id).map(|record| record.role);
+        let role = replica.known().nodes.get(&id).map(|record| record.role);
         if role == Some(MachineRole::Rented) {
             let key = authority.store_key(id, key)?;
             send.send(&CoordinatorMessage::StoreKey(key)).await?;
@@ -125,16 +125,16 @@ impl Sessions {
         let mut told = Told::default();
         let asked = Arc::new(Requests::new(backend.clone()));
         let mut requests = JoinSet::new();
-        if state.borrow().late.contains(&id) {
+        if replica.known().late.contains(&id) {
             requests.spawn(trust_again(replica.clone(), id));
         }
         let mut renewed: Option<Instant> = None;
         let mut looks = tokio::time::interval(LOOK);
         loop {
             let applied = replica.summary().applied;
-            // A copy of what is new: the state is not held while it is sent.
-            let news = told.news(&state.borrow_and_update(), id, replica.number(), applied);
-            let wishes = told.wishes(&state.borrow(), id, &connected, self);
+            let seen = state.borrow_and_update().clone();
+            let news = told.news(&seen, id, replica.number(), applied);
+            let wishes = told.wishes(&seen, id, &connected, self);
             for message in news.into_iter().chain(wishes) {
                 send.send(&message).await?;
             }
@@ -270,7 +270,7 @@ pub(crate) async fn refusal(replica: &Replica, id: NodeId, key: KeyPrint) -> &'s
 
 /// A node says that it has destroyed what it held, as it was told to. One that was not told so stays.
 async fn shut_out_evicted(replica: &Replica, node: NodeId) {
-    let lease = replica.state().borrow().leases.of_nodes.get(&node).copied();
+    let lease = replica.known().leases.of_nodes.get(&node).copied();
     if !lease.is_some_and(|lease| lease.evicting) {
         return;
     }

@@ -243,8 +243,7 @@ impl WeightsRelay {
 
     /// Connected nodes that have what the catalogue knows under this name.
     fn holders(&self, asker: NodeId, model: &ModelName) -> BTreeMap<NodeId, Arc<Connected>> {
-        let state = self.replica.state();
-        let state = state.borrow();
+        let state = self.replica.known();
         let Some(record) = state.catalogue.get(model) else {
             return BTreeMap::new();
         };

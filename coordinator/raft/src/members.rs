@@ -11,8 +11,7 @@ impl Replica {
     /// The members, as this replica knows them; how far learners are behind is known to the
     /// leader alone.
     pub fn members(&self) -> Members {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
+        let metrics = self.metrics();
         let membership = metrics.membership_config.membership();
         let voters: BTreeSet<u64> = membership.voter_ids().collect();
         let last = metrics.last_log_index.unwrap_or(0);
@@ -36,7 +35,7 @@ impl Replica {
     pub async fn belongs(&self) -> bool {
         let id = self.config.id;
         if !self.is_leader() {
-            return !self.state().borrow().has_removed_coordinator(id);
+            return !self.known().has_removed_coordinator(id);
         }
         let committed = self.raft.with_raft_state(move |state| {
             let membership = state.membership_state.committed().membership().clone();

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::{Config, EmptyNode, Raft, SnapshotPolicy};
+use openraft::{Config, EmptyNode, Raft, RaftMetrics, SnapshotPolicy};
 use pomona_common::limits;
 use pomona_decide::ClusterState;
 use redb::Database;
@@ -218,7 +218,7 @@ impl Replica {
 
     /// Who leads, as far as this replica knows.
     pub fn leader(&self) -> Option<u64> {
-        self.raft.metrics().borrow().current_leader
+        self.metrics().current_leader
     }
 
     /// Whether this replica believes that it leads.
@@ -231,6 +231,17 @@ impl Replica {
         self.config.id
     }
 
+    /// The state as applied here. A handle, not a borrow: whoever holds it keeps nobody from applying.
+    pub fn known(&self) -> Arc<ClusterState> {
+        self.state.borrow().clone()
+    }
+
+    /// What Raft says of itself. A copy: Raft stands still while one borrows, and whoever borrows twice
+    /// waits for it forever.
+    pub(crate) fn metrics(&self) -> RaftMetrics<u64, EmptyNode> {
+        self.raft.metrics().borrow().clone()
+    }
+
     /// The state as applied here, and news of it.
     pub fn state(&self) -> watch::Receiver<Arc<ClusterState>> {
         let mut state = self.state.subscribe();
@@ -241,8 +252,7 @@ impl Replica {
 
     /// Term, last applied index and leader.
     pub fn summary(&self) -> Summary {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
+        let metrics = self.metrics();
         Summary {
             term: metrics.current_term,
             applied: metrics.last_applied.map_or(0, |id| id.index),
@@ -282,7 +292,7 @@ impl Replica {
     /// Raft has stopped, or it took longer than `at_most`.
     pub async fn compact(&self, at_most: Duration) -> Result<(), RaftError> {
         let stopped = |error: &dyn std::fmt::Display| RaftError::Stopped(error.to_string());
-        let Some(applied) = self.raft.metrics().borrow().last_applied else {
+        let Some(applied) = self.metrics().last_applied else {
             return Ok(());
         };
         let trigger = self.raft.trigger();
@@ -307,9 +317,7 @@ impl Replica {
     /// Why Raft has stopped on this coordinator, if it has: its disk failed, or is full. It goes on
     /// answering from what it knows, and takes no part in the cluster until it is started again.
     pub fn stopped(&self) -> Option<String> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
-        metrics.running_state.as_ref().err().map(ToString::to_string)
+        self.metrics().running_state.err().map(|error| error.to_string())
     }
 
     /// Stops Raft; what was acknowledged is on disk.

@@ -76,7 +76,7 @@ impl Replica {
     pub async fn read(&self) -> Result<Arc<ClusterState>, RaftError> {
         let index = self.read_index().await?;
         self.wait_applied(index).await?;
-        Ok(self.state().borrow().clone())
+        Ok(self.known())
     }
 
     async fn read_index(&self) -> Result<u64, RaftError> {
@@ -97,15 +97,14 @@ impl Replica {
 
     /// Why some coordinator could not read a command.
     fn too_new(&self, command: &Command) -> Option<String> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow();
+        let metrics = self.metrics();
         let members = metrics.membership_config.nodes().map(|(number, _)| *number);
         let others = members.filter(|number| *number != metrics.id);
         let versions = others.map(|number| (number, self.caller.version(number)));
         // The leader knows who is there; others need not have met everybody.
         let leads = self.is_leader();
         let versions = versions.filter(|(_, version)| leads || version.is_some());
-        pomona_decide::too_new(command, &self.state().borrow(), versions)
+        pomona_decide::too_new(command, &self.known(), versions)
     }
 
     async fn write_here(&self, proposal: Proposal) -> Told<Written> {

@@ -35,8 +35,7 @@ async fn remove(State(admin): State<Admin>, UrlPath(number): UrlPath<String>) ->
 
 /// Every coordinator as it is seen from here; without a quorum this may be old.
 pub(super) fn listed(replica: &Replica, peers: &Peers) -> Vec<Value> {
-    let state = replica.state();
-    let state = state.borrow();
+    let state = replica.known();
     let (members, leader, connected) = (replica.members(), replica.leader(), peers.peers());
     let records = state.coordinators.iter();
     records

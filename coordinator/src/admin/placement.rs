@@ -43,7 +43,7 @@ fn name_of(state: &ClusterState, node: NodeId) -> String {
 
 /// The target by model, with what has no place. Any coordinator answers, from what it sees.
 async fn show(State(admin): State<Admin>) -> Answer {
-    let state = admin.backend.replica.state().borrow().clone();
+    let state = admin.backend.replica.known();
     let inventory = inventory(&admin.backend.sessions);
     let outcome = plan(&state, &inventory, wall_s());
     let models: Vec<Value> = state
@@ -76,7 +76,7 @@ async fn show(State(admin): State<Admin>) -> Answer {
 
 /// How the latest plans differ from the ones before, and what the next one would change.
 async fn moves(State(admin): State<Admin>) -> Answer {
-    let state = admin.backend.replica.state().borrow().clone();
+    let state = admin.backend.replica.known();
     let outcome = plan(&state, &inventory(&admin.backend.sessions), wall_s());
     let listed = |moves: &[Move]| -> Vec<Value> {
         let shown = |one: &Move| {
@@ -101,7 +101,7 @@ async fn explained(State(admin): State<Admin>, UrlPath(name): UrlPath<String>) -
     let Ok(model) = name.parse::<ModelName>() else {
         return bad("this is no name of a model");
     };
-    let state = admin.backend.replica.state().borrow().clone();
+    let state = admin.backend.replica.known();
     let Some(explanation) = explain(&state, &inventory(&admin.backend.sessions), &model, wall_s()) else {
         let why = format!("`{model}` is not in the catalogue: `pomona models` lists what is");
         return reply(StatusCode::NOT_FOUND, &json!({ "error": why }));
