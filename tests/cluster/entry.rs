@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pomona_tests::{MODEL, Machine, agent, eventually, greedy, try_stream};
+use pomona_tests::{MODEL, Machine, Stops, agent, eventually, greedy, try_stream};
 use serde_json::{Value, json};
 
 use crate::former::{SOON, found, is_whole, join};
@@ -57,6 +57,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let (stop, samples) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     let mut down: Vec<(String, Instant, Instant)> = Vec::new();
     std::thread::scope(|scope| {
+        let _stops = Stops(&stop);
         for (name, port) in &ports {
             for client in 0..CLIENTS {
                 let (stop, samples) = (&stop, &samples);
@@ -74,7 +75,6 @@ pub(crate) fn run(scale: Scale) -> Outcome {
             down.push((format!("coordinator_{}", at + 1), began, Instant::now()));
         }
         std::thread::sleep(PAUSE / 2);
-        stop.store(true, Ordering::Relaxed);
     });
     let samples = samples.into_inner().expect("no client panicked");
     keep("entry", &json!({ "samples": raw(&samples) }));

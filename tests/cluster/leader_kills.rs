@@ -6,7 +6,7 @@ use std::sync::{Mutex, RwLock};
 use std::time::{Duration, Instant};
 
 use pomona_tests::linear::{self, Operation, Outcome as Done};
-use pomona_tests::{Machine, eventually};
+use pomona_tests::{Machine, Stops, eventually};
 use serde_json::{Value, json};
 
 use crate::former::{SOON, found, is_whole, status, token};
@@ -46,6 +46,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let kills = scale.pick(15, 50);
     let mut gaps = Vec::new();
     std::thread::scope(|scope| {
+        let _stops = Stops(&shared.stop);
         for i in 0..WRITERS + READERS {
             let shared = &shared;
             scope.spawn(move || shared.client(i));
@@ -54,7 +55,6 @@ pub(crate) fn run(scale: Scale) -> Outcome {
             std::thread::sleep(BETWEEN);
             gaps.push(shared.kill_leader());
         }
-        shared.stop.store(true, Ordering::Relaxed);
     });
     let history = shared.history.into_inner().expect("no client panicked");
     let count = |done| history.iter().filter(|(_, op)| op.outcome == done).count();
