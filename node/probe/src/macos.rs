@@ -20,6 +20,10 @@ const SAMPLE_MS: u32 = 1000;
 const TOOLS: Duration = Duration::from_secs(10);
 /// A process that takes more of a core than this, in percent, is at work.
 const BUSY: f32 = 10.0;
+/// The driver of cameras that hang on a cable sleeps while none of them is on.
+const AWAKE: f32 = 1.0;
+/// The processes of that driver.
+const CABLE_CAMERAS: [&str; 1] = ["UVCAssistant"];
 /// Processes of Xcode that build or index.
 const BUILDERS: [&str; 5] = [
     "XCBBuildService",
@@ -156,16 +160,19 @@ fn ask_tools(latest: &Weak<Mutex<Conditions>>) {
         let low_power = pmset::low_power(&output("/usr/bin/pmset", &["-g"]));
         let assertions = output("/usr/bin/pmset", &["-g", "assertions"]);
         let input = output("/usr/sbin/ioreg", &["-c", "IOHIDSystem", "-d", "4"]);
+        let camera = output("/usr/sbin/ioreg", &["-r", "-k", "FrontCameraStreaming"]);
         let root = output("/usr/sbin/ioreg", &["-n", "Root", "-d", "1"]);
         let kinds = ProcessRefreshKind::nothing().with_cpu().without_tasks();
         if let Some(system) = &mut system {
             system.refresh_processes_specifics(ProcessesToUpdate::All, true, kinds);
         }
-        let busy = |names: &[&str]| Reading::measured(system.as_ref().map(|system| is_busy(system, names)));
+        let busy = |names: &[&str], above| system.as_ref().map(|system| is_busy(system, names, above));
+        let cable = busy(&CABLE_CAMERAS, AWAKE).unwrap_or_default();
+        let capture = pmset::capture(pmset::microphone(&assertions), pmset::camera(&camera), cable);
         let activity = Activity {
-            indexing: busy(&BUILDERS),
-            video: busy(&CODECS),
-            capture: Reading::measured(pmset::capture(&assertions)),
+            indexing: Reading::measured(busy(&BUILDERS, BUSY)),
+            video: Reading::measured(busy(&CODECS, BUSY)),
+            capture: Reading::measured(capture),
             locked: Reading::measured(pmset::locked(&root)),
             idle_s: Reading::measured(pmset::idle_s(&input)),
         };
@@ -181,10 +188,10 @@ fn ask_tools(latest: &Weak<Mutex<Conditions>>) {
     }
 }
 
-fn is_busy(system: &System, names: &[&str]) -> bool {
+fn is_busy(system: &System, names: &[&str], above: f32) -> bool {
     system.processes().values().any(|process| {
         let name = process.name().to_string_lossy();
-        process.cpu_usage() > BUSY && names.iter().any(|known| name.starts_with(known))
+        process.cpu_usage() > above && names.iter().any(|known| name.starts_with(known))
     })
 }
 

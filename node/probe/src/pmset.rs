@@ -27,10 +27,31 @@ pub(crate) fn low_power(text: &str) -> Option<bool> {
     })
 }
 
-/// `pmset -g assertions`: whether something holds an audio input. That nothing does says little
-/// about cameras, so there is no `Some(false)`.
-pub(crate) fn capture(text: &str) -> Option<bool> {
-    text.contains("audio-in").then_some(true)
+/// `pmset -g assertions`: whether something holds an audio input.
+pub(crate) fn microphone(text: &str) -> Option<bool> {
+    (!text.is_empty()).then(|| text.contains("audio-in"))
+}
+
+/// `ioreg -r -k FrontCameraStreaming`: whether the built-in camera is on. The driver's class has another
+/// name on each generation of chips, its properties do not. Nothing on a Mac without such a camera.
+pub(crate) fn camera(text: &str) -> Option<bool> {
+    let is_its = |line: &&str| {
+        ["\"FrontCameraStreaming\"", "\"FrontCameraActive\""]
+            .iter()
+            .any(|key| line.contains(key))
+    };
+    let mut values = text.lines().filter(is_its).peekable();
+    values.peek()?;
+    Some(values.any(|line| line.trim_end().ends_with("= Yes")))
+}
+
+/// Whether a microphone or a camera is in use. That none is takes knowing it of both; a camera on a cable
+/// is known only while it works.
+pub(crate) fn capture(microphone: Option<bool>, camera: Option<bool>, cable: bool) -> Option<bool> {
+    if cable || microphone == Some(true) || camera == Some(true) {
+        return Some(true);
+    }
+    microphone.and(camera)
 }
 
 /// `ioreg -c IOHIDSystem -d 4`: seconds since the last input.
@@ -65,13 +86,36 @@ mod tests {
         );
         assert_eq!(low_power(" lowpowermode         0\n"), Some(false));
         assert_eq!(low_power(" womp 1\n"), None);
-        assert_eq!(capture("Resources: audio-in BuiltInMicrophoneDevice"), Some(true));
-        assert_eq!(capture("Resources: audio-out BuiltInSpeakerDevice"), None);
         assert_eq!(idle_s("    | |   \"HIDIdleTime\" = 12345678901\n"), Some(12));
         let root =
             |more: &str| format!("  \"IOConsoleUsers\" = ({{\"kCGSSessionOnConsoleKey\"=Yes{more}}})\n");
         assert_eq!(locked(&root(",\"CGSSessionScreenIsLocked\"=Yes")), Some(true));
         assert_eq!(locked(&root("")), Some(false));
         assert_eq!(locked(""), None);
+    }
+
+    #[test]
+    fn a_camera_alone_is_capture_too() {
+        let heard = microphone("Resources: audio-in BuiltInMicrophoneDevice");
+        let silent = microphone("Resources: audio-out BuiltInSpeakerDevice");
+        assert_eq!((heard, silent, microphone("")), (Some(true), Some(false), None));
+        let built_in = |active: &str, streaming: &str| {
+            camera(&format!(
+                "+-o AppleH16CamIn  <class AppleH16CamIn, id 0x1000003a1, registered, matched, active>\n    {{\n      \"FrontCameraActive\" = {active}\n      \"FrontCameraStreaming\" = {streaming}\n      \"SensorType\" = Yes\n    }}\n"
+            ))
+        };
+        let (off, on) = (built_in("No", "No"), built_in("No", "Yes"));
+        assert_eq!(
+            (off, on, built_in("Yes", "No")),
+            (Some(false), Some(true), Some(true))
+        );
+        assert_eq!(camera(""), None);
+
+        assert_eq!(capture(silent, on, false), Some(true));
+        assert_eq!(capture(heard, off, false), Some(true));
+        assert_eq!(capture(silent, off, false), Some(false));
+        assert_eq!(capture(silent, None, true), Some(true));
+        assert_eq!(capture(silent, None, false), None);
+        assert_eq!(capture(None, off, false), None);
     }
 }
