@@ -3,7 +3,8 @@
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request};
+use hyper::body::Incoming;
+use hyper::{Method, Request, Response};
 use hyper_util::rt::TokioIo;
 use pomona_cluster_config::Config;
 use serde_json::Value;
@@ -18,7 +19,72 @@ pub(crate) fn tell(config: &Config, method: &Method, path: &str, body: &Value) -
     send(config, method, path, body.to_string().into())
 }
 
+/// Gives each server-sent event of a path to `each`, until the coordinator ends.
+pub(crate) fn follow(config: &Config, path: &str, each: impl FnMut(&Value)) -> anyhow::Result<()> {
+    let mut events = Events {
+        each,
+        rest: Vec::new(),
+    };
+    exchange(config, &Method::GET, path, Bytes::new(), async |response| {
+        if !response.status().is_success() {
+            answer(response).await?;
+            bail!("the coordinator refuses, with no reason given");
+        }
+        let mut body = response.into_body();
+        while let Some(frame) = body.frame().await {
+            if let Ok(data) = frame?.into_data() {
+                events.take(&data)?;
+            }
+        }
+        bail!("the coordinator ended")
+    })
+}
+
+/// Events that come in pieces.
+struct Events<F> {
+    each: F,
+    rest: Vec<u8>,
+}
+
+impl<F: FnMut(&Value)> Events<F> {
+    fn take(&mut self, data: &[u8]) -> anyhow::Result<()> {
+        self.rest.extend_from_slice(data);
+        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.rest.drain(..=end).collect();
+            if let Some(data) = line.strip_prefix(b"data: ") {
+                (self.each)(&serde_json::from_slice(data)?);
+            }
+        }
+        Ok(())
+    }
+}
+
 fn send(config: &Config, method: &Method, path: &str, body: Bytes) -> anyhow::Result<Value> {
+    exchange(config, method, path, body, async |response| {
+        answer(response).await
+    })
+}
+
+/// The body of an answer, or why there is none.
+async fn answer(response: Response<Incoming>) -> anyhow::Result<Value> {
+    let status = response.status();
+    let body: Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
+    if !status.is_success() {
+        bail!(
+            "the coordinator refuses: {}",
+            body["error"].as_str().unwrap_or("no reason given")
+        );
+    }
+    Ok(body)
+}
+
+fn exchange<T>(
+    config: &Config,
+    method: &Method,
+    path: &str,
+    body: Bytes,
+    read: impl AsyncFnOnce(Response<Incoming>) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
     let socket = config.state.join("admin.sock");
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -37,16 +103,7 @@ fn send(config: &Config, method: &Method, path: &str, body: Bytes) -> anyhow::Re
                 .uri(path)
                 .header("host", "localhost")
                 .body(Full::new(body))?;
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            let body: Value = serde_json::from_slice(&response.into_body().collect().await?.to_bytes())?;
-            if !status.is_success() {
-                bail!(
-                    "the coordinator refuses: {}",
-                    body["error"].as_str().unwrap_or("no reason given")
-                );
-            }
-            Ok(body)
+            read(sender.send_request(request).await?).await
         };
         tokio::select! {
             answer = exchange => answer,

@@ -82,6 +82,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: KnobsCommand,
     },
+    /// Show which nodes have passed a threshold (swap, late answers, memory, kills, watts), and what is
+    /// done about it.
+    Gates {
+        #[command(subcommand)]
+        command: Option<GatesCommand>,
+    },
     /// Work with the models stored on this machine.
     Model {
         #[command(subcommand)]
@@ -157,11 +163,34 @@ pub(crate) enum KnobsCommand {
         /// Such as `batch.window_ms=200` or `slice_ms=20`.
         #[arg(required = true, value_name = "NAME=VALUE")]
         knobs: Vec<String>,
+        /// Although a gate forbids it; who did it is recorded.
+        #[arg(long)]
+        force: bool,
     },
     /// Make those of an earlier version the ones in force.
     Rollback {
         /// As `pomona knobs show` lists it.
         version: u64,
+        /// Although a gate forbids it; who did it is recorded.
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum GatesCommand {
+    /// The gates that are not clear, open tickets, and what happened last; so does no subcommand.
+    Show,
+    /// What each gate measures, when it trips and clears, and what it does.
+    Rules,
+    /// Tell when a gate trips or clears, until Ctrl-C.
+    Watch,
+    /// Place a model on a node again where it killed the engine.
+    Forgive {
+        /// Name or id of the node.
+        node: String,
+        /// Name of the model.
+        model: String,
     },
 }
 

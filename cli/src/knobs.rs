@@ -30,8 +30,8 @@ pub(crate) fn run(config: &Config, command: &KnobsCommand, json: bool) -> anyhow
             }
             return Ok(());
         }
-        KnobsCommand::Set { knobs } => json!({ "set": parsed(knobs)? }),
-        KnobsCommand::Rollback { version } => json!({ "to_version": version }),
+        KnobsCommand::Set { knobs, force } => json!({ "set": parsed(knobs)?, "force": force }),
+        KnobsCommand::Rollback { version, force } => json!({ "to_version": version, "force": force }),
     };
     change["by"] = std::env::var("USER").unwrap_or_default().into();
     tell(config, &Method::PATCH, PATH, &change)?;

@@ -6,6 +6,7 @@ mod arguments;
 mod chat;
 mod coordinators;
 mod doctor;
+mod gates;
 mod knobs;
 mod leases;
 mod membership;
@@ -88,6 +89,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
         Command::Nodes { watch: true } => nodes::watch(config, json),
         Command::Models => tables::models(config, json),
         Command::Knobs { command } => knobs::run(config, &command, json),
+        Command::Gates { command } => gates::run(config, command.as_ref(), json),
         Command::Plan { command } => plan::run(config, &command, json),
         Command::Model { command } => match command {
             ModelCommand::Pull { source, name } => {

@@ -12,10 +12,11 @@ use crate::knobs::KnobSet;
 use crate::plan::NodeTarget;
 use crate::relief::Relief;
 use crate::report::NodeReport;
+use crate::signs::Signs;
 use crate::store_key::StoreKey;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
-/// weights through a coordinator, the room on disks and keys of stores, version 4 relief and knobs. A
+/// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs. A
 /// message that is new gets its version in `since`: peers that do not know it are not sent it.
 pub const PROTOCOL: u16 = 4;
 
@@ -62,6 +63,8 @@ pub enum NodeMessage {
         /// Free bytes of the disk with the store.
         free_bytes: u64,
     },
+    /// What gates count, after each report.
+    Signs(Box<Signs>),
 }
 
 impl NodeMessage {
@@ -70,6 +73,7 @@ impl NodeMessage {
         match self {
             NodeMessage::Woke { .. } | NodeMessage::Evicted => 2,
             NodeMessage::Room { .. } => 3,
+            NodeMessage::Signs(_) => 4,
             _ => 1,
         }
     }

@@ -45,6 +45,8 @@ pub const MODEL_FILES: usize = 512;
 pub const MODEL_BYTES: u64 = 2 << 40;
 /// A manifest of the largest model.
 pub const MANIFEST_FRAME_BYTES: usize = 24 * 1024 * 1024;
+/// Interactive answers in the signs of one report: more begin in a second at no node.
+pub const FIRST_TOKENS: usize = 32;
 /// Power rails in a report.
 pub const RAILS: usize = 16;
 

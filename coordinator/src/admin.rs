@@ -1,6 +1,7 @@
 //! The admin API, on a Unix socket whose peer must be the same user.
 
 mod coordinators;
+mod gates;
 mod history;
 mod knobs;
 mod leases;
@@ -67,6 +68,7 @@ pub(crate) fn serve(
         )
         .merge(membership::routes())
         .merge(coordinators::routes())
+        .merge(gates::routes())
         .merge(history::routes())
         .merge(knobs::routes())
         .merge(leases::routes())

@@ -83,6 +83,7 @@ impl Backend for CoordinatorBackend {
                     age,
                     report,
                     rung: state.relief(node).rung,
+                    gates: Some(state.gates.stages(node)),
                 })
             })
             .collect()

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use pomona_common::control::CoordinatorMessage;
 use pomona_common::report::NodeReport;
+use pomona_common::signs::Signs;
 use pomona_common::{MachineRole, ModelRecord, limits};
 use pomona_decide::{Heard, Presence, presence};
 use pomona_link::Session;
@@ -42,6 +43,8 @@ pub(crate) struct Connected {
 struct Soft {
     stored: Vec<ModelRecord>,
     report: Option<(Instant, Arc<NodeReport>)>,
+    /// Nothing for a node that tells none.
+    signs: Arc<Signs>,
     /// Port on which it gives weights.
     serves: Option<u16>,
     /// Free bytes of the disk with its store.
@@ -87,6 +90,16 @@ impl Connected {
     pub(crate) fn set_report(&self, report: NodeReport) -> bool {
         let report = (Instant::now(), Arc::new(report));
         self.soft().report.replace(report).is_none()
+    }
+
+    pub(crate) fn set_signs(&self, mut signs: Signs) {
+        signs.keep_plausible();
+        self.soft().signs = Arc::new(signs);
+    }
+
+    /// What gates count, as told last.
+    pub(crate) fn signs(&self) -> Arc<Signs> {
+        self.soft().signs.clone()
     }
 
     pub(crate) fn stored(&self) -> Vec<ModelRecord> {

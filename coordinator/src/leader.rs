@@ -1,11 +1,12 @@
 //! What only the leader does: admit nodes, catalogue what they store, count kills, note which models
-//! are in use, relieve nodes, plan.
+//! are in use, watch gates, relieve nodes, plan.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_clocks::wall_s;
-use pomona_decide::{Command, Ladder, Patience, Reply, plan};
+use pomona_decide::gates::are_counted;
+use pomona_decide::{ClusterState, Command, GateWatch, Ladder, Patience, Reply, plan};
 use pomona_raft::{RaftError, Replica};
 use tokio_util::sync::CancellationToken;
 
@@ -15,7 +16,7 @@ use crate::sessions::Sessions;
 /// Looked at without news this often; news are looked at at once.
 const PERIOD: Duration = Duration::from_millis(500);
 /// After a refusal.
-const LADDER_RESTS: Duration = Duration::from_secs(30);
+const RESTS: Duration = Duration::from_secs(30);
 
 /// Runs until the stop. On a coordinator that does not lead it only waits.
 pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
@@ -49,9 +50,30 @@ pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: Cancell
 struct Leading {
     usage: Usage,
     patience: Patience,
+    gates: GateWatch,
     ladder: Ladder,
-    /// The ladder's steps were refused: they are not tried before this time.
-    ladder_rests_until: Option<Duration>,
+    /// A coordinator could not read what gates and ladder write: it is not tried before this time.
+    rests_until: Option<Duration>,
+}
+
+impl Leading {
+    /// Writes what gates or ladder want.
+    async fn take(&mut self, replica: &Replica, steps: Vec<Command>, now: Duration) -> Result<(), RaftError> {
+        if self.rests_until.is_some_and(|until| now < until) {
+            return Ok(());
+        }
+        for step in steps {
+            if let Some(why) = replica.too_new(&step) {
+                tracing::warn!(why, "gates and the offload ladder wait");
+                self.rests_until = Some(now + RESTS);
+                return Ok(());
+            }
+            say(&step);
+            // Such as that the node is gone meanwhile: the next round sees that.
+            commit(replica, step).await?;
+        }
+        Ok(())
+    }
 }
 
 async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> Result<(), RaftError> {
@@ -112,7 +134,7 @@ async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> 
     Ok(())
 }
 
-/// Takes the ladder's steps that are due.
+/// Passes the gates that are due, and takes the ladder's steps.
 async fn relieve(
     replica: &Replica,
     sessions: &Sessions,
@@ -120,23 +142,44 @@ async fn relieve(
     now_s: u64,
 ) -> Result<(), RaftError> {
     let now = pomona_clocks::read().awake;
-    let seen = replica.known();
-    let steps = leading.ladder.steps(&seen, &signals(sessions), now, now_s);
-    if leading.ladder_rests_until.is_some_and(|until| now < until) {
-        return Ok(());
+    let kills = new_kills(&replica.known(), sessions, now_s);
+    leading.take(replica, kills, now).await?;
+    let mut signals = signals(sessions);
+    let passed = leading.gates.steps(&replica.known(), &signals, now, now_s);
+    leading.take(replica, passed, now).await?;
+    for (node, signals) in &mut signals {
+        signals.late = leading.gates.late(*node);
     }
-    for step in steps {
-        if let Command::Relieve { node, seen, relieved } = &step {
+    let steps = leading.ladder.steps(&replica.known(), &signals, now, now_s);
+    leading.take(replica, steps, now).await
+}
+
+/// Engine kills by model, of nodes that have told more than are counted.
+fn new_kills(state: &ClusterState, sessions: &Sessions, now_s: u64) -> Vec<Command> {
+    let nodes = sessions.all().into_iter();
+    let told = nodes.map(|(node, connected)| (node, connected.instance, connected.signs()));
+    told.filter(|(node, instance, signs)| !are_counted(state, *node, *instance, &signs.kills))
+        .map(|(node, instance, signs)| Command::CountKills {
+            node,
+            instance,
+            totals: signs.kills.clone(),
+            now_s,
+        })
+        .collect()
+}
+
+fn say(step: &Command) {
+    match step {
+        Command::Relieve { node, seen, relieved } => {
             let to = relieved.relief.rung;
             tracing::info!(node = %node.short(), from = %seen, %to, why = relieved.reason, "offload");
         }
-        // Such as that a coordinator is not updated yet.
-        if let Reply::Refused(why) = replica.write(step).await? {
-            tracing::warn!(why, "the offload ladder waits");
-            leading.ladder_rests_until = Some(now + LADDER_RESTS);
+        Command::PassGate(passed) => {
+            let gate = passed.subject.0;
+            tracing::info!(node = %passed.node.short(), %gate, to = %passed.to, why = passed.reason, "gate");
         }
+        _ => {}
     }
-    Ok(())
 }
 
 async fn commit(replica: &Replica, command: Command) -> Result<(), RaftError> {

@@ -197,6 +197,7 @@ impl Sessions {
                 connected.set_disk_free(free_bytes);
                 self.changed.notify_one();
             }
+            NodeMessage::Signs(signs) => connected.set_signs(*signs),
             NodeMessage::Report(mut report) => {
                 self.collector.ingest(id, &mut report);
                 if connected.set_report(*report) {

@@ -5,15 +5,18 @@ use std::collections::BTreeMap;
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest, TextBundle};
 use pomona_common::engine::{EngineCommand, EngineEvent};
+use pomona_common::gate::{Gate, Stage};
 use pomona_common::join::{JoinAnswer, JoinRequest};
 use pomona_common::plan::NodeTarget;
 use pomona_common::renew::{RenewAnswer, RenewRequest};
 use pomona_common::report::{EngineReport, NodeReport};
+use pomona_common::signs::{FirstToken, Signs};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
     Class, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyPrint, KnobSet, MachineRole,
     ModelDigests, ModelRecord, NodeId, Relief, Rung, TokenId, TokenVerifier,
 };
+use pomona_decide::gates::{Sample, Transition};
 use pomona_decide::{
     Admits, Availability, ClusterState, Comfort, Command, Keep, Lease, MadeSet, ModelPolicy, Move, PlanStep,
     Proposal, Relieved, Replicas, TokenRecord, apply_proposal,
@@ -108,6 +111,7 @@ fn frames() -> Vec<Vec<u8>> {
         ),
         framed(0, &NodeMessage::Woke { slept_ms: 7_200_000 }),
         framed(0, &NodeMessage::Room { free_bytes: 64 << 30 }),
+        framed(0, &NodeMessage::Signs(Box::new(signs()))),
         framed(1, &CoordinatorMessage::Target(target)),
         framed(
             1,
@@ -256,6 +260,17 @@ fn commands() -> Vec<Command> {
             by: "anna".into(),
             at_s: 9,
         }),
+        Command::CountKills {
+            node,
+            instance: 1,
+            totals: signs().kills,
+            now_s,
+        },
+        Command::PassGate(Box::new(transition(node, now_s))),
+        Command::ForgiveKills {
+            node,
+            model: model().name,
+        },
         Command::SetAvailability {
             node,
             availability: Availability::Draining { until_s: 200 },
@@ -282,6 +297,38 @@ fn commands() -> Vec<Command> {
         Command::TrustNode(node),
         Command::RevokeNode { node, now_s },
     ]
+}
+
+fn signs() -> Signs {
+    Signs {
+        kills: [(model().name, 2)].into(),
+        answers: 9,
+        first_tokens: vec![FirstToken {
+            model: model().name,
+            uncached: 20,
+            ttft_ms: 300.0,
+            took_ms: 900,
+        }],
+        ..Signs::default()
+    }
+}
+
+fn transition(node: NodeId, at_s: u64) -> Transition {
+    Transition {
+        number: 0,
+        node,
+        subject: (Gate::Residency, None),
+        from: Stage::Clear,
+        to: Stage::Escalated,
+        at_s,
+        reason: "83.0 % for 300 s, the limit is 82".into(),
+        samples: vec![Sample {
+            ago_s: 3,
+            value: 83.0,
+        }],
+        relocates: Some(model().name),
+        ticket: Some("give it smaller models".into()),
+    }
 }
 
 fn lengthed(command: &Command) -> Vec<u8> {

@@ -77,7 +77,7 @@ impl Backend for NodeBackend {
     }
 
     fn reports(&self) -> Vec<Reported> {
-        let report = self.reporter.latest().borrow().clone();
+        let report = self.reporter.latest().borrow().report.clone();
         let made = UNIX_EPOCH + Duration::from_millis(report.wall_ms);
         vec![Reported {
             node: self.id,
@@ -86,6 +86,7 @@ impl Backend for NodeBackend {
             age: made.elapsed().unwrap_or_default(),
             report,
             rung: self.entry.rung(),
+            gates: None,
         }]
     }
 

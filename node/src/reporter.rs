@@ -7,6 +7,8 @@ use pomona_api::EntryStats;
 use pomona_cluster_config::Config;
 use pomona_common::ModelName;
 use pomona_common::report::{MachineReport, NodeReport, REPORT_VERSION};
+use pomona_common::signs::Signs;
+use pomona_common::unit::{Bytes, Reading};
 use pomona_probe::Probe;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -17,7 +19,14 @@ use crate::supervisor::{EngineView, Supervisor};
 /// A handle on the latest report; clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct Reporter {
-    latest: watch::Receiver<Arc<NodeReport>>,
+    latest: watch::Receiver<Arc<Reported>>,
+}
+
+/// What is told once a second.
+#[derive(Debug, Default)]
+pub(crate) struct Reported {
+    pub(crate) report: Arc<NodeReport>,
+    pub(crate) signs: Signs,
 }
 
 impl Reporter {
@@ -32,12 +41,11 @@ impl Reporter {
         let mut probe = Probe::new(config.probe_power, config.probe_script.clone());
         let interval = config.probe_interval;
         let engine = supervisor.view();
-        let (publish, latest) = watch::channel(Arc::new(report(
-            0,
-            MachineReport::default(),
-            &engine,
-            &entry_stats,
-        )));
+        let first = report(0, MachineReport::default(), &engine, &entry_stats);
+        let (publish, latest) = watch::channel(Arc::new(Reported {
+            report: Arc::new(first),
+            signs: Signs::default(),
+        }));
         tasks.spawn(async move {
             let mut sequence = 0;
             loop {
@@ -48,7 +56,9 @@ impl Reporter {
                 if let Some(not_brought) = &not_brought {
                     report.failed.extend(not_brought.borrow().iter().cloned());
                 }
-                publish.send_replace(Arc::new(report));
+                let signs = signs(&engine.borrow(), probe.swapped_out());
+                let report = Arc::new(report);
+                publish.send_replace(Arc::new(Reported { report, signs }));
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
                     () = stopped.cancelled() => return,
@@ -59,7 +69,7 @@ impl Reporter {
     }
 
     /// The latest report, and news of it.
-    pub(crate) fn latest(&self) -> watch::Receiver<Arc<NodeReport>> {
+    pub(crate) fn latest(&self) -> watch::Receiver<Arc<Reported>> {
         self.latest.clone()
     }
 }
@@ -85,5 +95,14 @@ fn report(
         reached_generation: view.generation,
         blocked: view.blocked(),
         failed: view.failed.keys().cloned().collect(),
+    }
+}
+
+fn signs(view: &EngineView, swapped_out: Reading<Bytes>) -> Signs {
+    Signs {
+        swapped_out,
+        kills: view.kills_of.clone(),
+        answers: view.answers,
+        first_tokens: view.first_tokens.iter().cloned().collect(),
     }
 }

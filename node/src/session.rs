@@ -174,8 +174,9 @@ impl SessionContext {
                     if changed.is_err() {
                         return Ok(());
                     }
-                    let report = reports.borrow_and_update().clone();
-                    send.send(&NodeMessage::Report(Box::new((*report).clone()))).await?;
+                    let reported = reports.borrow_and_update().clone();
+                    send.send(&NodeMessage::Report(Box::new((*reported.report).clone()))).await?;
+                    send.send(&NodeMessage::Signs(Box::new(reported.signs.clone()))).await?;
                 }
             }
         }

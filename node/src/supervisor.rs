@@ -7,13 +7,15 @@ mod process;
 mod sequences;
 mod watchdog;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::EngineReport;
-use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_common::signs::FirstToken;
+use pomona_common::{Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -52,11 +54,73 @@ pub(crate) struct EngineView {
     pub(crate) kv_budget_bytes: u64,
     /// Exits by signal.
     pub(crate) kills: u64,
+    /// Of those, the ones by the system, by the model that is to blame.
+    pub(crate) kills_of: BTreeMap<ModelName, u64>,
+    /// Interactive answers that have ended.
+    pub(crate) answers: u64,
+    /// The latest of them, the newest last.
+    pub(crate) first_tokens: VecDeque<FirstToken>,
     /// Generation of the target that is being followed.
     pub(crate) generation: u64,
 }
 
 impl EngineView {
+    /// An answer has ended.
+    fn note_answer(&mut self, generation: &Generation, accounting: &Accounting) {
+        if accounting.completion_tokens > 0 {
+            let ttft_ms = accounting.queue_ms + accounting.prefill_ms;
+            let first = FirstToken {
+                model: generation.model.clone(),
+                uncached: accounting.prompt_tokens.saturating_sub(accounting.cached_tokens),
+                ttft_ms: ttft_ms as f32,
+                took_ms: (ttft_ms + accounting.decode_ms) as u32,
+            };
+            self.note_first_token(generation, first);
+        }
+    }
+
+    /// A client gave up before the first token: editors do, and it would be the latest of all.
+    fn note_given_up(&mut self, generation: &Generation, waited: Duration) {
+        let waited_ms = waited.as_secs_f32() * 1e3;
+        let first = FirstToken {
+            model: generation.model.clone(),
+            uncached: u32::try_from(generation.prompt.len()).unwrap_or(u32::MAX),
+            ttft_ms: waited_ms,
+            took_ms: waited_ms as u32,
+        };
+        self.note_first_token(generation, first);
+    }
+
+    fn note_first_token(&mut self, generation: &Generation, first: FirstToken) {
+        // What began elsewhere says nothing of this node.
+        if generation.class != Class::Interactive || !generation.resume.is_empty() {
+            return;
+        }
+        self.answers += 1;
+        self.first_tokens.push_back(first);
+        if self.first_tokens.len() > limits::FIRST_TOKENS {
+            self.first_tokens.pop_front();
+        }
+    }
+
+    /// The system killed the engine. Which model it died of nobody can tell for sure: the one that was being
+    /// loaded grew last, else of those that worked, or at least were there, the heaviest is the likeliest.
+    fn blame(&mut self) {
+        let report = self.report.as_ref();
+        let model = |name: &ModelName| report.and_then(|report| report.models.get(name));
+        let weight = |name: &&ModelName| {
+            let model = model(name);
+            let works = model.is_some_and(|model| model.running + model.waiting > 0);
+            (works, model.map_or(0, |model| model.weight_bytes))
+        };
+        let began = |(_, (_, total)): &(&ModelName, &(u64, u64))| *total > 0;
+        let loading = self.loading.iter().find(began).map(|(name, _)| name);
+        let blamed = loading.or_else(|| self.loaded.iter().max_by_key(weight)).cloned();
+        if let Some(model) = blamed {
+            *self.kills_of.entry(model).or_default() += 1;
+        }
+    }
+
     /// Why the target is not reached, if so.
     pub(crate) fn blocked(&self) -> Option<String> {
         let (model, why) = self.failed.first_key_value()?;

@@ -3,10 +3,10 @@
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pomona_tests::{Cluster, greedy, stream_from};
+use pomona_tests::{Cluster, MODEL, eventually, greedy, stream_from};
 use serde_json::Value;
 
-fn kill(pid: u32) {
+pub(crate) fn kill(pid: u32) {
     signal(pid, "-9");
 }
 
@@ -56,6 +56,11 @@ fn a_killed_engine_comes_back_and_loses_nothing() {
     assert_eq!(streamed.text, undisturbed.text, "the node's stream goes on");
     assert_eq!(code, 200, "{answer}");
 
+    // A second kill within a week would end the model's stay there.
+    let node = status(&cluster)["nodes"][0]["name"].as_str().unwrap().to_owned();
+    eventually("the kill is forgiven", Duration::from_secs(10), || {
+        cluster.pomona(&["gates", "forgive", &node, MODEL]).0
+    });
     let began = Instant::now();
     kill(cluster.engine_pid());
     let (code, _) = cluster.post("/v1/chat/completions", &greedy("Hi", 2));

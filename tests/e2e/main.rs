@@ -14,6 +14,7 @@ mod command;
 mod coordinators;
 mod crash;
 mod disk_full;
+mod gates;
 mod golden;
 mod join;
 mod lease;

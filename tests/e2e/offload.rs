@@ -109,6 +109,15 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
     assert!(why.contains("(scripted), comfortable are 20 W"), "{why}");
     let log = coordinator.log();
     assert_eq!(log.matches("answer goes on elsewhere").count(), STREAMS, "{log}");
+    let gates = coordinator.json(&["gates", "show"]);
+    let comfort = &gates["open"][0];
+    assert_eq!(
+        (&comfort["gate"], &comfort["name"]),
+        (&"comfort".into(), &"laptop".into()),
+        "{gates}"
+    );
+    let evidence = gates["transitions"][0]["samples"].as_array().unwrap();
+    assert!(evidence.len() > 3, "{gates}");
     let rung = metrics
         .lines()
         .find(|line| line.starts_with("pomona_node_relief_rung{"));

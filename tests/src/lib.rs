@@ -159,21 +159,26 @@ impl Cluster {
 
     /// Runs the `pomona` command against this cluster.
     pub fn pomona(&self, arguments: &[&str]) -> (bool, String, String) {
-        let output = Command::new(programs().join("pomona"))
-            .args(arguments)
-            .env("POMONA_STATE", self.state.path())
-            .env(
-                "POMONA_COORDINATOR_HTTP",
-                format!("127.0.0.1:{}", self.coordinator),
-            )
-            .output()
-            .expect("pomona is built");
+        let output = self.command(arguments).output().expect("pomona is built");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         (
             output.status.success(),
             text(&output.stdout),
             text(&output.stderr),
         )
+    }
+
+    /// That command, not started yet.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(programs().join("pomona"));
+        command
+            .args(arguments)
+            .env("POMONA_STATE", self.state.path())
+            .env(
+                "POMONA_COORDINATOR_HTTP",
+                format!("127.0.0.1:{}", self.coordinator),
+            );
+        command
     }
 
     /// Where nodes dial in.

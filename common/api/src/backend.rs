@@ -1,9 +1,11 @@
 //! What the surface needs from whoever answers.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pomona_common::gate::{Gate, Stage};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::NodeReport;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId, Rung};
@@ -35,6 +37,8 @@ pub struct Reported {
     pub report: Arc<NodeReport>,
     /// How far the node is relieved of batch work.
     pub rung: Rung,
+    /// How far its gates have acted that are not clear, where that is known.
+    pub gates: Option<BTreeMap<Gate, Stage>>,
 }
 
 /// Answers requests that are resolved to token ids.

@@ -6,6 +6,7 @@ use std::fmt::Write;
 
 use pomona_common::Histogram;
 use pomona_common::conditions::{Conditions, Supply};
+use pomona_common::gate::Gate;
 use pomona_common::report::{EngineReport, MachineReport};
 
 use crate::backend::Reported;
@@ -32,6 +33,13 @@ pub(crate) fn render(reports: &[Reported], entry: &EntryStats) -> String {
         out.value("pomona_node_report_age_seconds", "gauge", &node, age);
         let rung = reported.rung as u8;
         out.value("pomona_node_relief_rung", "gauge", &node, f64::from(rung));
+        if let Some(gates) = &reported.gates {
+            for gate in Gate::ALL {
+                let stage = gates.get(&gate).copied().unwrap_or_default() as u8;
+                let labels = format!("{node},gate=\"{gate}\"");
+                out.value("pomona_node_gate_stage", "gauge", &labels, f64::from(stage));
+            }
+        }
         machine(&mut out, &node, &report.machine);
         conditions(&mut out, &node, &report.machine.conditions);
         out.value(

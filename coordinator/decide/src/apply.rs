@@ -5,6 +5,7 @@ use pomona_common::{NodeId, limits};
 
 use crate::command::{Command, Reply};
 use crate::coordinators;
+use crate::gates;
 use crate::knob_sets;
 use crate::lease;
 use crate::membership;
@@ -41,6 +42,14 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::TrustNode(id) => membership::trust_node(state, *id),
         Command::Relieve { node, seen, relieved } => offload::relieve(state, *node, *seen, relieved),
         Command::SetKnobs(made) => knob_sets::set(state, made),
+        Command::PassGate(transition) => gates::pass(state, transition),
+        Command::CountKills {
+            node,
+            instance,
+            totals,
+            now_s,
+        } => gates::count_kills(state, *node, *instance, totals, *now_s),
+        Command::ForgiveKills { node, model } => gates::forgive_kills(state, *node, model),
         Command::SetComfort { node, comfort } => offload::set_comfort(state, *node, *comfort),
         Command::Evict { node, seen, now_s } => lease::evict(state, *node, *seen, *now_s),
         Command::EndLease { node, seen, now_s } => lease::end(state, *node, *seen, *now_s),

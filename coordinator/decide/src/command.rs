@@ -1,11 +1,13 @@
 //! The commands that go through the log.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use pomona_common::plan::Plan;
 use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, Rung, TokenId};
 use serde::{Deserialize, Serialize};
 
+use crate::gates::Transition;
 use crate::knob_sets::MadeSet;
 use crate::lease::Lease;
 use crate::offload::{Comfort, Relieved};
@@ -188,6 +190,26 @@ pub enum Command {
     },
     /// Makes a set of knobs.
     SetKnobs(MadeSet),
+    /// A gate of a node acts, or has done so.
+    PassGate(Box<Transition>),
+    /// Engines were killed on a node, by model; counted as in `RecordKills`.
+    CountKills {
+        /// On this node.
+        node: NodeId,
+        /// The node's process.
+        instance: u64,
+        /// Kills that it has seen since it started.
+        totals: BTreeMap<ModelName, u64>,
+        /// Now, in seconds since 1970.
+        now_s: u64,
+    },
+    /// An operator has seen to what killed engines on a node with a model.
+    ForgiveKills {
+        /// The node.
+        node: NodeId,
+        /// The model.
+        model: ModelName,
+    },
 }
 
 /// What a command did.

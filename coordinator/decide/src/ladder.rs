@@ -17,12 +17,12 @@ use pomona_common::{NodeId, Relief, Rung};
 pub use signals::NodeSignals;
 
 use crate::command::Command;
+use crate::lasting::Lasting;
 use crate::offload::Relieved;
+use crate::smoothed::Smoothed;
 use crate::state::ClusterState;
 use stress::{Limits, Stress, stress};
 
-/// Time constant of the smoothed watts: a burst of a few seconds is a compile or a page, no load.
-const SMOOTHING: Duration = Duration::from_secs(5);
 /// A node is stressed for so long before anything is done: fans take about as long to answer.
 const SUSTAINED: Duration = Duration::from_secs(20);
 /// As that, where waiting does harm: memory is short, or the chip throttles.
@@ -57,10 +57,9 @@ pub struct Ladder {
 
 #[derive(Debug, Clone, Default)]
 struct Watched {
-    /// Power, smoothed, and when it was read last.
-    watts: Option<(f32, Duration)>,
-    stressed_since: Option<Duration>,
-    calm_since: Option<Duration>,
+    watts: Smoothed,
+    stressed: Lasting,
+    calm: Lasting,
     /// When it came to its rung, as far as this leader knows.
     rung_since: Option<(Rung, Duration)>,
     /// When it was looked at last.
@@ -102,6 +101,7 @@ impl Ladder {
                     .comfort(*id, &node.chip)
                     .filter(|_| can_go || !node.is_alone),
                 watts: watched.smooth(node, now),
+                gates: state.gates.rungs(*id).collect(),
             };
             let stress = watched.look(node, limits, before.relief.rung, now);
             let has_room = can_go && (before.relief.rung >= Rung::MoveQueued || moving < at_once);
@@ -127,16 +127,7 @@ impl Ladder {
 
 impl Watched {
     fn smooth(&mut self, node: &NodeSignals, now: Duration) -> Option<f32> {
-        let read = node.power.value()?.get();
-        let smooth = match self.watts {
-            Some((before, at)) => {
-                let passed = now.saturating_sub(at).as_secs_f32() / SMOOTHING.as_secs_f32();
-                before + (read - before) * (1.0 - (-passed).exp())
-            }
-            None => read,
-        };
-        self.watts = Some((smooth, now));
-        Some(smooth)
+        Some(self.watts.add(node.power.value()?.get(), now))
     }
 
     /// Notes whether the node is stressed or calm. One that is not heard of is neither.
@@ -147,21 +138,16 @@ impl Watched {
         let passed = now.saturating_sub(std::mem::replace(&mut self.looked, now));
         if node.heard.is_late() {
             let is_gone = Duration::from_millis(node.heard.age_ms) > UNHEARD;
-            for since in [&mut self.stressed_since, &mut self.calm_since] {
-                *since = since.filter(|_| !is_gone).map(|since| since + passed);
-            }
+            self.stressed.pause(passed, is_gone);
+            self.calm.pause(passed, is_gone);
             return None;
         }
-        let was_stressed = self.stressed_since.is_some() || rung > Rung::Normal;
+        let was_stressed = self.stressed.is_so() || rung > Rung::Normal;
         let stress = stress(node, limits, was_stressed);
         // What justifies a lower rung only is calm enough to come down to it.
-        if stress.as_ref().is_some_and(|stress| stress.up_to >= rung) {
-            self.stressed_since.get_or_insert(now);
-            self.calm_since = None;
-        } else {
-            self.calm_since.get_or_insert(now);
-            self.stressed_since = None;
-        }
+        let is_stressed = stress.as_ref().is_some_and(|stress| stress.up_to >= rung);
+        self.stressed.note(is_stressed, now);
+        self.calm.note(!is_stressed, now);
         stress
     }
 
@@ -181,7 +167,7 @@ impl Watched {
         now: Duration,
     ) -> Option<Rung> {
         let rung = before.relief.rung;
-        let is_sudden = stress.is_some_and(|stress| stress.is_sudden);
+        let is_sudden = stress.is_some_and(|stress| stress.sudden_to > rung);
         let frees_memory = stress.is_some_and(|stress| stress.frees_memory);
         if rung >= Rung::Pause && frees_memory && !before.relief.frees_memory {
             return Some(rung);
@@ -195,7 +181,7 @@ impl Watched {
         };
         let begins = rung == Rung::Normal || before.fell;
         if begins && !is_stranded {
-            let stressed_for = now.saturating_sub(self.stressed_since?);
+            let stressed_for = self.stressed.lasted(now)?;
             let sustained = if is_sudden { SUDDEN } else { SUSTAINED };
             if stressed_for < sustained {
                 return None;
@@ -220,7 +206,7 @@ impl Watched {
     /// The rung below, when the node has been calm for long enough.
     fn down(&self, node: &NodeSignals, before: &Relieved, now: Duration) -> Option<Rung> {
         let rung = before.relief.rung;
-        let calm_for = now.saturating_sub(self.calm_since?);
+        let calm_for = self.calm.lasted(now)?;
         let asked = CALM * (1 << before.relapses.min(RELAPSES));
         if rung == Rung::Normal || calm_for < asked || self.at_rung_for(now) < STEP_DOWN {
             return None;

@@ -5,9 +5,9 @@ use pomona_common::{KeyPrint, NodeId, REVOKED, TokenId, limits};
 use crate::command::Reply;
 use crate::coordinators;
 use crate::lease::{self, Lease};
-use crate::offload;
 use crate::placement;
 use crate::state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
+use crate::{gates, offload};
 
 pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s: u64) -> Reply {
     if state.nodes.contains_key(&id) {
@@ -205,6 +205,7 @@ pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> R
     state.leases.of_nodes.remove(&id);
     placement::forget_node(state, id);
     offload::forget_node(state, id);
+    gates::forget_node(state, id);
     // Tokens that it used would let it ask again, in vain: forget them.
     state
         .tokens

@@ -242,6 +242,9 @@ impl<'a> Planning<'a> {
                 _ if enough && site.node.failed.contains(&model.name) => {
                     "it could not be loaded here".to_owned()
                 }
+                // Batch is held and tightened there: what runs may end.
+                _ if busy && site.relocates(&model.name) => continue,
+                _ if enough && site.relocates(&model.name) => Rejected::Relocated.to_string(),
                 _ if enough => Rejected::OtherPool(site.record.role).to_string(),
                 _ => continue,
             };
@@ -292,11 +295,10 @@ impl<'a> Planning<'a> {
         let stays = |id: &NodeId| {
             self.sites.get(id).is_some_and(|site| {
                 let welcome = is_in_pool(policy, site.record.role) || policy.pins.contains(id);
+                let leaves = site.availability.is_draining() || site.relocates(&model.name);
                 // Where it cannot be loaded it does not count, unless it is to be everywhere.
                 let failed = site.node.failed.contains(&model.name);
-                welcome
-                    && !site.availability.is_draining()
-                    && !(failed && policy.replicas != Replicas::Everywhere)
+                welcome && !leaves && !(failed && policy.replicas != Replicas::Everywhere)
             })
         };
         self.holders(&model.name).into_iter().filter(stays).collect()

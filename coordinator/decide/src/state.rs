@@ -10,6 +10,7 @@ use pomona_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::coordinators::CoordinatorRecord;
+use crate::gates::GateBook;
 use crate::knob_sets::KnobSets;
 use crate::lease::Leases;
 use crate::offload::Offload;
@@ -45,9 +46,11 @@ pub struct ClusterState {
     pub late: BTreeSet<NodeId>,
     /// How far nodes are relieved of batch work.
     pub offload: Offload,
-    /// The knobs of engines. What comes later is added after it: stored states of before end where it
-    /// begins, see `pomona_raft`.
+    /// The knobs of engines.
     pub knobs: KnobSets,
+    /// How far gates have acted. What comes later is added after it: stored states of before end where it
+    /// begins, see `pomona_raft`.
+    pub gates: GateBook,
 }
 
 /// A node as the cluster knows it.

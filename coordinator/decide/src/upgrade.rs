@@ -3,6 +3,7 @@
 //! read is written while it is there.
 
 use crate::command::Command;
+use crate::gates::GateBook;
 use crate::knob_sets::KnobSets;
 use crate::lease::Leases;
 use crate::offload::Offload;
@@ -41,7 +42,12 @@ impl Command {
             | Command::Evict { .. }
             | Command::EndLease { .. } => 5,
             Command::DoubtNode(_) | Command::TrustNode(_) => 6,
-            Command::Relieve { .. } | Command::SetComfort { .. } | Command::SetKnobs(_) => 7,
+            Command::Relieve { .. }
+            | Command::SetComfort { .. }
+            | Command::SetKnobs(_)
+            | Command::PassGate(_)
+            | Command::CountKills { .. }
+            | Command::ForgiveKills { .. } => 7,
         }
     }
 }
@@ -50,7 +56,8 @@ impl ClusterState {
     /// Version that is needed to read it: one that has never seen a lease is read by a program that
     /// knows none.
     pub fn since(&self) -> u8 {
-        if self.offload != Offload::default() || self.knobs != KnobSets::default() {
+        let gates = GateBook::default();
+        if self.offload != Offload::default() || self.knobs != KnobSets::default() || self.gates != gates {
             7
         } else if !self.late.is_empty() {
             6

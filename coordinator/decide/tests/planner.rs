@@ -10,11 +10,12 @@
 use std::collections::BTreeSet;
 
 use pomona_common::conditions::Supply;
+use pomona_common::gate::{Gate, Stage};
 use pomona_common::{MachineRole, ModelDigests, ModelName, ModelRecord, NodeId};
 use pomona_decide::planner::{MOVES, RESERVE_BYTES};
 use pomona_decide::{
     Availability, ClusterState, Command, Inventory, Keep, ModelPolicy, Move, NodeInventory, PlanOutcome,
-    Replicas, Reply, Verdict, apply, explain, plan,
+    Replicas, Reply, Transition, Verdict, apply, explain, plan,
 };
 use proptest::prelude::*;
 
@@ -491,4 +492,52 @@ fn a_model_is_brought_only_to_a_disk_with_room_for_it() {
     assert_eq!(holders, [2, 1]);
     let explained = explain(&world.state, &world.inventory, &name(1), world.now_s).unwrap();
     assert!(format!("{explained:?}").contains("NoDisk"), "{explained:?}");
+}
+
+/// A gate of a node acts.
+fn gate(world: &mut World, i: usize, gate: Gate, to: Stage, model: usize) {
+    let of_kills = gate == Gate::Kills;
+    let transition = Transition {
+        number: 0,
+        node: node(i),
+        subject: (gate, of_kills.then(|| name(model))),
+        from: Stage::Clear,
+        to,
+        at_s: world.now_s,
+        reason: String::new(),
+        samples: Vec::new(),
+        relocates: (!of_kills).then(|| name(model)),
+        ticket: None,
+    };
+    let command = Command::PassGate(Box::new(transition));
+    assert_eq!(apply(&mut world.state, &command), Reply::Done);
+}
+
+#[test]
+fn a_model_that_kills_engines_leaves_at_once_and_is_not_placed_there_again() {
+    let mut world = World::new(&[1]);
+    world.add(1, MachineRole::Rack, 32, [0]);
+    world.settle();
+    assert_eq!(world.holders(0), [1]);
+    gate(&mut world, 1, Gate::Kills, Stage::Tripped, 0);
+    world.settle();
+    assert!(world.holders(0).is_empty(), "it kills whatever asks for it");
+    let why = &world.plan().unplaced[&name(0)];
+    assert!(why.contains("killed"), "{why}");
+    world.add(2, MachineRole::Rack, 32, [0]);
+    world.settle();
+    assert_eq!(world.holders(0), [2]);
+}
+
+#[test]
+fn a_model_that_is_relocated_leaves_when_another_node_answers_for_it() {
+    let mut world = World::new(&[1]);
+    world.add(1, MachineRole::Laptop, 32, [0]);
+    world.settle();
+    gate(&mut world, 1, Gate::Residency, Stage::Escalated, 0);
+    world.settle();
+    assert_eq!(world.holders(0), [1], "nobody else has it");
+    world.add(2, MachineRole::Rack, 32, [0]);
+    world.settle();
+    assert_eq!(world.holders(0), [2]);
 }

@@ -19,8 +19,9 @@ use crate::TypeConfig;
 use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown, put, put_bytes, write};
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
-/// the two of `Leases`, the nodes that are doubted, the two of `Offload` with the sets of knobs.
-const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0]), (7, &[0; 3])];
+/// the two of `Leases`, the nodes that are doubted, the two of `Offload` with the sets of
+/// knobs, and the five of the gates.
+const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0]), (7, &[0; 8])];
 
 /// Writes a state so that every program reads it that knows what is in it.
 ///
@@ -243,6 +244,7 @@ mod tests {
             encode(&(
                 pomona_decide::Offload::default(),
                 pomona_decide::KnobSets::default(),
+                pomona_decide::GateBook::default(),
             ))?,
         ];
         for ((version, added), empty) in ADDED.iter().zip(empty) {

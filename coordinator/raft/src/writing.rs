@@ -95,8 +95,8 @@ impl Replica {
         encode(&in_time(self.read_index_here()).await)
     }
 
-    /// Why some coordinator could not read a command.
-    fn too_new(&self, command: &Command) -> Option<String> {
+    /// Why some coordinator could not read a command; it is not written then.
+    pub fn too_new(&self, command: &Command) -> Option<String> {
         let metrics = self.metrics();
         let members = metrics.membership_config.nodes().map(|(number, _)| *number);
         let others = members.filter(|number| *number != metrics.id);

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
 use pomona_common::{EngineKnobs, KnobSet};
+use pomona_decide::knob_sets::forbidden;
 use pomona_decide::{ClusterState, Command, MadeSet};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -49,6 +50,8 @@ struct Change {
     set: BTreeMap<String, u32>,
     to_version: Option<u64>,
     by: String,
+    /// Whether it is done although a gate forbids it.
+    force: bool,
 }
 
 async fn change(State(admin): State<Admin>, body: Bytes) -> Answer {
@@ -81,7 +84,15 @@ async fn change(State(admin): State<Admin>, body: Bytes) -> Answer {
     if !problems.is_empty() {
         return bad(problems.join("; "));
     }
+    let before = in_force(&state);
+    let mut by = change.by;
+    if let Some(why) = forbidden(&state, &before, &set) {
+        if !change.force {
+            return reply(StatusCode::CONFLICT, &json!({ "error": why }));
+        }
+        by.push_str(" (forced while a gate had tripped)");
+    }
     set.version = state.knobs.current().map_or(0, |set| set.version) + 1;
-    let (by, at_s) = (change.by, wall_s());
+    let at_s = wall_s();
     write(&admin, Command::SetKnobs(MadeSet { set, by, at_s })).await
 }

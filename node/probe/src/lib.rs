@@ -86,6 +86,14 @@ impl Probe {
         }
         report
     }
+
+    /// Bytes that the system has written to swap since it started.
+    pub fn swapped_out(&self) -> Reading<Bytes> {
+        match self.script.as_deref().and_then(script::swapped_out) {
+            Some(scripted) => Reading::Scripted(scripted),
+            None => Reading::measured(self.sensors.swapped_out()),
+        }
+    }
 }
 
 /// The name of this machine, for people; `node` when it has none.
@@ -137,9 +145,11 @@ mod tests {
         let path = std::env::temp_dir().join(format!("pomona-probe-{}.json", std::process::id()));
         std::fs::write(
             &path,
-            r#"{"power_watts": 70.0, "swap_used_bytes": 5, "on_battery": true, "idle_s": 90}"#,
+            r#"{"power_watts": 70.0, "swap_used_bytes": 5, "swapped_out_bytes": 9, "on_battery": true, "idle_s": 90}"#,
         )?;
-        let report = Probe::new(true, Some(path.clone())).sample(None);
+        let mut probe = Probe::new(true, Some(path.clone()));
+        assert_eq!(probe.swapped_out(), Reading::Scripted(Bytes(9)));
+        let report = probe.sample(None);
         assert!(matches!(report.power, Reading::Scripted(watts) if watts.get() == 70.0));
         assert_eq!(report.power_source, "scripted");
         assert!(matches!(report.swap_used, Reading::Scripted(bytes) if bytes.get() == 5));

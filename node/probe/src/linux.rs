@@ -79,6 +79,14 @@ impl Sensors {
             ..Conditions::default()
         }
     }
+
+    /// Bytes written to swap since the system started.
+    pub(crate) fn swapped_out(&self) -> Option<Bytes> {
+        let text = fs::read_to_string("/proc/vmstat").ok()?;
+        let pages = text.lines().find_map(|line| line.strip_prefix("pswpout "))?;
+        let pages: u64 = pages.trim().parse().ok()?;
+        Some(Bytes(pages * rustix::param::page_size() as u64))
+    }
 }
 
 /// What feeds the machine, and the charge of its battery in percent.

@@ -92,6 +92,18 @@ impl Sensors {
 
     /// Pages of the compressor.
     fn compressed(&self) -> Option<Bytes> {
+        let (statistics, page) = self.memory()?;
+        Some(Bytes(u64::from(statistics.compressor_page_count) * page))
+    }
+
+    /// Bytes written to swap since the system started.
+    pub(crate) fn swapped_out(&self) -> Option<Bytes> {
+        let (statistics, page) = self.memory()?;
+        Some(Bytes(statistics.swapouts * page))
+    }
+
+    /// Counters of virtual memory, and the bytes of a page.
+    fn memory(&self) -> Option<(libc::vm_statistics64, u64)> {
         let mut statistics = std::mem::MaybeUninit::<libc::vm_statistics64>::zeroed();
         let mut count = libc::HOST_VM_INFO64_COUNT;
         // SAFETY: the buffer is a vm_statistics64, and the count says how long it is; the call
@@ -110,8 +122,7 @@ impl Sensors {
         }
         // SAFETY: zeroed before and filled by a successful call; every bit pattern is valid.
         let statistics = unsafe { statistics.assume_init() };
-        let page = u64::try_from(page).ok()?;
-        Some(Bytes(u64::from(statistics.compressor_page_count) * page))
+        Some((statistics, u64::try_from(page).ok()?))
     }
 }
 

@@ -12,6 +12,7 @@ use serde::Deserialize;
 struct Script {
     power_watts: Option<f32>,
     swap_used_bytes: Option<u64>,
+    swapped_out_bytes: Option<u64>,
     memory_available_bytes: Option<u64>,
     pressure_percent: Option<f32>,
     on_battery: Option<bool>,
@@ -25,12 +26,19 @@ struct Script {
     idle_s: Option<u64>,
 }
 
-/// Replaces what the file names. A file that cannot be read replaces nothing.
+/// A file that cannot be read says nothing.
+fn read(path: &Path) -> Option<Script> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
+}
+
+/// Bytes written to swap, if the file names them.
+pub(crate) fn swapped_out(path: &Path) -> Option<Bytes> {
+    read(path)?.swapped_out_bytes.map(Bytes)
+}
+
+/// Replaces what the file names.
 pub(crate) fn apply(path: &Path, report: &mut MachineReport) {
-    let script = std::fs::read(path)
-        .ok()
-        .and_then(|text| serde_json::from_slice::<Script>(&text).ok());
-    let Some(script) = script else {
+    let Some(script) = read(path) else {
         return;
     };
     if let Some(watts) = script.power_watts.filter(|watts| watts.is_finite()) {

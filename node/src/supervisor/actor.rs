@@ -27,6 +27,9 @@ const RESTART_FIRST: Duration = Duration::from_millis(100);
 const RESTART_LAST: Duration = Duration::from_secs(30);
 /// An engine that lived this long died of something new.
 const GROWN_UP: Duration = Duration::from_secs(10);
+/// Signals that end an engine that is short of memory: SIGKILL of the system, and SIGABRT when Metal or the
+/// allocator give up.
+const OF_MEMORY: [i32; 2] = [9, 6];
 /// How often the engine is asked for its report.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
@@ -187,9 +190,13 @@ impl Actor {
     }
 
     fn cancel(&mut self, sequence: u64) {
-        if self.sequences.remove(sequence).is_some()
-            && let Some(engine) = &self.engine
-        {
+        let Some(active) = self.sequences.remove(sequence) else {
+            return;
+        };
+        if let Some(waited) = active.waited_in_vain() {
+            self.view.note_given_up(&active.generation, waited);
+        }
+        if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Cancel { sequence });
         }
     }
@@ -314,6 +321,7 @@ impl Actor {
             }
             GenerationEvent::Finished { accounting, .. } => {
                 accounting.node = Some(self.node);
+                self.view.note_answer(&active.generation, accounting);
                 true
             }
             GenerationEvent::Failed(_) => true,
@@ -338,9 +346,14 @@ impl Actor {
         let Some(engine) = self.engine.take() else {
             return;
         };
-        let status = engine.end().await;
-        let killed = self.wedged || status.is_some_and(|status: ExitStatus| status.signal().is_some());
+        let (status, enforced) = engine.end().await;
+        let signal = status.and_then(|status: ExitStatus| status.signal());
+        let killed = self.wedged || signal.is_some();
         self.view.kills += u64::from(killed);
+        // Not one that this node has ended, or an operator with a polite signal.
+        if signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced {
+            self.view.blame();
+        }
         tracing::warn!(?status, killed, sequences = self.sequences.len(), "engine ended");
         self.view.pid = None;
         self.view.report = None;

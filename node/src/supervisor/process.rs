@@ -100,14 +100,15 @@ impl EngineProcess {
         let _ = self.child.start_kill();
     }
 
-    /// Waits for the end after the pipe closed, and enforces it.
-    pub(super) async fn end(mut self) -> Option<ExitStatus> {
+    /// Waits for the end after the pipe closed, and enforces it; whether it had to is told as well.
+    pub(super) async fn end(mut self) -> (Option<ExitStatus>, bool) {
         let patience = std::time::Duration::from_millis(500);
         if let Ok(status) = tokio::time::timeout(patience, self.child.wait()).await {
-            return status.ok();
+            return (status.ok(), false);
         }
         let _ = self.child.start_kill();
         // One that the kernel holds is left to it: dropping the handle reaps it later.
-        tokio::time::timeout(REAP, self.child.wait()).await.ok()?.ok()
+        let status = tokio::time::timeout(REAP, self.child.wait()).await;
+        (status.ok().and_then(Result::ok), true)
     }
 }

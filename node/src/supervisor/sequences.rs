@@ -19,6 +19,8 @@ pub(super) struct Active {
     restarts: u32,
     /// Not with the engine, since then.
     parked: Option<Instant>,
+    /// With the engine, since then.
+    submitted: Option<Instant>,
     watcher: AbortHandle,
 }
 
@@ -34,6 +36,13 @@ impl Active {
     /// The engine has it.
     pub(super) fn is_submitted(&mut self) {
         self.parked = None;
+        self.submitted = Some(Instant::now());
+    }
+
+    /// How long the engine has had it without a token.
+    pub(super) fn waited_in_vain(&self) -> Option<Duration> {
+        let submitted = self.submitted.filter(|_| !self.answered && self.parked.is_none());
+        submitted.map(|submitted| submitted.elapsed())
     }
 }
 
@@ -92,6 +101,7 @@ impl Sequences {
             answered: false,
             restarts: 0,
             parked: Some(Instant::now()),
+            submitted: None,
             watcher,
         };
         self.active.insert(sequence, active);

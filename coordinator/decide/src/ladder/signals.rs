@@ -1,11 +1,12 @@
 //! What the ladder sees of a node.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pomona_common::conditions::Supply;
-use pomona_common::report::{NodeReport, Thermal};
+use pomona_common::report::{MachineReport, NodeReport, Thermal};
+use pomona_common::signs::{FirstToken, Signs};
 use pomona_common::unit::Reading;
-use pomona_common::{Class, ModelName, Watts};
+use pomona_common::{Bytes, Class, ModelName, Watts};
 
 use crate::heard::Heard;
 
@@ -41,13 +42,27 @@ pub struct NodeSignals {
     pub loaded: BTreeSet<ModelName>,
     /// Of those, the ones that work on something.
     pub busy: BTreeSet<ModelName>,
+    /// Bytes of weights of the models that answer there.
+    pub weights: BTreeMap<ModelName, u64>,
+    /// Bytes of swap in use.
+    pub swap_used: Option<u64>,
+    /// Bytes written to swap since the system started.
+    pub swapped_out: Option<u64>,
+    /// What the engine takes of the memory, percent.
+    pub resident: Option<f32>,
+    /// Interactive answers that have ended.
+    pub answers: u64,
+    /// The latest of them.
+    pub first_tokens: Vec<FirstToken>,
+    /// Why interactive answers are late, if they are.
+    pub late: Option<String>,
     /// The report.
     pub heard: Heard,
 }
 
 impl NodeSignals {
     /// What the last report says.
-    pub fn of(report: &NodeReport, heard: Heard) -> Self {
+    pub fn of(report: &NodeReport, signs: &Signs, heard: Heard) -> Self {
         let machine = &report.machine;
         let conditions = &machine.conditions;
         let activity = &conditions.activity;
@@ -63,6 +78,11 @@ impl NodeSignals {
             pressure: machine.pressure.value().map(|percent| percent.get()),
             occupied: !is_alone && works.iter().any(|reading| reading.value() == Some(true)),
             is_alone,
+            swap_used: machine.swap_used.value().map(Bytes::get),
+            swapped_out: signs.swapped_out.value().map(Bytes::get),
+            resident: resident(machine),
+            answers: signs.answers,
+            first_tokens: signs.first_tokens.clone(),
             heard,
             ..Self::default()
         };
@@ -78,6 +98,10 @@ impl NodeSignals {
             }
             let of_batch = engine.knobs.batch.max_slots.saturating_sub(signals.batch());
             signals.free_slots = signals.free_slots.min(of_batch);
+            let weights = engine.models.iter();
+            signals.weights = weights
+                .map(|(name, model)| (name.clone(), model.weight_bytes))
+                .collect();
             signals.loaded = engine.models.keys().cloned().collect();
             let works = engine
                 .models
@@ -92,4 +116,13 @@ impl NodeSignals {
     pub fn batch(&self) -> u32 {
         self.running + self.waiting
     }
+}
+
+/// The engine's footprint of physical memory, in percent; where a system tells no footprint, its RSS. Memory
+/// of Metal is not in that, and mapped weights are.
+fn resident(machine: &MachineReport) -> Option<f32> {
+    let engine = machine.engine;
+    let bytes = engine.footprint.value().or(engine.rss.value())?.get();
+    let total = machine.memory_total.value()?.get().max(1);
+    Some((100.0 * bytes as f64 / total as f64) as f32)
 }

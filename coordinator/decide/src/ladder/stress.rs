@@ -21,25 +21,27 @@ pub(super) struct Stress {
     pub(super) up_to: Rung,
     /// Whether it is short of memory.
     pub(super) frees_memory: bool,
-    /// Whether it cannot wait for a moment.
-    pub(super) is_sudden: bool,
+    /// How far it must be relieved without waiting for a moment.
+    pub(super) sudden_to: Rung,
     /// Everything that stresses it.
     pub(super) reason: String,
 }
 
 /// What a node is to be spared, besides what its report says.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Limits {
     pub(super) role: MachineRole,
     pub(super) comfort: Option<Watts>,
     /// Power, smoothed.
     pub(super) watts: Option<f32>,
+    /// How far its gates want it relieved, and why.
+    pub(super) gates: Vec<(Rung, String)>,
 }
 
 /// Whether it is stressed; one that was needs to be clearly better to be so no more.
 pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) -> Option<Stress> {
     let mut reasons: Vec<(Rung, String)> = Vec::new();
-    let (mut frees_memory, mut is_sudden) = (false, false);
+    let (mut frees_memory, mut sudden_to) = (false, Rung::Normal);
     if let (Some(watts), Some(comfort)) = (limits.watts, limits.comfort.map(Watts::get)) {
         let limit = if was_stressed {
             comfort * COMFORT_LEFT
@@ -56,12 +58,12 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) 
         }
     }
     if let Some(thermal) = signals.thermal.filter(|thermal| *thermal >= Thermal::Serious) {
-        is_sudden = true;
+        sudden_to = Rung::MoveRunning;
         reasons.push((Rung::MoveRunning, format!("its thermal state is {thermal}")));
     }
     let limit = PRESSURE_MAX - if was_stressed { PRESSURE_LEFT } else { 0.0 };
     if let Some(pressure) = signals.pressure.filter(|pressure| *pressure > limit) {
-        (frees_memory, is_sudden) = (true, true);
+        (frees_memory, sudden_to) = (true, Rung::MoveRunning);
         reasons.push((Rung::MoveRunning, format!("memory pressure is {pressure:.0} %")));
     }
     if limits.role == MachineRole::Laptop && signals.supply == Some(Supply::Battery) {
@@ -74,12 +76,19 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) 
         // What competes with a build or a call is kept small; whether it is too much, watts say.
         reasons.push((Rung::Tighten, "a person's own work keeps it busy".into()));
     }
+    if let Some(late) = &signals.late {
+        reasons.push((Rung::Tighten, late.clone()));
+    }
+    // They have waited for their time.
+    let gates = limits.gates.iter().map(|(rung, _)| *rung).max();
+    sudden_to = sudden_to.max(gates.unwrap_or_default());
+    reasons.extend(limits.gates);
     let up_to = reasons.iter().map(|(rung, _)| *rung).max()?;
     let texts: Vec<String> = reasons.into_iter().map(|(_, text)| text).collect();
     Some(Stress {
         up_to,
         frees_memory,
-        is_sudden,
+        sudden_to,
         reason: texts.join(", "),
     })
 }

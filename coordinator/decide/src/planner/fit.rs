@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
 
+use crate::gates::GateBook;
 use crate::lease::Phase;
 use crate::placement::{Availability, ModelPolicy, Replicas};
 use crate::planner::inventory::NodeInventory;
@@ -36,6 +37,10 @@ pub enum Rejected {
     Draining,
     /// It gives up what it has because its lease ends.
     LeaseEnds,
+    /// The engine was killed with it too often.
+    Quarantined,
+    /// It leaves because the engine takes too much memory.
+    Relocated,
     /// The policy is for other kinds of machine.
     OtherPool(MachineRole),
     /// The weights are not there.
@@ -76,6 +81,10 @@ impl fmt::Display for Rejected {
             Rejected::Cordoned => f.write_str("cordoned: `pomona node uncordon` opens it"),
             Rejected::Draining => f.write_str("draining: `pomona node uncordon` ends that"),
             Rejected::LeaseEnds => f.write_str("its lease ends: `pomona node lease` prolongs it"),
+            Rejected::Quarantined => f.write_str(
+                "the engine was killed with it twice within 7 days: `pomona gates` has the ticket",
+            ),
+            Rejected::Relocated => f.write_str("the engine takes too much memory there: `pomona gates`"),
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
             Rejected::NotStored => {
                 f.write_str("not in its store, and no other node gives it: `pomona model pull` there")
@@ -112,6 +121,9 @@ pub(crate) struct Site<'a> {
     pub(crate) availability: Availability,
     /// Whether its lease is why.
     lease_ends: bool,
+    /// How far its gates have acted.
+    gates: &'a GateBook,
+    now_s: u64,
     /// What is stored there, sorted by name.
     stored: Vec<&'a ModelRecord>,
     /// Digests of the weights that some node gives to others.
@@ -143,6 +155,8 @@ impl<'a> Site<'a> {
             record,
             availability: state.availability(id, now_s),
             lease_ends: !matches!(state.lease_phase(id, now_s), None | Some(Phase::Running)),
+            gates: &state.gates,
+            now_s,
             stored,
             offered,
             holds: BTreeSet::new(),
@@ -210,6 +224,9 @@ impl<'a> Site<'a> {
         if !self.record.approved {
             return Err(Rejected::Unapproved);
         }
+        if self.gates.quarantines(self.id, &model.name) {
+            return Err(Rejected::Quarantined);
+        }
         match self.stored(model) {
             Some(own) if own.digests == model.digests => Ok(()),
             Some(_) => Err(Rejected::OtherContents),
@@ -217,6 +234,11 @@ impl<'a> Site<'a> {
             None if self.offered.contains(model.digests.weights.as_str()) => Ok(()),
             None => Err(Rejected::NotStored),
         }
+    }
+
+    /// Whether a model is to go elsewhere when it can.
+    pub(crate) fn relocates(&self, model: &ModelName) -> bool {
+        self.gates.relocates(self.id, model, self.now_s)
     }
 
     /// What is in its store under the name of a model.
@@ -246,6 +268,9 @@ impl<'a> Site<'a> {
             Availability::Cordoned => return Err(Rejected::Cordoned),
             Availability::Draining { .. } if self.lease_ends => return Err(Rejected::LeaseEnds),
             Availability::Draining { .. } => return Err(Rejected::Draining),
+        }
+        if self.relocates(&model.name) {
+            return Err(Rejected::Relocated);
         }
         if !is_in_pool(policy, self.record.role) && !pinned {
             return Err(Rejected::OtherPool(self.record.role));

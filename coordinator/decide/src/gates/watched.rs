@@ -1,0 +1,223 @@
+//! What the leader remembers of one node for its gates.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use pomona_common::gate::{Gate, Stage};
+use pomona_common::{ModelName, NodeId, Rung};
+
+use super::book::Transition;
+use super::rules::{self, RULES, Remedy, Rule, rule};
+use super::swap::Swap;
+use super::tail::Tail;
+use super::times::Times;
+use crate::ladder::NodeSignals;
+use crate::smoothed::Smoothed;
+use crate::state::ClusterState;
+
+/// A node that is heard of no more, or a measure that cannot be taken, for so long begins anew; for less,
+/// time stands still.
+pub(super) const UNHEARD: Duration = Duration::from_secs(10);
+/// A model that answered somebody who waits within this time is a person's.
+const PERSONAL: Duration = Duration::from_secs(3600);
+/// Answers that are late although no batch work was there for so long are late for another reason.
+const BATCH_GONE: Duration = Duration::from_secs(300);
+/// While batch work was there within this time, late answers are a reason to hold it.
+const BATCH_LATELY: Duration = Duration::from_secs(60);
+
+/// See the module's documentation.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Watched {
+    swap: Swap,
+    tail: Tail,
+    watts: Smoothed,
+    /// When each model last answered somebody who waits.
+    personal: BTreeMap<ModelName, Duration>,
+    /// When it last had batch work.
+    batch_at: Option<Duration>,
+    /// The rung at the last look: when batch is tightened, tails are measured anew.
+    rung: Rung,
+    times: BTreeMap<Gate, Times>,
+    /// When it was looked at last.
+    pub(super) looked: Duration,
+}
+
+/// One look at a node.
+#[derive(Clone, Copy)]
+pub(super) struct Look<'a> {
+    pub(super) state: &'a ClusterState,
+    pub(super) id: NodeId,
+    pub(super) name: &'a str,
+    pub(super) node: &'a NodeSignals,
+    /// Models that answer on other nodes that are there.
+    pub(super) elsewhere: &'a BTreeSet<(NodeId, &'a ModelName)>,
+    pub(super) now: Duration,
+    pub(super) now_s: u64,
+}
+
+impl Look<'_> {
+    fn is_elsewhere(&self, model: &ModelName) -> bool {
+        let mut others = self.elsewhere.iter().filter(|(id, _)| *id != self.id);
+        others.any(|(_, loaded)| *loaded == model)
+    }
+}
+
+impl Watched {
+    /// The transitions that are due.
+    pub(super) fn look(&mut self, look: Look<'_>, due: &mut Vec<Transition>) {
+        let passed = look
+            .now
+            .saturating_sub(std::mem::replace(&mut self.looked, look.now));
+        if look.node.heard.is_late() {
+            self.times
+                .values_mut()
+                .for_each(|times| times.pause(passed, look.now));
+            return;
+        }
+        self.take(look);
+        let rules = RULES.iter().filter(|rule| rule.gate != Gate::Kills);
+        due.extend(rules.filter_map(|rule| self.transition(rule, look, passed)));
+    }
+
+    fn take(&mut self, look: Look<'_>) {
+        let Look { node, now, .. } = look;
+        let stage = look.state.gates.stage(look.id, &(Gate::Swap, None));
+        self.swap.take(node, stage, now);
+        if node.batch() > 0 {
+            self.batch_at = Some(now);
+        }
+        for one in self.tail.take(node.answers, &node.first_tokens, now) {
+            if look.state.catalogue.contains_key(&one.model) {
+                self.personal.insert(one.model.clone(), now);
+            }
+        }
+        self.personal.retain(|_, at| now.saturating_sub(*at) < PERSONAL);
+        let rung = look.state.relief(look.id).rung;
+        if self.rung < Rung::Tighten && rung >= Rung::Tighten {
+            self.tail.begin_anew(now);
+        }
+        self.rung = rung;
+    }
+
+    fn transition(&mut self, rule: &Rule, look: Look<'_>, passed: Duration) -> Option<Transition> {
+        let now = look.now;
+        let value = self.measure(rule.gate, look);
+        let subject = (rule.gate, None);
+        let stage = look.state.gates.stage_since(look.id, &subject);
+        // A tail counts when batch may be why, and cannot be made smaller any more.
+        let counts = rule.gate != Gate::Tail || (self.rung >= Rung::Tighten && self.has_batch_lately());
+        let times = self.times.entry(rule.gate).or_default();
+        times.note(rule, stage, value, counts, now);
+        if value.is_none() {
+            times.pause(passed, now);
+            return None;
+        }
+        let samples = times.evidence(now);
+        let latest = times.latest().unwrap_or_default();
+        let next = times.next(rule, now);
+        let (to, reason, ticket) = match next {
+            None if rule.gate == Gate::Tail && self.is_late_by_itself(stage.0, latest, now) => {
+                let reason = format!("{latest:.1} x, with no batch work to blame");
+                (Stage::Clear, reason, Some(late_ticket(look.name)))
+            }
+            None => return None,
+            Some((to, reason)) => (to, reason, None),
+        };
+        let relocates = self.relocated(rule, to, look);
+        if to == stage.0 && relocates.is_none() {
+            // Nothing is left that it could do.
+            return None;
+        }
+        if rule.gate == Gate::Tail {
+            self.tail.begin_anew(now);
+        }
+        let ticket = ticket.or_else(|| memory_ticket(rule, to, look.name, relocates.as_ref()));
+        Some(Transition {
+            number: 0,
+            node: look.id,
+            subject,
+            from: stage.0,
+            to,
+            at_s: look.now_s,
+            reason,
+            samples,
+            relocates,
+            ticket,
+        })
+    }
+
+    /// The gate's measure, if it can be told.
+    fn measure(&mut self, gate: Gate, look: Look<'_>) -> Option<f32> {
+        match gate {
+            Gate::Swap => self.swap.measure(look.now),
+            Gate::Tail => self.tail.measure(look.now),
+            Gate::Residency => look.node.resident,
+            Gate::Kills => None,
+            Gate::Comfort => {
+                let watts = look.node.power.value();
+                let smooth = watts.map(|watts| self.watts.add(watts.get(), look.now));
+                match look.state.comfort(look.id, &look.node.chip) {
+                    Some(comfort) => Some(rules::of_comfort(smooth?, comfort)),
+                    // Where nothing is uncomfortable it is at ease.
+                    None => Some(0.0),
+                }
+            }
+        }
+    }
+
+    /// Why interactive answers are late, if they are and batch work may be why.
+    pub(super) fn late(&self) -> Option<String> {
+        // While too few answers are known of since it was tightened, what was measured before stands.
+        let latest = self.times.get(&Gate::Tail)?.latest()?;
+        (latest > rule(Gate::Tail).limit && self.has_batch_lately())
+            .then(|| format!("one in twenty interactive answers begins {latest:.1} times as late as most"))
+    }
+
+    fn has_batch_lately(&self) -> bool {
+        self.batch_at
+            .is_some_and(|at| self.looked.saturating_sub(at) < BATCH_LATELY)
+    }
+
+    /// Whether a tail gate has acted, and answers are late still with no batch work there.
+    fn is_late_by_itself(&self, stage: Stage, latest: f32, now: Duration) -> bool {
+        let is_gone = self
+            .batch_at
+            .is_none_or(|at| now.saturating_sub(at) >= BATCH_GONE);
+        stage != Stage::Clear && is_gone && latest > rule(Gate::Tail).limit
+    }
+
+    /// The model that a second remedy moves away: of those that no person uses there the heaviest, of those
+    /// that answer elsewhere if there are such.
+    fn relocated(&self, rule: &Rule, to: Stage, look: Look<'_>) -> Option<ModelName> {
+        if !moves_models(rule) || to != Stage::Escalated {
+            return None;
+        }
+        let weights = look.node.weights.iter();
+        let others = weights.filter(|(model, _)| {
+            !self.personal.contains_key(*model) && !look.state.gates.relocates(look.id, model, look.now_s)
+        });
+        others
+            .max_by_key(|(model, bytes)| (look.is_elsewhere(model), **bytes, std::cmp::Reverse(*model)))
+            .map(|(model, _)| model.clone())
+    }
+}
+
+fn moves_models(rule: &Rule) -> bool {
+    rule.secondary
+        .is_some_and(|(_, remedy)| remedy == Remedy::Relocate)
+}
+
+/// What an operator is asked to do where no remedy is left.
+fn memory_ticket(rule: &Rule, to: Stage, name: &str, relocates: Option<&ModelName>) -> Option<String> {
+    (moves_models(rule) && to == Stage::Escalated && relocates.is_none()).then(|| {
+        format!(
+            "{name} has too little memory for what a person uses there, and nothing else to move: give it fewer slots (`pomona knobs set`) or smaller models"
+        )
+    })
+}
+
+fn late_ticket(name: &str) -> String {
+    format!(
+        "interactive answers of {name} are late with no batch work there: give them a smaller model, or a machine of their own"
+    )
+}
