@@ -185,6 +185,11 @@ pub(crate) enum GatesCommand {
     Rules,
     /// Tell when a gate trips or clears, until Ctrl-C.
     Watch,
+    /// Close a ticket that was seen to; some close by themselves when their gate clears.
+    Close {
+        /// Its number.
+        ticket: u64,
+    },
     /// Place a model on a node again where it killed the engine.
     Forgive {
         /// Name or id of the node.

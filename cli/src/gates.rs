@@ -20,6 +20,13 @@ pub(crate) fn run(config: &Config, command: Option<&GatesCommand>, json: bool) -
         GatesCommand::Show => show(&ask(config, &Method::GET, PATH)?),
         GatesCommand::Rules => rules(&ask(config, &Method::GET, PATH)?["rules"], json),
         GatesCommand::Watch => watch(config, json)?,
+        GatesCommand::Close { ticket } => {
+            let path = format!("{PATH}/tickets/{ticket}");
+            if ask(config, &Method::DELETE, &path)?["changed"] != true {
+                bail!("no ticket {ticket} is open: see `pomona gates`");
+            }
+            tables::say(&format!("Ticket {ticket} is closed."));
+        }
         GatesCommand::Forgive { node, model } => {
             let path = format!("{}/kills/{model}", path_of(node)?);
             let answer = ask(config, &Method::DELETE, &path)?;

@@ -35,6 +35,8 @@ pub struct FirstToken {
     pub ttft_ms: f32,
     /// From there to the end of the answer, in milliseconds.
     pub took_ms: u32,
+    /// Whether the client went away before the first token: it would have come later still.
+    pub given_up: bool,
 }
 
 impl Signs {
@@ -61,6 +63,7 @@ mod tests {
             uncached: 7,
             ttft_ms,
             took_ms: 0,
+            given_up: false,
         };
         let mut signs = Signs {
             first_tokens: vec![one(1.0); 1000],

@@ -43,8 +43,8 @@ pub(crate) struct Connected {
 struct Soft {
     stored: Vec<ModelRecord>,
     report: Option<(Instant, Arc<NodeReport>)>,
-    /// Nothing for a node that tells none.
-    signs: Arc<Signs>,
+    /// None of a node that tells none, or not yet.
+    signs: Option<Arc<Signs>>,
     /// Port on which it gives weights.
     serves: Option<u16>,
     /// Free bytes of the disk with its store.
@@ -94,11 +94,11 @@ impl Connected {
 
     pub(crate) fn set_signs(&self, mut signs: Signs) {
         signs.keep_plausible();
-        self.soft().signs = Arc::new(signs);
+        self.soft().signs = Some(Arc::new(signs));
     }
 
     /// What gates count, as told last.
-    pub(crate) fn signs(&self) -> Arc<Signs> {
+    pub(crate) fn signs(&self) -> Option<Arc<Signs>> {
         self.soft().signs.clone()
     }
 

@@ -170,7 +170,8 @@ impl Dispatcher {
                     heard: connected.heard(),
                     queued: loaded.running + loaded.waiting,
                     in_flight,
-                    draining: state.availability(*id, now_s).is_draining(),
+                    draining: state.availability(*id, now_s).is_draining()
+                        || state.gates.relocates(*id, &generation.model, now_s),
                     spared: is_batch && state.spares(*id),
                     shunned: is_batch && role == Some(MachineRole::Laptop),
                     full: is_batch && of_class >= slots,

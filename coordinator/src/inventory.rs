@@ -31,10 +31,7 @@ pub(crate) fn signals(sessions: &Sessions) -> BTreeMap<NodeId, NodeSignals> {
     nodes
         .filter_map(|(id, connected)| {
             let (_, report) = connected.report()?;
-            Some((
-                id,
-                NodeSignals::of(&report, &connected.signs(), connected.heard()),
-            ))
+            Some((id, NodeSignals::of(&report, connected.signs(), connected.heard())))
         })
         .collect()
 }

@@ -157,7 +157,7 @@ async fn relieve(
 /// Engine kills by model, of nodes that have told more than are counted.
 fn new_kills(state: &ClusterState, sessions: &Sessions, now_s: u64) -> Vec<Command> {
     let nodes = sessions.all().into_iter();
-    let told = nodes.map(|(node, connected)| (node, connected.instance, connected.signs()));
+    let told = nodes.filter_map(|(node, connected)| Some((node, connected.instance, connected.signs()?)));
     told.filter(|(node, instance, signs)| !are_counted(state, *node, *instance, &signs.kills))
         .map(|(node, instance, signs)| Command::CountKills {
             node,

@@ -267,6 +267,7 @@ fn commands() -> Vec<Command> {
             now_s,
         },
         Command::PassGate(Box::new(transition(node, now_s))),
+        Command::CloseTicket(1),
         Command::ForgiveKills {
             node,
             model: model().name,
@@ -308,6 +309,7 @@ fn signs() -> Signs {
             uncached: 20,
             ttft_ms: 300.0,
             took_ms: 900,
+            given_up: false,
         }],
         ..Signs::default()
     }

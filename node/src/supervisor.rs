@@ -74,6 +74,7 @@ impl EngineView {
                 uncached: accounting.prompt_tokens.saturating_sub(accounting.cached_tokens),
                 ttft_ms: ttft_ms as f32,
                 took_ms: (ttft_ms + accounting.decode_ms) as u32,
+                given_up: false,
             };
             self.note_first_token(generation, first);
         }
@@ -87,6 +88,7 @@ impl EngineView {
             uncached: u32::try_from(generation.prompt.len()).unwrap_or(u32::MAX),
             ttft_ms: waited_ms,
             took_ms: waited_ms as u32,
+            given_up: true,
         };
         self.note_first_token(generation, first);
     }
@@ -115,7 +117,10 @@ impl EngineView {
         };
         let began = |(_, (_, total)): &(&ModelName, &(u64, u64))| *total > 0;
         let loading = self.loading.iter().find(began).map(|(name, _)| name);
-        let blamed = loading.or_else(|| self.loaded.iter().max_by_key(weight)).cloned();
+        let loaded = || self.loaded.iter().max_by_key(weight);
+        // The first part of a load is not told.
+        let first = || self.loading.keys().next();
+        let blamed = loading.or_else(loaded).or_else(first).cloned();
         if let Some(model) = blamed {
             *self.kills_of.entry(model).or_default() += 1;
         }

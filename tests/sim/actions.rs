@@ -1,6 +1,6 @@
 //! What happens to the world from outside.
 
-use pomona_common::ModelName;
+use pomona_common::{Class, ModelName};
 use pomona_decide::Command;
 
 use crate::client::End;
@@ -19,9 +19,12 @@ pub enum Action {
     /// Nothing gets from the first to the second any more, or again.
     Cut(Id, Id, bool),
     Commit(Command),
+    /// What a person does at a node takes so many watts from now on.
+    Person(usize, f32),
     Ask {
         coordinator: u64,
         model: ModelName,
+        class: Class,
         tokens: u32,
     },
 }
@@ -48,12 +51,14 @@ impl World {
             Action::Cut(from, to, false) => {
                 self.cuts.remove(&(from, to));
             }
+            Action::Person(node, watts) => self.nodes[node].heat.person = watts,
             Action::Commit(command) => self.log.commit(command, &mut self.random),
             Action::Ask {
                 coordinator,
                 model,
+                class,
                 tokens,
-            } => self.ask(coordinator, model, tokens),
+            } => self.ask(coordinator, model, class, tokens),
         }
     }
 

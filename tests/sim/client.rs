@@ -12,6 +12,7 @@ use crate::world::World;
 #[derive(Debug)]
 pub struct Client {
     pub coordinator: u64,
+    pub class: Class,
     prompt: Vec<u32>,
     tokens: u32,
     got: u32,
@@ -78,7 +79,7 @@ impl World {
         self.say(format_args!("answer {number}: {end:?} after {moves} moves"));
     }
 
-    pub fn ask(&mut self, coordinator: u64, model: ModelName, tokens: u32) {
+    pub fn ask(&mut self, coordinator: u64, model: ModelName, class: Class, tokens: u32) {
         if !self.runs(Id::Coordinator(coordinator)) {
             return;
         }
@@ -90,7 +91,7 @@ impl World {
             choice: 0,
             model,
             digests: ModelDigests::default(),
-            class: Class::Interactive,
+            class,
             class_reason: ClassReason::Default,
             prompt: prompt.clone(),
             resume: Vec::new(),
@@ -101,6 +102,7 @@ impl World {
         };
         let client = Client {
             coordinator,
+            class,
             prompt,
             tokens,
             got: 0,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use pomona_clocks::SleepWatch;
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::report::NodeReport;
-use pomona_common::{Generation, GenerationEvent, ModelName, ModelRecord, NodeId};
+use pomona_common::{Class, Generation, GenerationEvent, ModelRecord, NodeId, Relief, Rung};
 use pomona_decide::{
-    Candidate, ClusterState, Command, Heard, Inventory, Next, NodeInventory, Patience, Presence, Relay,
-    StoreInventory, lease, plan, presence, route,
+    Candidate, ClusterState, Command, GateWatch, Heard, Inventory, Ladder, Next, NodeInventory, NodeSignals,
+    Patience, Presence, Relay, StoreInventory, lease, plan, presence, route,
 };
 
 use crate::machine::Machine;
@@ -20,6 +20,11 @@ const ROUND: u64 = 500;
 /// As the real one: how long an answer looks for another place, and a request for its first.
 const REPLACE: u64 = 12_000;
 const EXPECT: u64 = 5_000;
+const REPLACE_BATCH: u64 = 120_000;
+/// An answer that found no better place stays for so long.
+const STAY: u64 = 2_000;
+/// Answers that ask for better places at once.
+const ASK: usize = 4;
 /// A place promises or refuses within this time.
 const GRANT: u64 = 5_000;
 
@@ -31,6 +36,7 @@ pub struct Connected {
     since: u64,
     told: Option<u64>,
     told_evict: bool,
+    told_relief: Option<Relief>,
 }
 
 /// Where an answer stands.
@@ -51,6 +57,10 @@ struct Answer {
     /// Nodes that refused since the last success.
     refused: Vec<NodeId>,
     moves: u32,
+    /// A node that was asked to go on with it while the present one makes it, and when.
+    better: Option<(NodeId, u64)>,
+    /// It does not ask again before this time.
+    stays_until: u64,
 }
 
 /// What a client hears.
@@ -78,6 +88,8 @@ pub struct Coordinator {
     answers: BTreeMap<u64, Answer>,
     watch: SleepWatch,
     patience: Patience,
+    gates: GateWatch,
+    ladder: Ladder,
     planned: u64,
     said: u64,
 }
@@ -93,6 +105,8 @@ impl Coordinator {
             answers: BTreeMap::new(),
             watch: SleepWatch::default(),
             patience: Patience::default(),
+            gates: GateWatch::default(),
+            ladder: Ladder::default(),
             planned: 0,
             said: 0,
         }
@@ -176,6 +190,7 @@ impl Coordinator {
         wishes.extend(self.news());
         if !leads {
             self.patience = Patience::default();
+            (self.gates, self.ladder) = Default::default();
         } else if awake >= self.planned + ROUND {
             self.planned = awake;
             wishes.extend(self.lead(now, now_s));
@@ -196,6 +211,12 @@ impl Coordinator {
             {
                 connected.told = Some(target.generation);
                 tell(CoordinatorMessage::Target(target.clone()));
+            }
+            let relief = self.state.relief(*id);
+            if connected.told_relief != Some(relief) {
+                connected.told_relief = Some(relief);
+                let applied = self.applied as u64;
+                tell(CoordinatorMessage::Relief { applied, relief });
             }
             let lease = self.state.leases.of_nodes.get(id);
             if lease.is_some_and(|lease| lease.evicting) && !connected.told_evict {
@@ -220,7 +241,21 @@ impl Coordinator {
         {
             wishes.push(Wish::Commit(Command::Replan { step, now_s }));
         }
+        let signals = self.signals(now);
+        let passed = self.gates.steps(&self.state, &signals, awake, now_s);
+        let relieved = self.ladder.steps(&self.state, &signals, awake, now_s);
+        wishes.extend(passed.into_iter().chain(relieved).map(Wish::Commit));
         wishes
+    }
+
+    fn signals(&self, now: u64) -> BTreeMap<NodeId, NodeSignals> {
+        let awake = self.machine.awake(now);
+        let seen = self.sessions.iter().filter_map(|(id, connected)| {
+            let (at, report) = connected.report.as_ref()?;
+            let heard = heard_ago(awake - at);
+            Some((*id, NodeSignals::of(report, None, heard)))
+        });
+        seen.collect()
     }
 
     /// A session begins, and replaces an older one of the node.
@@ -236,6 +271,7 @@ impl Coordinator {
             since,
             told: None,
             told_evict: false,
+            told_relief: None,
         };
         self.sessions.insert(node, connected);
     }
@@ -243,6 +279,9 @@ impl Coordinator {
     /// A session ended: its answers go on elsewhere.
     pub fn lose(&mut self, node: NodeId, now: u64) -> Vec<Wish> {
         self.sessions.remove(&node);
+        for answer in self.answers.values_mut() {
+            answer.better = answer.better.filter(|(better, _)| *better != node);
+        }
         let of_it =
             |answer: &Answer| matches!(answer.stage, Stage::Asked(at, _) | Stage::Made(at) if at == node);
         let lost: Vec<u64> = self
@@ -309,22 +348,25 @@ impl Coordinator {
             stage: Stage::Homeless(now),
             refused: Vec::new(),
             moves: 0,
+            better: None,
+            stays_until: 0,
         };
         self.answers.insert(number, answer);
     }
 
-    fn candidates(&self, model: &ModelName, now: u64, now_s: u64) -> Vec<Candidate> {
+    fn candidates(&self, generation: &Generation, now: u64, now_s: u64) -> Vec<Candidate> {
+        let is_batch = generation.class == Class::Batch;
         let awake = self.machine.awake(now);
         let of_node = |(id, connected): (&NodeId, &Connected)| {
             let (at, report) = connected.report.as_ref()?;
-            let loaded = report.engine.as_ref()?.models.get(model)?;
+            let loaded = report.engine.as_ref()?.models.get(&generation.model)?;
             Some(Candidate {
                 node: *id,
                 heard: heard_ago(awake - at),
                 queued: loaded.running + loaded.waiting,
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
-                spared: false,
+                spared: is_batch && self.state.spares(*id),
                 shunned: false,
                 full: false,
             })
@@ -340,11 +382,12 @@ impl Coordinator {
         let since = match answer.stage {
             Stage::Homeless(since) => since,
             Stage::Asked(node, at) if now >= at + GRANT => return self.lost(number, node, now),
-            Stage::Asked(..) | Stage::Made(_) => return Vec::new(),
+            Stage::Made(node) => return self.look_for_better(number, node, now, now_s),
+            Stage::Asked(..) => return Vec::new(),
         };
         let avoid = answer.relay.as_ref().map(|relay| relay.failed().to_vec());
         let avoid: Vec<NodeId> = avoid.unwrap_or_default();
-        let candidates = self.candidates(&answer.generation.model, now, now_s);
+        let candidates = self.candidates(&answer.generation, now, now_s);
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
@@ -352,7 +395,11 @@ impl Coordinator {
         let refused = &answer.refused;
         let best = order.map(|route| route.node).find(|node| !refused.contains(node));
         let generation = answer.relay.as_ref().map_or(&answer.generation, Relay::rest);
-        let patience = if answer.relay.is_some() { REPLACE } else { EXPECT };
+        let patience = match (generation.class, &answer.relay) {
+            (Class::Batch, _) => REPLACE_BATCH,
+            (_, Some(_)) => REPLACE,
+            (_, None) => EXPECT,
+        };
         let (generation, is_over) = (generation.clone(), now >= since + patience);
         let Some(answer) = self.answers.get_mut(&number) else {
             return Vec::new();
@@ -380,6 +427,56 @@ impl Coordinator {
         }
     }
 
+    /// Asks another node to go on with a batch answer whose own node is relieved so far that it leaves.
+    fn look_for_better(&mut self, number: u64, maker: NodeId, now: u64, now_s: u64) -> Vec<Wish> {
+        let asking = self
+            .answers
+            .values()
+            .filter(|answer| answer.better.is_some())
+            .count();
+        let Some(answer) = self.answers.get(&number) else {
+            return Vec::new();
+        };
+        if let Some((node, at)) = answer.better {
+            return if now >= at + GRANT {
+                self.stay(number, node, now)
+            } else {
+                Vec::new()
+            };
+        }
+        let Some(relay) = answer.relay.as_ref().filter(|relay| relay.may_shift()) else {
+            return Vec::new();
+        };
+        let leaves = match relay.has_begun() {
+            true => Rung::MoveRunning,
+            false => Rung::MoveQueued,
+        };
+        let is_batch = answer.generation.class == Class::Batch;
+        let is_due = now >= answer.stays_until && asking < ASK;
+        if !is_batch || !is_due || self.state.relief(maker).rung < leaves {
+            return Vec::new();
+        }
+        let mut others = self.candidates(&answer.generation, now, now_s);
+        others.retain(|one| one.node != maker && !one.spared && !one.draining);
+        let Some(best) = route(&others).first().map(|route| route.node) else {
+            return Vec::new();
+        };
+        let rest = relay.rest().clone();
+        if let Some(answer) = self.answers.get_mut(&number) {
+            answer.better = Some((best, now));
+        }
+        vec![Wish::Send(best, Wire::Open(number, Box::new(rest)))]
+    }
+
+    /// No better place was found.
+    fn stay(&mut self, number: u64, asked: NodeId, now: u64) -> Vec<Wish> {
+        if let Some(answer) = self.answers.get_mut(&number) {
+            answer.better = None;
+            answer.stays_until = now + STAY;
+        }
+        vec![Wish::Send(asked, Wire::Cancel(number))]
+    }
+
     fn on_event(&mut self, node: NodeId, number: u64, event: GenerationEvent, now: u64) -> Vec<Wish> {
         let Some(answer) = self.answers.get_mut(&number) else {
             return vec![Wish::Send(node, Wire::Cancel(number))];
@@ -397,6 +494,21 @@ impl Coordinator {
                 }
             }
             Stage::Made(maker) if maker == node => {}
+            Stage::Made(maker) if answer.better.is_some_and(|(better, _)| better == node) => {
+                answer.better = None;
+                answer.stays_until = now + STAY;
+                if matches!(event, GenerationEvent::Failed(_)) {
+                    return Vec::new();
+                }
+                let Some(relay) = &mut answer.relay else {
+                    return Vec::new();
+                };
+                // It has promised to go on: only now the other one is left.
+                relay.shift();
+                relay.moved(node, node);
+                answer.stage = Stage::Made(node);
+                return vec![Wish::Send(maker, Wire::Cancel(number))];
+            }
             _ => return vec![Wish::Send(node, Wire::Cancel(number))],
         }
         let Some(relay) = &mut answer.relay else {

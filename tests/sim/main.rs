@@ -12,14 +12,16 @@
 mod actions;
 mod client;
 mod coordinator;
+mod heat;
 mod log;
 mod machine;
 mod node;
+mod offload;
 mod wire;
 mod world;
 
 use pomona_common::{
-    ClusterId, KeyPrint, ModelDigests, ModelName, ModelRecord, NodeId, TokenId, TokenVerifier,
+    Class, ClusterId, KeyPrint, ModelDigests, ModelName, ModelRecord, NodeId, TokenId, TokenVerifier,
 };
 use pomona_decide::{
     Admits, Availability, Command, Keep, Lease, ModelPolicy, Presence, Replicas, TokenRecord, plan,
@@ -169,6 +171,7 @@ fn trouble(world: &mut World) {
         let action = Action::Ask {
             coordinator: world.random.between(1, COORDINATORS + 1),
             model: model(world.random.between(0, 2) as usize),
+            class: Class::ALL[world.random.between(0, 3) as usize],
             tokens: world.random.between(1, 250) as u32,
         };
         world.at(at, action);
@@ -315,6 +318,7 @@ fn a_laptop_that_wakes_is_there_and_repeats_nothing() {
                 Action::Ask {
                     coordinator,
                     model: model(0),
+                    class: Class::Interactive,
                     tokens,
                 },
             );
@@ -401,6 +405,7 @@ fn a_lease_ends_in_trouble_as_well() {
                 Action::Ask {
                     coordinator,
                     model: model(1),
+                    class: Class::Interactive,
                     tokens: 100,
                 },
             );

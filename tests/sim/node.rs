@@ -6,13 +6,17 @@ use std::time::Duration;
 
 use pomona_clocks::SleepWatch;
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
-use pomona_common::report::{EngineReport, LoadedModel, MachineReport, NodeReport, REPORT_VERSION};
+use pomona_common::report::{
+    ClassReport, EngineReport, LoadedModel, MachineReport, NodeReport, REPORT_VERSION,
+};
 use pomona_common::unit::{Bytes, Reading};
 use pomona_common::{
-    Accounting, Chunk, Failure, FinishReason, Generation, GenerationEvent, ModelName, ModelRecord, NodeId,
+    Accounting, Chunk, Class, Failure, FinishReason, Generation, GenerationEvent, ModelName, ModelRecord,
+    NodeId, Relief, Rung, Watts,
 };
 use pomona_link::{Contacts, Source};
 
+use crate::heat::Heat;
 use crate::machine::Machine;
 use crate::wire::{End, IDLE, Wire};
 
@@ -28,6 +32,13 @@ pub struct Sequence {
     session: u64,
     generation: Generation,
     emitted: u32,
+}
+
+impl Sequence {
+    /// Whether it makes an interactive answer for the session that its coordinator has with this node.
+    pub fn is_well(&self, session: u64) -> bool {
+        self.session == session && self.generation.class == Class::Interactive
+    }
 }
 
 pub struct Node {
@@ -47,6 +58,10 @@ pub struct Node {
     loading: BTreeMap<ModelName, u64>,
     /// By the coordinator that asked, and its number for the answer.
     pub sequences: BTreeMap<(u64, u64), Sequence>,
+    pub heat: Heat,
+    /// How far it is relieved, and how new that is.
+    relief: (u64, Relief),
+    steps: u64,
     reported: u64,
     said: u64,
     /// Whether it has destroyed what it held.
@@ -81,6 +96,9 @@ impl Node {
             loaded: BTreeSet::new(),
             loading: BTreeMap::new(),
             sequences: BTreeMap::new(),
+            heat: Heat::default(),
+            relief: Default::default(),
+            steps: 0,
             reported: 0,
             said: 0,
             gone: false,
@@ -167,14 +185,28 @@ impl Node {
             machine: MachineReport {
                 memory_total: bytes(self.memory),
                 memory_available: bytes(self.memory / 2),
+                power: Reading::Measured(Watts(self.heat.watts)),
+                chip: "Apple M4 Max".into(),
                 ..MachineReport::default()
             },
             engine: Some(EngineReport {
                 models: models.collect(),
+                classes: Class::ALL.map(|class| (class, self.of_class(class))).into(),
                 ..EngineReport::default()
             }),
             reached_generation: self.generation,
             ..NodeReport::default()
+        }
+    }
+
+    fn of_class(&self, class: Class) -> ClassReport {
+        let running = self
+            .sequences
+            .values()
+            .filter(|one| one.generation.class == class);
+        ClassReport {
+            running: running.count() as u32,
+            ..ClassReport::default()
         }
     }
 
@@ -268,6 +300,10 @@ impl Node {
                 ended.iter().for_each(|key| drop(self.sequences.remove(key)));
                 told
             }
+            CoordinatorMessage::Relief { applied, relief } if applied >= self.relief.0 => {
+                self.relief = (applied, relief);
+                Vec::new()
+            }
             CoordinatorMessage::Evict => {
                 self.stored.clear();
                 self.target.clear();
@@ -283,7 +319,8 @@ impl Node {
     }
 
     fn start(&mut self, coordinator: u64, answer: u64, generation: Generation) -> Vec<Wish> {
-        let event = if self.loaded.contains(&generation.model) {
+        let is_held = generation.class == Class::Batch && self.relief.1.rung > Rung::Normal;
+        let event = if self.loaded.contains(&generation.model) && !is_held {
             let sequence = Sequence {
                 coordinator,
                 session: self.sessions[&coordinator].session,
@@ -302,10 +339,19 @@ impl Node {
         vec![Wish::Send(coordinator, Wire::Event(answer, event))]
     }
 
-    /// One step of the engine: a token of every answer.
-    pub fn step(&mut self) -> Vec<Wish> {
+    /// One step of the engine: a token of every answer, of batch as far as it is not relieved of it.
+    pub fn step(&mut self, milliseconds: u64) -> Vec<Wish> {
         let mut wishes = Vec::new();
-        for ((coordinator, answer), one) in &mut self.sequences {
+        self.steps += 1;
+        let batch_too = match self.relief.1.rung {
+            Rung::Normal | Rung::Hold => true,
+            Rung::Tighten => self.steps.is_multiple_of(10),
+            Rung::Pause | Rung::MoveQueued | Rung::MoveRunning => false,
+        };
+        let works = |one: &Sequence| batch_too || one.generation.class != Class::Batch;
+        let rows = self.sequences.values().filter(|one| works(one)).count();
+        self.heat.work(rows, milliseconds);
+        for ((coordinator, answer), one) in self.sequences.iter_mut().filter(|(_, one)| works(one)) {
             let token = pomona_node::echo::token(&one.generation.prompt, one.emitted);
             let chunk = Chunk {
                 position: one.emitted,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use pomona_common::MachineRole;
+use pomona_common::{Class, MachineRole, NodeId, Rung};
 use pomona_decide::{ClusterState, Command, apply_proposal};
 
 use crate::actions::Action;
@@ -51,6 +51,8 @@ pub struct World {
     pub trace: String,
     /// Promises that were broken.
     pub broken: Vec<String>,
+    /// Steps of the offload ladder: when, which node, from where and to where.
+    pub rungs: Vec<(u64, NodeId, Rung, Rung)>,
 }
 
 pub fn address(coordinator: u64) -> SocketAddr {
@@ -77,6 +79,7 @@ impl World {
             clients: BTreeMap::new(),
             trace: String::new(),
             broken: Vec::new(),
+            rungs: Vec::new(),
         };
         for command in founding {
             world.log.commit(command.clone(), &mut world.random);
@@ -133,7 +136,7 @@ impl World {
             }
             Event::Step(node) => {
                 if self.nodes[node].machine.runs() {
-                    let wishes = self.nodes[node].step();
+                    let wishes = self.nodes[node].step(STEP);
                     self.carry_out_node(node, wishes);
                 }
                 self.schedule(self.now + STEP, Event::Step(node));
@@ -327,6 +330,11 @@ impl World {
         for wish in wishes {
             match wish {
                 coordinator::Wish::Send(id, wire) => {
+                    if let Wire::Open(answer, generation) = &wire
+                        && generation.class == Class::Interactive
+                    {
+                        self.check_stays(number, *answer, id);
+                    }
                     let session = self.coordinator(number).session(id);
                     if let Some(node) = self.nodes.iter().position(|node| node.id == id) {
                         self.send(Id::Coordinator(number), Id::Node(node), session, wire);
@@ -353,7 +361,32 @@ impl World {
                     let _ = writeln!(self.trace, "{:>7} {what} {model} on {node}: {why}", self.now);
                 }
             }
+            if let Command::Relieve { node, seen, relieved } = &command {
+                let (to, why) = (relieved.relief.rung, &relieved.reason);
+                self.rungs.push((self.now, *node, *seen, to));
+                let _ = writeln!(
+                    self.trace,
+                    "{:>7} {} {seen} to {to}: {why}",
+                    self.now,
+                    node.short()
+                );
+            }
             self.log.commit(command, &mut self.random);
+        }
+    }
+
+    /// An interactive answer stays with whoever makes it and is well.
+    fn check_stays(&mut self, number: u64, answer: u64, to: NodeId) {
+        let sessions = |node: NodeId| self.coordinators[number as usize - 1].session(node);
+        let is_made = |node: &&Node| {
+            let sequence = node.sequences.get(&(number, answer));
+            sequence.is_some_and(|one| one.is_well(sessions(node.id))) && node.machine.runs()
+        };
+        if let Some(node) = self.nodes.iter().filter(|node| node.id != to).find(is_made) {
+            let (now, node) = (self.now, node.id.short());
+            self.broken.push(format!(
+                "{now}: interactive answer {answer} left {node}, which made it"
+            ));
         }
     }
 }

@@ -49,6 +49,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
             totals,
             now_s,
         } => gates::count_kills(state, *node, *instance, totals, *now_s),
+        Command::CloseTicket(number) => gates::close_ticket(state, *number),
         Command::ForgiveKills { node, model } => gates::forgive_kills(state, *node, model),
         Command::SetComfort { node, comfort } => offload::set_comfort(state, *node, *comfort),
         Command::Evict { node, seen, now_s } => lease::evict(state, *node, *seen, *now_s),

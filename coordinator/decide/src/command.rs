@@ -203,6 +203,8 @@ pub enum Command {
         /// Now, in seconds since 1970.
         now_s: u64,
     },
+    /// An operator has seen to a ticket, by its number.
+    CloseTicket(u64),
     /// An operator has seen to what killed engines on a node with a model.
     ForgiveKills {
         /// The node.

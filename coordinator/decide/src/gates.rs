@@ -18,7 +18,7 @@ use pomona_common::gate::{Gate, Stage};
 use pomona_common::{ModelName, NodeId};
 
 pub use book::{GateBook, NodeKills, Open, Sample, Subject, Ticket, Transition, are_counted};
-pub(crate) use book::{count_kills, forget_node, forgive_kills, pass};
+pub(crate) use book::{close_ticket, count_kills, forget_node, forgive_kills, pass};
 use rules::rule;
 use watched::{Look, UNHEARD, Watched};
 

@@ -144,8 +144,10 @@ impl Watched {
         }
         let was_stressed = self.stressed.is_so() || rung > Rung::Normal;
         let stress = stress(node, limits, was_stressed);
-        // What justifies a lower rung only is calm enough to come down to it.
-        let is_stressed = stress.as_ref().is_some_and(|stress| stress.up_to >= rung);
+        // What justifies a lower rung only is calm enough to come down to it; from above a pause the way
+        // down leads past it.
+        let justified = rung.min(Rung::Pause);
+        let is_stressed = stress.as_ref().is_some_and(|stress| stress.up_to >= justified);
         self.stressed.note(is_stressed, now);
         self.calm.note(!is_stressed, now);
         stress

@@ -146,6 +146,13 @@ impl<'a> Planning<'a> {
         if self.holders(&model.name).is_empty() {
             self.push_out_others(model, &policy);
         }
+        if self.holders(&model.name).is_empty() {
+            // Better where it was too much than nowhere.
+            self.sites.values_mut().for_each(|site| {
+                site.homeless.insert(&model.name);
+            });
+            self.add(model, &policy);
+        }
         let is_somewhere = !self.holders(&model.name).is_empty();
         (!is_somewhere).then(|| self.why_nowhere(model, &policy))
     }
@@ -243,8 +250,8 @@ impl<'a> Planning<'a> {
                     "it could not be loaded here".to_owned()
                 }
                 // Batch is held and tightened there: what runs may end.
-                _ if busy && site.relocates(&model.name) => continue,
-                _ if enough && site.relocates(&model.name) => Rejected::Relocated.to_string(),
+                _ if busy && site.relocates(&model.name, policy) => continue,
+                _ if enough && site.relocates(&model.name, policy) => Rejected::Relocated.to_string(),
                 _ if enough => Rejected::OtherPool(site.record.role).to_string(),
                 _ => continue,
             };
@@ -295,7 +302,7 @@ impl<'a> Planning<'a> {
         let stays = |id: &NodeId| {
             self.sites.get(id).is_some_and(|site| {
                 let welcome = is_in_pool(policy, site.record.role) || policy.pins.contains(id);
-                let leaves = site.availability.is_draining() || site.relocates(&model.name);
+                let leaves = site.availability.is_draining() || site.relocates(&model.name, policy);
                 // Where it cannot be loaded it does not count, unless it is to be everywhere.
                 let failed = site.node.failed.contains(&model.name);
                 welcome && !leaves && !(failed && policy.replicas != Replicas::Everywhere)

@@ -47,6 +47,7 @@ impl Command {
             | Command::SetKnobs(_)
             | Command::PassGate(_)
             | Command::CountKills { .. }
+            | Command::CloseTicket(_)
             | Command::ForgiveKills { .. } => 7,
         }
     }

@@ -541,3 +541,34 @@ fn a_model_that_is_relocated_leaves_when_another_node_answers_for_it() {
     world.settle();
     assert_eq!(world.holders(0), [2]);
 }
+
+#[test]
+fn a_model_that_is_relocated_comes_back_when_nobody_else_has_it_or_somebody_pins_it() {
+    for pinned in [false, true] {
+        let mut world = World::new(&[1]);
+        world.add(1, MachineRole::Laptop, 32, [0]);
+        world.settle();
+        gate(&mut world, 1, Gate::Residency, Stage::Escalated, 0);
+        world.add(2, MachineRole::Rack, 32, [0]);
+        world.settle();
+        assert_eq!(world.holders(0), [2]);
+        if pinned {
+            let policy = ModelPolicy {
+                pins: [node(1)].into(),
+                ..ModelPolicy::default()
+            };
+            world.policy(0, policy);
+            world.settle();
+            assert_eq!(world.holders(0), [1, 2]);
+        } else {
+            world.inventory.remove(&node(2));
+            let (node, now_s) = (node(2), NOW_S);
+            apply(&mut world.state, &Command::RevokeNode { node, now_s });
+            world.settle();
+            assert!(world.holders(0).is_empty(), "its memory is full still");
+            world.state.gates.open.clear();
+            world.settle();
+            assert_eq!(world.holders(0), [1]);
+        }
+    }
+}

@@ -24,6 +24,7 @@ pub(super) fn routes() -> Router<Admin> {
     Router::new()
         .route("/admin/v1/gates", get(show))
         .route("/admin/v1/gates/events", get(events))
+        .route("/admin/v1/gates/tickets/{number}", delete(close))
         .route("/admin/v1/nodes/{node}/kills/{*model}", delete(forgive))
 }
 
@@ -129,6 +130,10 @@ async fn next_events(state: &mut watch::Receiver<Arc<ClusterState>>, seen: u64) 
         format!("id: {}\nevent: gate\ndata: {event}\n\n", passed.number)
     });
     Some((frames.collect::<String>().into(), known.gates.last_number()))
+}
+
+async fn close(State(admin): State<Admin>, UrlPath(number): UrlPath<u64>) -> Answer {
+    write(&admin, Command::CloseTicket(number)).await
 }
 
 async fn forgive(State(admin): State<Admin>, UrlPath((node, model)): UrlPath<(String, String)>) -> Answer {

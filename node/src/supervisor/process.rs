@@ -102,7 +102,7 @@ impl EngineProcess {
 
     /// Waits for the end after the pipe closed, and enforces it; whether it had to is told as well.
     pub(super) async fn end(mut self) -> (Option<ExitStatus>, bool) {
-        let patience = std::time::Duration::from_millis(500);
+        let patience = std::time::Duration::from_secs(2);
         if let Ok(status) = tokio::time::timeout(patience, self.child.wait()).await {
             return (status.ok(), false);
         }

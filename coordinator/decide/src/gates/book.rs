@@ -201,6 +201,12 @@ impl GateBook {
         until_s.is_some_and(|until_s| now_s < *until_s)
     }
 
+    /// Whether an operator is asked for something already.
+    pub(super) fn has_ticket(&self, node: NodeId, subject: &Subject) -> bool {
+        let mut open = self.tickets.iter().filter(|ticket| !ticket.closed);
+        open.any(|ticket| ticket.node == node && ticket.subject == *subject)
+    }
+
     /// The node, and its gate, for which something must not be done now.
     pub fn forbids(&self, remedy: Remedy) -> Option<(NodeId, Gate)> {
         let open = self.open.iter();
@@ -216,8 +222,8 @@ pub(crate) fn pass(state: &mut ClusterState, transition: &Transition) -> Reply {
     }
     let book = &mut state.gates;
     let now = book.stage(*node, subject);
-    // One more model is moved away.
-    let moves_on = transition.relocates.is_some();
+    // One more model is moved away, or there is none.
+    let moves_on = transition.relocates.is_some() || transition.ticket.is_some();
     if now != transition.from || (transition.from == transition.to && !moves_on) {
         return Reply::Refused(format!("the {} gate of node {node} is {now} already", subject.0));
     }
@@ -329,6 +335,18 @@ pub(crate) fn count_kills(
         .at_s
         .retain(|_, at_s| at_s.iter().any(|at_s| now_s.saturating_sub(*at_s) < WEEK_S));
     Reply::Done
+}
+
+/// An operator has seen to it.
+pub(crate) fn close_ticket(state: &mut ClusterState, number: u64) -> Reply {
+    let mut tickets = state.gates.tickets.iter_mut();
+    match tickets.find(|ticket| ticket.number == number && !ticket.closed) {
+        Some(ticket) => {
+            ticket.closed = true;
+            Reply::Done
+        }
+        None => Reply::Unchanged,
+    }
 }
 
 /// An operator has seen to it: the kills count no more.

@@ -41,6 +41,7 @@ impl Swap {
         self.level = match (self.level, self.used) {
             // Cold pages may come back meanwhile: what comes after counts from there.
             (Some(level), Some(used)) if lasts => Some(level.min(used)),
+            (Some(level), None) if lasts => Some(level),
             (None, Some(used)) if lasts && !is_unseen && (node.batch() > 0) => Some(used),
             _ => None,
         };

@@ -45,12 +45,16 @@ impl Tail {
             _ => answers,
         };
         let is_first = self.counted.replace(answers).is_none();
+        if is_first {
+            self.anew_since = now;
+        }
         let new = usize::try_from(new).unwrap_or(usize::MAX).min(latest.len());
         let new = &latest[latest.len() - new..];
         // At first sight nobody knows how old they are.
         for one in new.iter().filter(|_| !is_first) {
             let began = now.saturating_sub(Duration::from_millis(one.took_ms.into()));
-            if began >= self.anew_since {
+            // How late one would have been that was given up in time nobody knows.
+            if began >= self.anew_since && !(one.given_up && one.ttft_ms <= budget_ms(one)) {
                 self.answers.push_back((one.clone(), began));
             }
         }
@@ -73,10 +77,9 @@ impl Tail {
     pub(super) fn measure(&self, now: Duration) -> Option<f32> {
         let mut alike: BTreeMap<(&ModelName, u32), Vec<(f32, f32)>> = BTreeMap::new();
         for (one, _) in &self.answers {
-            let budget = BUDGET_MS + BUDGET_MS_PER_TOKEN * one.uncached as f32;
             let length = (one.uncached / SHORT).checked_ilog2().map_or(0, |log| log + 1);
             let bucket = alike.entry((&one.model, length)).or_default();
-            bucket.push((one.ttft_ms, one.ttft_ms / budget));
+            bucket.push((one.ttft_ms, one.ttft_ms / budget_ms(one)));
         }
         let told = alike.values().filter(|bucket| bucket.len() >= ENOUGH);
         let mut tails = told
@@ -94,6 +97,11 @@ impl Tail {
         }
         Some(tails.fold(0.0, f32::max))
     }
+}
+
+/// What it may take to begin, in milliseconds.
+fn budget_ms(one: &FirstToken) -> f32 {
+    BUDGET_MS + BUDGET_MS_PER_TOKEN * one.uncached as f32
 }
 
 /// The median and the 95th percentile, by nearest rank.
@@ -118,6 +126,7 @@ mod tests {
                 uncached: *uncached,
                 ttft_ms: *ttft_ms,
                 took_ms: 0,
+                given_up: false,
             };
             tail.take(*counted, &[one], now);
         }
@@ -173,6 +182,21 @@ mod tests {
     }
 
     #[test]
+    fn what_is_given_up_counts_when_it_was_late_already() {
+        let mut tail = Tail::default();
+        let one = |ttft_ms| FirstToken {
+            model: "m".parse().unwrap_or_else(|error| panic!("{error}")),
+            uncached: 20,
+            ttft_ms,
+            took_ms: 0,
+            given_up: true,
+        };
+        tail.take(0, &[], Duration::ZERO);
+        tail.take(2, &[one(100.0), one(5000.0)], Duration::ZERO);
+        assert_eq!(tail.answers.len(), 1);
+    }
+
+    #[test]
     fn answers_count_once_and_again_after_a_restart() {
         let mut tail = Tail::default();
         let one = FirstToken {
@@ -180,6 +204,7 @@ mod tests {
             uncached: 1,
             ttft_ms: 1.0,
             took_ms: 0,
+            given_up: false,
         };
         let latest = vec![one; 5];
         for (answers, known) in [(5, 0), (5, 0), (7, 2), (7, 2), (100, 7), (3, 10)] {

@@ -1,4 +1,6 @@
-use pomona_common::signs::FirstToken;
+use std::sync::Arc;
+
+use pomona_common::signs::{FirstToken, Signs};
 use pomona_common::unit::Reading;
 use pomona_common::{MachineRole, ModelDigests, ModelRecord, Rung, Watts};
 use proptest::prelude::*;
@@ -105,14 +107,19 @@ impl World {
     }
 
     fn answers(&mut self, count: u64, ttft_ms: f32) {
-        self.node.answers += count;
+        let answers = self.node.signs.as_ref().map_or(0, |signs| signs.answers) + count;
         let one = FirstToken {
             model: model("small"),
             uncached: 20,
             ttft_ms,
             took_ms: 0,
+            given_up: false,
         };
-        self.node.first_tokens = vec![one; count as usize];
+        self.node.signs = Some(Arc::new(Signs {
+            answers,
+            first_tokens: vec![one; count as usize],
+            ..Signs::default()
+        }));
     }
 
     fn rung(&self) -> Rung {
@@ -220,7 +227,8 @@ fn a_large_engine_is_throttled_and_then_gives_up_what_no_person_uses() {
     // It left, and there is too much still: nothing but the person's is left.
     world.node.weights.remove(&model("large"));
     world.run(600);
-    assert_eq!(world.passed.len(), 2, "{:?}", world.passed);
+    assert_eq!(world.passed.len(), 3, "{:?}", world.passed);
+    assert_eq!(world.state.gates.tickets.len(), 1, "that is said once");
     world.node.resident = Some(60.0);
     world.run(130);
     assert_eq!(world.stage(Gate::Residency), Stage::Clear);
@@ -384,6 +392,9 @@ fn a_tail_that_outlives_the_batch_work_becomes_a_ticket() {
         "{}",
         ticket.text
     );
+    let close = Command::CloseTicket(ticket.number);
+    assert_eq!(apply(&mut world.state, &close), Reply::Done);
+    assert_eq!(apply(&mut world.state, &close), Reply::Unchanged);
 }
 
 #[test]

@@ -22,6 +22,8 @@ pub(super) const UNHEARD: Duration = Duration::from_secs(10);
 const PERSONAL: Duration = Duration::from_secs(3600);
 /// Answers that are late although no batch work was there for so long are late for another reason.
 const BATCH_GONE: Duration = Duration::from_secs(300);
+/// For so long after that they are no reason to hold it.
+const EXCUSED: Duration = Duration::from_secs(3600);
 /// While batch work was there within this time, late answers are a reason to hold it.
 const BATCH_LATELY: Duration = Duration::from_secs(60);
 
@@ -33,11 +35,15 @@ pub(super) struct Watched {
     watts: Smoothed,
     /// When each model last answered somebody who waits.
     personal: BTreeMap<ModelName, Duration>,
+    /// When it was looked at first.
+    began: Option<Duration>,
     /// When it last had batch work.
     batch_at: Option<Duration>,
     /// The rung at the last look: when batch is tightened, tails are measured anew.
     rung: Rung,
     times: BTreeMap<Gate, Times>,
+    /// Until then late answers are known to have another reason than batch work.
+    excused_until: Duration,
     /// When it was looked at last.
     pub(super) looked: Duration,
 }
@@ -83,12 +89,15 @@ impl Watched {
         let Look { node, now, .. } = look;
         let stage = look.state.gates.stage(look.id, &(Gate::Swap, None));
         self.swap.take(node, stage, now);
+        self.began.get_or_insert(now);
         if node.batch() > 0 {
             self.batch_at = Some(now);
         }
-        for one in self.tail.take(node.answers, &node.first_tokens, now) {
-            if look.state.catalogue.contains_key(&one.model) {
-                self.personal.insert(one.model.clone(), now);
+        if let Some(signs) = &node.signs {
+            for one in self.tail.take(signs.answers, &signs.first_tokens, now) {
+                if look.state.catalogue.contains_key(&one.model) {
+                    self.personal.insert(one.model.clone(), now);
+                }
             }
         }
         self.personal.retain(|_, at| now.saturating_sub(*at) < PERSONAL);
@@ -105,7 +114,7 @@ impl Watched {
         let subject = (rule.gate, None);
         let stage = look.state.gates.stage_since(look.id, &subject);
         // A tail counts when batch may be why, and cannot be made smaller any more.
-        let counts = rule.gate != Gate::Tail || (self.rung >= Rung::Tighten && self.has_batch_lately());
+        let counts = rule.gate != Gate::Tail || (self.rung >= Rung::Tighten && self.may_blame_batch());
         let times = self.times.entry(rule.gate).or_default();
         times.note(rule, stage, value, counts, now);
         if value.is_none() {
@@ -117,6 +126,7 @@ impl Watched {
         let next = times.next(rule, now);
         let (to, reason, ticket) = match next {
             None if rule.gate == Gate::Tail && self.is_late_by_itself(stage.0, latest, now) => {
+                self.excused_until = now + EXCUSED;
                 let reason = format!("{latest:.1} x, with no batch work to blame");
                 (Stage::Clear, reason, Some(late_ticket(look.name)))
             }
@@ -124,8 +134,8 @@ impl Watched {
             Some((to, reason)) => (to, reason, None),
         };
         let relocates = self.relocated(rule, to, look);
-        if to == stage.0 && relocates.is_none() {
-            // Nothing is left that it could do.
+        if to == stage.0 && relocates.is_none() && look.state.gates.has_ticket(look.id, &subject) {
+            // Nothing is left that it could do, and that is said.
             return None;
         }
         if rule.gate == Gate::Tail {
@@ -169,25 +179,26 @@ impl Watched {
     pub(super) fn late(&self) -> Option<String> {
         // While too few answers are known of since it was tightened, what was measured before stands.
         let latest = self.times.get(&Gate::Tail)?.latest()?;
-        (latest > rule(Gate::Tail).limit && self.has_batch_lately())
+        (latest > rule(Gate::Tail).limit && self.may_blame_batch())
             .then(|| format!("one in twenty interactive answers begins {latest:.1} times as late as most"))
     }
 
-    fn has_batch_lately(&self) -> bool {
-        self.batch_at
-            .is_some_and(|at| self.looked.saturating_sub(at) < BATCH_LATELY)
+    /// Whether batch work may be why answers are late.
+    fn may_blame_batch(&self) -> bool {
+        let is_lately = |at| self.looked.saturating_sub(at) < BATCH_LATELY;
+        self.batch_at.is_some_and(is_lately) && self.looked >= self.excused_until
     }
 
     /// Whether a tail gate has acted, and answers are late still with no batch work there.
     fn is_late_by_itself(&self, stage: Stage, latest: f32, now: Duration) -> bool {
-        let is_gone = self
-            .batch_at
-            .is_none_or(|at| now.saturating_sub(at) >= BATCH_GONE);
-        stage != Stage::Clear && is_gone && latest > rule(Gate::Tail).limit
+        // Whoever begins to look does not know for how long there was none.
+        let since = self.batch_at.or(self.began);
+        let is_gone = since.is_some_and(|at| now.saturating_sub(at) >= BATCH_GONE);
+        stage != Stage::Clear && is_gone && latest > rule(Gate::Tail).clears_at
     }
 
-    /// The model that a second remedy moves away: of those that no person uses there the heaviest, of those
-    /// that answer elsewhere if there are such.
+    /// The model that a second remedy moves away: the heaviest that no person uses there, of equals one that
+    /// answers elsewhere.
     fn relocated(&self, rule: &Rule, to: Stage, look: Look<'_>) -> Option<ModelName> {
         if !moves_models(rule) || to != Stage::Escalated {
             return None;
@@ -197,7 +208,7 @@ impl Watched {
             !self.personal.contains_key(*model) && !look.state.gates.relocates(look.id, model, look.now_s)
         });
         others
-            .max_by_key(|(model, bytes)| (look.is_elsewhere(model), **bytes, std::cmp::Reverse(*model)))
+            .max_by_key(|(model, bytes)| (**bytes, look.is_elsewhere(model), std::cmp::Reverse(*model)))
             .map(|(model, _)| model.clone())
     }
 }

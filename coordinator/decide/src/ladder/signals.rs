@@ -1,10 +1,11 @@
 //! What the ladder sees of a node.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use pomona_common::conditions::Supply;
-use pomona_common::report::{MachineReport, NodeReport, Thermal};
-use pomona_common::signs::{FirstToken, Signs};
+use pomona_common::report::{NodeReport, Thermal};
+use pomona_common::signs::Signs;
 use pomona_common::unit::Reading;
 use pomona_common::{Bytes, Class, ModelName, Watts};
 
@@ -50,10 +51,8 @@ pub struct NodeSignals {
     pub swapped_out: Option<u64>,
     /// What the engine takes of the memory, percent.
     pub resident: Option<f32>,
-    /// Interactive answers that have ended.
-    pub answers: u64,
-    /// The latest of them.
-    pub first_tokens: Vec<FirstToken>,
+    /// What was told of kills and answers, if anything was yet.
+    pub signs: Option<Arc<Signs>>,
     /// Why interactive answers are late, if they are.
     pub late: Option<String>,
     /// The report.
@@ -62,7 +61,7 @@ pub struct NodeSignals {
 
 impl NodeSignals {
     /// What the last report says.
-    pub fn of(report: &NodeReport, signs: &Signs, heard: Heard) -> Self {
+    pub fn of(report: &NodeReport, signs: Option<Arc<Signs>>, heard: Heard) -> Self {
         let machine = &report.machine;
         let conditions = &machine.conditions;
         let activity = &conditions.activity;
@@ -79,10 +78,12 @@ impl NodeSignals {
             occupied: !is_alone && works.iter().any(|reading| reading.value() == Some(true)),
             is_alone,
             swap_used: machine.swap_used.value().map(Bytes::get),
-            swapped_out: signs.swapped_out.value().map(Bytes::get),
-            resident: resident(machine),
-            answers: signs.answers,
-            first_tokens: signs.first_tokens.clone(),
+            swapped_out: signs
+                .as_ref()
+                .and_then(|signs| signs.swapped_out.value())
+                .map(Bytes::get),
+            resident: resident(report),
+            signs,
             heard,
             ..Self::default()
         };
@@ -120,7 +121,11 @@ impl NodeSignals {
 
 /// The engine's footprint of physical memory, in percent; where a system tells no footprint, its RSS. Memory
 /// of Metal is not in that, and mapped weights are.
-fn resident(machine: &MachineReport) -> Option<f32> {
+fn resident(report: &NodeReport) -> Option<f32> {
+    if report.engine.is_none() {
+        return Some(0.0);
+    }
+    let machine = &report.machine;
     let engine = machine.engine;
     let bytes = engine.footprint.value().or(engine.rss.value())?.get();
     let total = machine.memory_total.value()?.get().max(1);

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::rc::Rc;
 
+use pomona_common::gate::{Gate, Stage};
 use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
 
 use crate::gates::GateBook;
@@ -124,6 +125,8 @@ pub(crate) struct Site<'a> {
     /// How far its gates have acted.
     gates: &'a GateBook,
     now_s: u64,
+    /// Models that no other node could be given.
+    pub(crate) homeless: BTreeSet<&'a ModelName>,
     /// What is stored there, sorted by name.
     stored: Vec<&'a ModelRecord>,
     /// Digests of the weights that some node gives to others.
@@ -157,6 +160,7 @@ impl<'a> Site<'a> {
             lease_ends: !matches!(state.lease_phase(id, now_s), None | Some(Phase::Running)),
             gates: &state.gates,
             now_s,
+            homeless: BTreeSet::new(),
             stored,
             offered,
             holds: BTreeSet::new(),
@@ -236,9 +240,15 @@ impl<'a> Site<'a> {
         }
     }
 
-    /// Whether a model is to go elsewhere when it can.
-    pub(crate) fn relocates(&self, model: &ModelName) -> bool {
-        self.gates.relocates(self.id, model, self.now_s)
+    /// Whether a model is to go elsewhere when it can; not when somebody pins it here.
+    pub(crate) fn relocates(&self, model: &ModelName, policy: &ModelPolicy) -> bool {
+        !policy.pins.contains(&self.id) && self.gates.relocates(self.id, model, self.now_s)
+    }
+
+    /// Whether a model that went elsewhere may come back, since nobody else has it.
+    fn is_taken_back(&self, model: &ModelRecord) -> bool {
+        self.homeless.contains(&model.name)
+            && self.gates.stage(self.id, &(Gate::Residency, None)) == Stage::Clear
     }
 
     /// What is in its store under the name of a model.
@@ -269,7 +279,7 @@ impl<'a> Site<'a> {
             Availability::Draining { .. } if self.lease_ends => return Err(Rejected::LeaseEnds),
             Availability::Draining { .. } => return Err(Rejected::Draining),
         }
-        if self.relocates(&model.name) {
+        if self.relocates(&model.name, policy) && !self.is_taken_back(model) {
             return Err(Rejected::Relocated);
         }
         if !is_in_pool(policy, self.record.role) && !pinned {
