@@ -15,7 +15,7 @@ use crate::sessions::Sessions;
 
 /// Looked at without news this often; news are looked at at once.
 const PERIOD: Duration = Duration::from_millis(500);
-/// After a refusal.
+/// After a coordinator was there that cannot read what gates and ladder write.
 const RESTS: Duration = Duration::from_secs(30);
 
 /// Runs until the stop. On a coordinator that does not lead it only waits.

@@ -56,7 +56,9 @@ impl Reporter {
                 if let Some(not_brought) = &not_brought {
                     report.failed.extend(not_brought.borrow().iter().cloned());
                 }
-                let signs = signs(&engine.borrow(), probe.swapped_out());
+                // Read before, not while the engine's state is borrowed.
+                let swapped_out = probe.swapped_out();
+                let signs = signs(&engine.borrow(), swapped_out);
                 let report = Arc::new(report);
                 publish.send_replace(Arc::new(Reported { report, signs }));
                 tokio::select! {

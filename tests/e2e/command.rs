@@ -4,20 +4,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pomona_tests::{Cluster, MODEL, programs};
-use serde_json::Value;
 
 #[test]
 fn commands_show_chat_and_remove() {
     let cluster = Cluster::start("echo");
-    let json = |arguments: &[&str]| -> Value {
-        let (ok, out, errors) = cluster.pomona(arguments);
-        assert!(ok, "{arguments:?}: {errors}");
-        serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}"))
-    };
-    assert_eq!(json(&["--json", "status"])["loaded"][0], MODEL);
-    assert_eq!(json(&["--json", "nodes"])[0]["connected"], true);
-    assert_eq!(json(&["--json", "models"])[0]["name"], MODEL);
-    assert_eq!(json(&["--json", "model", "list"])[0]["name"], MODEL);
+    assert_eq!(cluster.json(&["status"])["loaded"][0], MODEL);
+    assert_eq!(cluster.json(&["nodes"])[0]["connected"], true);
+    assert_eq!(cluster.json(&["models"])[0]["name"], MODEL);
+    assert_eq!(cluster.json(&["model", "list"])[0]["name"], MODEL);
     for arguments in [&["status"][..], &["nodes"], &["models"], &["model", "list"]] {
         let (ok, out, _) = cluster.pomona(arguments);
         assert!(ok && !out.is_empty());
@@ -31,7 +25,8 @@ fn commands_show_chat_and_remove() {
     let (ok, _, errors) = cluster.pomona(&["model", "remove", MODEL]);
     assert!(ok, "{errors}");
     let deadline = Instant::now() + Duration::from_secs(5);
-    while json(&["--json", "models"])
+    while cluster
+        .json(&["models"])
         .as_array()
         .is_some_and(|models| !models.is_empty())
     {

@@ -4,7 +4,6 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pomona_tests::{Cluster, MODEL, eventually, greedy, stream_from};
-use serde_json::Value;
 
 pub(crate) fn kill(pid: u32) {
     signal(pid, "-9");
@@ -18,12 +17,6 @@ fn signal(pid: u32, signal: &str) {
             .unwrap()
             .success()
     );
-}
-
-fn status(cluster: &Cluster) -> Value {
-    let (ok, out, errors) = cluster.pomona(&["--json", "status"]);
-    assert!(ok, "{errors}");
-    serde_json::from_str(&out).unwrap()
 }
 
 #[test]
@@ -57,7 +50,10 @@ fn a_killed_engine_comes_back_and_loses_nothing() {
     assert_eq!(code, 200, "{answer}");
 
     // A second kill within a week would end the model's stay there.
-    let node = status(&cluster)["nodes"][0]["name"].as_str().unwrap().to_owned();
+    let node = cluster.json(&["status"])["nodes"][0]["name"]
+        .as_str()
+        .unwrap()
+        .to_owned();
     eventually("the kill is forgiven", Duration::from_secs(10), || {
         cluster.pomona(&["gates", "forgive", &node, MODEL]).0
     });
@@ -67,7 +63,7 @@ fn a_killed_engine_comes_back_and_loses_nothing() {
     assert_eq!(code, 200, "a request during the restart waits for it");
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
     std::thread::sleep(Duration::from_millis(1500));
-    let status = status(&cluster);
+    let status = cluster.json(&["status"]);
     assert_eq!(
         status["nodes"][0]["kills_s"].as_array().unwrap().len(),
         2,
@@ -99,11 +95,11 @@ fn an_engine_that_hangs_is_found_and_started_anew() {
 #[test]
 fn a_killed_cluster_comes_back_as_the_same_one() {
     let mut cluster = Cluster::start("echo");
-    let before = status(&cluster);
+    let before = cluster.json(&["status"]);
     for _ in 0..3 {
         cluster.kill_and_restart();
     }
-    let after = status(&cluster);
+    let after = cluster.json(&["status"]);
     assert_eq!(before["cluster"], after["cluster"]);
     assert_eq!(before["nodes"][0]["id"], after["nodes"][0]["id"]);
     assert_eq!(before["models"], after["models"]);

@@ -11,14 +11,8 @@ use crate::crash::kill;
 
 const SOON: Duration = Duration::from_secs(20);
 
-fn gates(cluster: &Cluster) -> Value {
-    let (ok, out, errors) = cluster.pomona(&["--json", "gates", "show"]);
-    assert!(ok, "{errors}");
-    serde_json::from_str(&out).unwrap()
-}
-
 fn kills(cluster: &Cluster) -> usize {
-    let kills = &gates(cluster)["kills"][0]["at_s"];
+    let kills = &cluster.json(&["gates", "show"])["kills"][0]["at_s"];
     kills.as_array().map_or(0, Vec::len)
 }
 

@@ -8,14 +8,8 @@ use serde_json::{Value, json};
 /// A model that only the second machine has.
 const OTHER: &str = "other-model";
 
-fn json_of(cluster: &Cluster, arguments: &[&str]) -> Value {
-    let (ok, out, errors) = cluster.pomona(arguments);
-    assert!(ok, "{arguments:?}: {errors}");
-    serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}"))
-}
-
 pub(crate) fn token(cluster: &Cluster, more: &[&str]) -> String {
-    let made = json_of(cluster, &[&["--json", "token", "create"], more].concat());
+    let made = cluster.json(&[&["token", "create"], more].concat());
     assert_eq!(made["coordinator"], cluster.quic());
     made["token"].as_str().unwrap().to_owned()
 }
@@ -50,7 +44,7 @@ fn a_machine_joins_serves_survives_a_restart_and_is_revoked() {
     eventually("the joined node answers", Duration::from_secs(10), || {
         ask(&cluster) == (200, id.clone())
     });
-    let nodes = json_of(&cluster, &["--json", "nodes"]);
+    let nodes = cluster.json(&["nodes"]);
     let record = nodes
         .as_array()
         .unwrap()
@@ -122,7 +116,7 @@ fn tokens_that_should_not_work_do_not() {
     let (ok, _, errors) = founder.pomona(&["join", &good, "--coordinator", &cluster.quic()]);
     assert!(!ok && errors.contains("cluster of its own"), "{errors}");
 
-    let open = json_of(&cluster, &["--json", "token", "list"]);
+    let open = cluster.json(&["token", "list"]);
     let id = open[0]["id"].as_str().unwrap().to_owned();
     assert!(open[0].get("token").is_none(), "the secret is shown once");
     let (ok, _, errors) = cluster.pomona(&["token", "revoke", &id]);
@@ -159,7 +153,7 @@ fn an_operator_approves_by_words_and_a_copied_identity_is_refused() {
         machine.log().contains("awaits approval")
     });
     assert_ne!(ask(&cluster).0, 200);
-    let nodes = json_of(&cluster, &["--json", "nodes"]);
+    let nodes = cluster.json(&["nodes"]);
     let mini = nodes
         .as_array()
         .unwrap()

@@ -168,6 +168,13 @@ impl Cluster {
         )
     }
 
+    /// Runs a command that must succeed, and reads the JSON it prints.
+    pub fn json(&self, arguments: &[&str]) -> Value {
+        let (ok, out, errors) = self.pomona(&[&["--json"], arguments].concat());
+        assert!(ok, "{arguments:?}: {errors}");
+        serde_json::from_str(&out).unwrap_or_else(|_| panic!("{arguments:?}: {out}"))
+    }
+
     /// That command, not started yet.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(programs().join("pomona"));

@@ -50,9 +50,6 @@ impl GateWatch {
         // A session that is dialled anew is there again by then.
         self.nodes
             .retain(|id, watched| signals.contains_key(id) || now.saturating_sub(watched.looked) <= UNHEARD);
-        let loaded = signals.iter();
-        let elsewhere = loaded.flat_map(|(id, node)| node.loaded.iter().map(|model| (*id, model)));
-        let elsewhere = elsewhere.collect();
         let mut due = Vec::new();
         for (id, node) in signals {
             let Some(record) = state.nodes.get(id) else {
@@ -63,16 +60,16 @@ impl GateWatch {
                 id: *id,
                 name: &record.name,
                 node,
-                elsewhere: &elsewhere,
+                signals,
                 now,
                 now_s,
             };
             self.nodes.entry(*id).or_default().look(look, &mut due);
         }
         self.clear_away(state, signals, now, now_s, &mut due);
-        // Of all nodes, whether they are there or not.
-        for id in state.nodes.keys() {
-            kills(state, *id, now_s, &mut due);
+        // Of nodes that are not there as well.
+        for (id, known) in &state.gates.kills {
+            kills(state, *id, known, now_s, &mut due);
         }
         due.into_iter()
             .map(|transition| Command::PassGate(Box::new(transition)))
@@ -120,12 +117,10 @@ impl GateWatch {
 }
 
 /// Transitions of the kills gate, which goes by what is replicated already.
-fn kills(state: &ClusterState, id: NodeId, now_s: u64, due: &mut Vec<Transition>) {
+fn kills(state: &ClusterState, id: NodeId, known: &NodeKills, now_s: u64, due: &mut Vec<Transition>) {
     let rule = rule(Gate::Kills);
     let name = state.nodes.get(&id).map_or("", |record| &record.name);
-    let known = state.gates.kills.get(&id);
-    let known: BTreeMap<&ModelName, Vec<u64>> =
-        known.iter().flat_map(|kills| kills.within_week(now_s)).collect();
+    let known: BTreeMap<&ModelName, Vec<u64>> = known.within_week(now_s).collect();
     let open = state.gates.of(id).filter_map(|((gate, model), _)| match gate {
         Gate::Kills => model.as_ref(),
         _ => None,

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use disk::{Alone, Disk, History, config};
+use disk::{Disk, History, leading};
 use pomona_common::{ClusterId, NodeId};
 use pomona_decide::{Command, Reply};
 use pomona_raft::{RaftError, Replica};
@@ -30,10 +30,7 @@ type Content = [Arc<Mutex<Vec<u8>>>; 2];
 async fn start(content: &Content, room: &Arc<AtomicU64>) -> Replica {
     let history = History::default();
     let [log, machine] = [0, 1].map(|i| Disk::with_room(i, &content[i], &history, room).unwrap());
-    let replica = Replica::start_on(config(), log, machine, Alone).await.unwrap();
-    replica.found().await.unwrap();
-    assert!(replica.wait_for_leader(Duration::from_secs(10)).await);
-    replica
+    leading(log, machine).await
 }
 
 fn admit(i: u64) -> Command {

@@ -8,10 +8,9 @@ mod disk;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use disk::{Alone, Disk, History, config};
+use disk::{Disk, History, leading};
 use pomona_common::{ClusterId, NodeId};
 use pomona_decide::{Command, Reply};
-use pomona_raft::Replica;
 use tokio::task::JoinSet;
 
 const WRITERS: u64 = 8;
@@ -37,9 +36,7 @@ async fn write_all() {
     let history = History::default();
     let log = Disk::database(0, Vec::new(), &history).unwrap();
     let machine = Disk::database(1, Vec::new(), &history).unwrap();
-    let replica = Replica::start_on(config(), log, machine, Alone).await.unwrap();
-    replica.found().await.unwrap();
-    assert!(replica.wait_for_leader(Duration::from_secs(10)).await);
+    let replica = leading(log, machine).await;
     let founded = replica.write(Command::Found(ClusterId::from_bits(5))).await;
     assert_eq!(founded.unwrap(), Reply::Done);
 

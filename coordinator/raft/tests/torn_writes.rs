@@ -15,7 +15,7 @@ mod disk;
 
 use std::time::Duration;
 
-use disk::{Alone, Disk, History, Image, Operation, config};
+use disk::{Alone, Disk, History, Image, Operation, config, leading};
 use pomona_common::{ClusterId, NodeId};
 use pomona_decide::{Command, Move, PlanStep, Reply};
 use pomona_raft::Replica;
@@ -56,9 +56,7 @@ async fn record() -> Vec<Operation> {
     let history = History::default();
     let log = Disk::database(0, Vec::new(), &history).unwrap();
     let machine = Disk::database(1, Vec::new(), &history).unwrap();
-    let replica = Replica::start_on(config(), log, machine, Alone).await.unwrap();
-    replica.found().await.unwrap();
-    assert!(replica.wait_for_leader(Duration::from_secs(10)).await);
+    let replica = leading(log, machine).await;
     assert_eq!(
         replica
             .write(Command::Found(ClusterId::from_bits(5)))

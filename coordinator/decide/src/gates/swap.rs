@@ -20,8 +20,6 @@ pub(super) struct Swap {
     used: Option<u64>,
     /// What was in use when the batch work began; none when there is none, and when nobody saw it begin.
     level: Option<u64>,
-    /// When there was batch work last.
-    batch_at: Option<Duration>,
     /// Whether it was seen before.
     known: bool,
     /// What was written in all, and when that grew last.
@@ -30,12 +28,16 @@ pub(super) struct Swap {
 }
 
 impl Swap {
-    pub(super) fn take(&mut self, node: &NodeSignals, stage: Stage, now: Duration) {
+    /// `batch_at` is when there was batch work last.
+    pub(super) fn take(
+        &mut self,
+        node: &NodeSignals,
+        stage: Stage,
+        batch_at: Option<Duration>,
+        now: Duration,
+    ) {
         self.used = node.swap_used;
-        if node.batch() > 0 {
-            self.batch_at = Some(now);
-        }
-        let lasts = self.batch_at.is_some_and(|at| now.saturating_sub(at) < COLD);
+        let lasts = batch_at.is_some_and(|at| now.saturating_sub(at) < COLD);
         // Whoever leads since the gate tripped did not see the batch work begin.
         let is_unseen = !self.known && stage > Stage::Clear;
         self.level = match (self.level, self.used) {

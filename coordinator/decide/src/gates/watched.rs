@@ -1,6 +1,6 @@
 //! What the leader remembers of one node for its gates.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::gate::{Gate, Stage};
@@ -55,16 +55,16 @@ pub(super) struct Look<'a> {
     pub(super) id: NodeId,
     pub(super) name: &'a str,
     pub(super) node: &'a NodeSignals,
-    /// Models that answer on other nodes that are there.
-    pub(super) elsewhere: &'a BTreeSet<(NodeId, &'a ModelName)>,
+    /// Of all nodes that are there.
+    pub(super) signals: &'a BTreeMap<NodeId, NodeSignals>,
     pub(super) now: Duration,
     pub(super) now_s: u64,
 }
 
 impl Look<'_> {
     fn is_elsewhere(&self, model: &ModelName) -> bool {
-        let mut others = self.elsewhere.iter().filter(|(id, _)| *id != self.id);
-        others.any(|(_, loaded)| *loaded == model)
+        let mut others = self.signals.iter().filter(|(id, _)| **id != self.id);
+        others.any(|(_, other)| other.loaded.contains(model))
     }
 }
 
@@ -87,12 +87,12 @@ impl Watched {
 
     fn take(&mut self, look: Look<'_>) {
         let Look { node, now, .. } = look;
-        let stage = look.state.gates.stage(look.id, &(Gate::Swap, None));
-        self.swap.take(node, stage, now);
         self.began.get_or_insert(now);
         if node.batch() > 0 {
             self.batch_at = Some(now);
         }
+        let stage = look.state.gates.stage(look.id, &(Gate::Swap, None));
+        self.swap.take(node, stage, self.batch_at, now);
         if let Some(signs) = &node.signs {
             for one in self.tail.take(signs.answers, &signs.first_tokens, now) {
                 if look.state.catalogue.contains_key(&one.model) {

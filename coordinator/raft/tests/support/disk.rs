@@ -5,8 +5,9 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use pomona_raft::{CallError, ReplicaConfig, RpcKind, Transport};
+use pomona_raft::{CallError, Replica, ReplicaConfig, RpcKind, Transport};
 use redb::{Database, StorageBackend};
 
 #[derive(Debug, Clone)]
@@ -205,4 +206,12 @@ pub fn config() -> ReplicaConfig {
         id: 1,
         folder: PathBuf::new(),
     }
+}
+
+/// A replica alone on these disks that leads.
+pub async fn leading(log: Arc<Database>, machine: Arc<Database>) -> Replica {
+    let replica = Replica::start_on(config(), log, machine, Alone).await.unwrap();
+    replica.found().await.unwrap();
+    assert!(replica.wait_for_leader(Duration::from_secs(10)).await);
+    replica
 }
