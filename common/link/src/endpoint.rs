@@ -11,7 +11,7 @@ use crate::identity::{Identity, Role};
 use crate::join::Joining;
 use crate::renew::Renewing;
 use crate::session::Session;
-use crate::{LinkError, tls};
+use crate::{LinkError, farewell, tls};
 
 /// What a connection is for: each kind has its own, so that bulk never shares a flow-control
 /// window with a token stream.
@@ -333,7 +333,7 @@ impl Incoming {
             .map_err(|_| failed("handshake took too long".to_owned()))?
             .map_err(|error| failed(error.to_string()))?;
         let refused = |connection: &quinn::Connection, why: String| {
-            connection.close(VarInt::from_u32(1), b"identity");
+            farewell::close(connection, 1, b"identity");
             failed(why)
         };
         let agreed = agreed(&connection);

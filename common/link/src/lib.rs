@@ -8,6 +8,7 @@ mod contacts;
 mod custody;
 mod dialler;
 mod endpoint;
+mod farewell;
 mod files;
 mod identity;
 pub mod join;

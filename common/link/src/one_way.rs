@@ -42,13 +42,21 @@ async fn relay(near: UdpSocket, server: SocketAddr, cut: &Mutex<Option<Direction
     }
 }
 
+/// More than a fresh connection's congestion window holds.
+const WINDOWFUL: usize = 200_000;
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn both_ends_notice_a_line_that_is_cut_in_one_direction() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
     let authority = Authority::open_or_create(folder.path(), ClusterId::from_bits(1))?;
     let server = Endpoint::server(loopback(), authority.issue(Role::Coordinator(1))?)?;
     let client = Endpoint::client(loopback(), authority.issue(Role::Node(NodeId::from_bits(7)))?)?;
-    for direction in [Direction::Up, Direction::Down] {
+    // Also when more waits to be sent than the line has room for.
+    for (direction, busy) in [
+        (Direction::Up, false),
+        (Direction::Down, false),
+        (Direction::Down, true),
+    ] {
         let cut = Mutex::new(None);
         let near = UdpSocket::bind(loopback()).await?;
         let address = near.local_addr()?;
@@ -68,9 +76,16 @@ async fn both_ends_notice_a_line_that_is_cut_in_one_direction() -> Result<(), Bo
             assert!(here.is_open() && there.is_open(), "a quiet line is no cut one");
             *cut.lock().unwrap_or_else(PoisonError::into_inner) = Some(direction);
             let began = Instant::now();
+            let (mut send, _receive) = here.open().await?;
+            if busy {
+                send.send_bytes(&[0; WINDOWFUL]).await?;
+            }
             tokio::join!(here.ended(), there.ended());
             let took = began.elapsed();
-            assert!(took < Duration::from_millis(3200), "{direction:?}: {took:?}");
+            assert!(
+                took < Duration::from_millis(3200),
+                "{direction:?}, busy {busy}: {took:?}"
+            );
             Ok::<(), LinkError>(())
         };
         tokio::select! {

@@ -8,10 +8,10 @@ use pomona_wire::{Message, WireError};
 use quinn::VarInt;
 use tokio::task::JoinSet;
 
-use crate::LinkError;
 use crate::endpoint::Purpose;
 use crate::identity::Peer;
 use crate::pace::Pace;
+use crate::{LinkError, farewell};
 
 /// Opening a stream waits at most this long for the peer to allow one more.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -47,7 +47,7 @@ impl Watch {
         task.spawn(async move {
             tokio::select! {
                 // Said to the peer, which may be there and not be heard: a line cut in one direction.
-                () = silence(&connection) => connection.close(VarInt::from_u32(0), b"the peer is silent"),
+                () = silence(&connection) => farewell::close(&connection, 0, b"the peer is silent"),
                 _ = connection.closed() => {}
             }
         });
@@ -139,7 +139,7 @@ impl Session {
 
     /// Ends the session.
     pub fn close(&self, reason: &str) {
-        self.connection.close(VarInt::from_u32(0), reason.as_bytes());
+        farewell::close(&self.connection, 0, reason.as_bytes());
     }
 }
 

@@ -18,6 +18,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use pomona_common::{ClusterId, KeyPrint, Line, limits};
 
 use crate::LinkError;
+use crate::farewell::Windows;
 use crate::identity::{Identity, Peer, Role};
 use crate::join::key_print;
 
@@ -290,6 +291,7 @@ fn transport() -> Result<Arc<TransportConfig>, LinkError> {
         .send_window(u64::from(limits::QUIC_CONNECTION_WINDOW))
         .max_idle_timeout(Some(idle))
         .keep_alive_interval(Some(limits::QUIC_KEEP_ALIVE))
+        .congestion_controller_factory(Arc::new(Windows::default()))
         .datagram_receive_buffer_size(None)
         .datagram_send_buffer_size(0)
         .allow_spin(false);

@@ -7,10 +7,10 @@ use std::time::Duration;
 use pomona_common::{ClusterId, limits};
 use pomona_wire::Message;
 
-use crate::LinkError;
 use crate::endpoint::{any_port_toward, client_socket, connect};
 use crate::identity::Role;
 use crate::session::{FrameReceiver, FrameSender, closed};
+use crate::{LinkError, farewell};
 
 /// The whole exchange takes at most this long.
 pub(crate) const EXCHANGE: Duration = Duration::from_secs(10);
@@ -47,7 +47,7 @@ impl Visit {
 
     /// Says that the answer is here.
     pub(crate) async fn end(self) {
-        self.connection.close(0u32.into(), b"done");
+        farewell::close(&self.connection, 0, b"done");
         self.endpoint.wait_idle().await;
     }
 }
@@ -87,7 +87,7 @@ impl Visitor {
             Ok(())
         };
         let served = tokio::time::timeout(EXCHANGE, exchange).await;
-        self.connection.close(1u32.into(), ended);
+        farewell::close(&self.connection, 1, ended);
         served.map_err(|_| LinkError::Deadline(EXCHANGE))?
     }
 }
