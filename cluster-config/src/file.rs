@@ -23,6 +23,7 @@ fn default() -> Config {
         coordinators: Vec::new(),
         mdns: true,
         approve_manually: false,
+        literal_swap: false,
         node_name: String::new(),
         engine: EngineKind::Mlx,
         engine_program: None,
@@ -87,6 +88,19 @@ pub(crate) fn parse(text: &str, problems: &mut Vec<String>) -> Config {
                     _ => return false,
                 }
                 true
+            }),
+            "gates" => reader.nested(name, value, |reader, name, value| match name {
+                "gates.swap" => {
+                    reader.nested(name, value, |reader, name, value| {
+                        if name != "gates.swap.literal" {
+                            return false;
+                        }
+                        reader.boolean(name, value, &mut config.literal_swap);
+                        true
+                    });
+                    true
+                }
+                _ => false,
             }),
             "node" => reader.nested(name, value, |reader, name, value| {
                 match name {

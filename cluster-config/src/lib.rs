@@ -35,6 +35,8 @@ pub struct Config {
     pub mdns: bool,
     /// Whether an operator approves every node that joins, besides its token.
     pub approve_manually: bool,
+    /// Whether the swap gate counts all swap in use, whenever it came.
+    pub literal_swap: bool,
     /// What people call this node.
     pub node_name: String,
     /// Which engine the node runs.

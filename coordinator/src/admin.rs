@@ -25,6 +25,7 @@ use hyper_util::service::TowerToHyperService;
 use pomona_api::Backend;
 use pomona_clocks::wall_s;
 use pomona_common::{ModelName, limits};
+use pomona_decide::gates::Choices;
 use pomona_decide::{ClusterState, Command, Reply, presence};
 use pomona_link::Authority;
 use serde_json::{Value, json};
@@ -44,6 +45,8 @@ pub(crate) struct Admin {
     pub(crate) backend: Arc<CoordinatorBackend>,
     pub(crate) authority: Arc<Authority>,
     pub(crate) peers: Peers,
+    /// What the operator chose about gates.
+    pub(crate) choices: Choices,
     /// Where nodes dial in.
     pub(crate) quic: SocketAddr,
 }

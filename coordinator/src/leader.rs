@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_clocks::wall_s;
-use pomona_decide::gates::are_counted;
+use pomona_decide::gates::{Choices, are_counted};
 use pomona_decide::{ClusterState, Command, GateWatch, Ladder, Patience, Reply, plan};
 use pomona_raft::{RaftError, Replica};
 use tokio_util::sync::CancellationToken;
@@ -19,8 +19,13 @@ const PERIOD: Duration = Duration::from_millis(500);
 const RESTS: Duration = Duration::from_secs(30);
 
 /// Runs until the stop. On a coordinator that does not lead it only waits.
-pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: CancellationToken) {
-    let mut leading = Leading::default();
+pub(crate) async fn run(
+    replica: Replica,
+    sessions: Arc<Sessions>,
+    choices: Choices,
+    stop: CancellationToken,
+) {
+    let mut leading = Leading::new(choices);
     let mut said = false;
     loop {
         if let Some(why) = replica.stopped() {
@@ -35,7 +40,7 @@ pub(crate) async fn run(replica: Replica, sessions: Arc<Sessions>, stop: Cancell
                 tracing::warn!(%error, "leader's round failed");
             }
         } else {
-            leading = Leading::default();
+            leading = Leading::new(choices);
         }
         tokio::select! {
             () = sessions.changed.notified() => {}
@@ -57,6 +62,13 @@ struct Leading {
 }
 
 impl Leading {
+    fn new(choices: Choices) -> Self {
+        Self {
+            gates: GateWatch::new(choices),
+            ..Self::default()
+        }
+    }
+
     /// Writes what gates or ladder want.
     async fn take(&mut self, replica: &Replica, steps: Vec<Command>, now: Duration) -> Result<(), RaftError> {
         if self.rests_until.is_some_and(|until| now < until) {

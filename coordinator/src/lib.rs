@@ -32,6 +32,7 @@ use pomona_api::HttpServer;
 use pomona_cluster_config::Config;
 use pomona_common::{ClusterId, limits};
 use pomona_decide::Command;
+use pomona_decide::gates::Choices;
 use pomona_discovery::{Discovery, Sighting, Who};
 use pomona_link::{Accepted, Authority, Endpoint, LinkError, Purpose, Role, Session, commission};
 use pomona_raft::{RaftError, Replica, ReplicaConfig};
@@ -258,10 +259,14 @@ impl Coordinator {
         ));
         let all = (sessions.clone(), peers.clone());
         tasks.spawn(wake::watch(endpoint, authority.clone(), all, stop.clone()));
-        tasks.spawn(leader::run(replica.clone(), sessions, stop.clone()));
+        let choices = Choices {
+            literal_swap: config.literal_swap,
+        };
+        tasks.spawn(leader::run(replica.clone(), sessions, choices, stop.clone()));
         self.http = Some(HttpServer::start(listener, pomona_api::router(backend.clone())));
         let admin = admin::Admin {
             backend,
+            choices,
             authority,
             peers,
             quic: announcement.listens,

@@ -56,7 +56,7 @@ use reporter::Reporter;
 use session::Drain;
 use sharing::Sharing;
 use store::Store;
-use supervisor::{EngineProgram, EngineView, Supervisor};
+use supervisor::{EngineProgram, EngineView, Setup, Supervisor};
 use vault::Vault;
 
 /// Why a node does not start.
@@ -187,9 +187,12 @@ impl Node {
         let store = Store::open(models.clone(), &mut tasks, stopped.clone());
         let instructed = Instructed::new();
         let supervisor = Supervisor::start(
-            id,
-            program,
-            config.knobs.clone(),
+            Setup {
+                node: id,
+                program,
+                knobs: config.knobs.clone(),
+                last_run: folder.join("engine.json"),
+            },
             (store.clone(), instructed.watch()),
             &mut tasks,
             stopped.clone(),

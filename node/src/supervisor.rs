@@ -3,6 +3,7 @@
 
 mod actor;
 mod instructed;
+mod last_run;
 mod process;
 mod sequences;
 mod watchdog;
@@ -16,12 +17,14 @@ use pomona_common::generation::GenerationEvent;
 use pomona_common::report::EngineReport;
 use pomona_common::signs::FirstToken;
 use pomona_common::{Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_probe::KillCause;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::instructions::Instructions;
 use crate::store::Store;
+use crate::supervisor::last_run::LastRun;
 
 /// What is run as engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,6 +38,16 @@ pub(crate) enum EngineProgram {
     },
     /// Nothing.
     None,
+}
+
+/// What the supervisor begins with.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) node: NodeId,
+    pub(crate) program: EngineProgram,
+    pub(crate) knobs: EngineKnobs,
+    /// Where it is written down what runs.
+    pub(crate) last_run: PathBuf,
 }
 
 /// What the rest of the node sees of the engine.
@@ -105,14 +118,22 @@ impl EngineView {
         }
     }
 
-    /// The system killed the engine. Which model it died of nobody can tell for sure: the one that was being
-    /// loaded grew last, else of those that worked, or at least were there, the heaviest is the likeliest.
+    /// The system killed the engine.
     fn blame(&mut self) {
+        let suspect = self.suspect(true).cloned();
+        if let Some(model) = suspect {
+            *self.kills_of.entry(model).or_default() += 1;
+        }
+    }
+
+    /// Which model an engine dies of nobody can tell for sure: the one that is being loaded grew last, else of
+    /// those that work (where that counts), or at least are there, the heaviest is the likeliest.
+    fn suspect(&self, by_work: bool) -> Option<&ModelName> {
         let report = self.report.as_ref();
         let model = |name: &ModelName| report.and_then(|report| report.models.get(name));
         let weight = |name: &&ModelName| {
             let model = model(name);
-            let works = model.is_some_and(|model| model.running + model.waiting > 0);
+            let works = by_work && model.is_some_and(|model| model.running + model.waiting > 0);
             (works, model.map_or(0, |model| model.weight_bytes))
         };
         let began = |(_, (_, total)): &(&ModelName, &(u64, u64))| *total > 0;
@@ -120,10 +141,7 @@ impl EngineView {
         let loaded = || self.loaded.iter().max_by_key(weight);
         // The first part of a load is not told.
         let first = || self.loading.keys().next();
-        let blamed = loading.or_else(loaded).or_else(first).cloned();
-        if let Some(model) = blamed {
-            *self.kills_of.entry(model).or_default() += 1;
-        }
+        loading.or_else(loaded).or_else(first)
     }
 
     /// Why the target is not reached, if so.
@@ -143,6 +161,8 @@ pub(crate) enum Request {
         generation: u64,
         models: BTreeMap<ModelName, PathBuf>,
     },
+    /// The system killed the engine of an earlier process of this node.
+    KilledBefore { model: ModelName, cause: KillCause },
 }
 
 /// A handle on the supervisor; clones share it.
@@ -154,9 +174,7 @@ pub(crate) struct Supervisor {
 
 impl Supervisor {
     pub(crate) fn start(
-        node: NodeId,
-        program: EngineProgram,
-        knobs: EngineKnobs,
+        setup: Setup,
         (store, instructions): (Store, watch::Receiver<Instructions>),
         tasks: &mut JoinSet<()>,
         stopped: CancellationToken,
@@ -164,10 +182,20 @@ impl Supervisor {
         // As many as may wait in a queue; more are refused before they come here.
         let (requests, receiver) = mpsc::channel(limits::QUEUE.capacity);
         let (publish, view) = watch::channel(EngineView {
-            kv_budget_bytes: knobs.kv_budget_bytes,
+            kv_budget_bytes: setup.knobs.kv_budget_bytes,
             ..EngineView::default()
         });
-        let actor = actor::Actor::new(node, program, knobs, (store, instructions), publish);
+        let (last_run, left) = LastRun::open(setup.last_run.clone());
+        if let Some(left) = left {
+            let (requests, stopped) = (requests.downgrade(), stopped.clone());
+            tasks.spawn(async move {
+                tokio::select! {
+                    () = last_run::find_kill(left, requests) => {}
+                    () = stopped.cancelled() => {}
+                }
+            });
+        }
+        let actor = actor::Actor::new(setup, last_run, (store, instructions), publish);
         tasks.spawn(actor.run(receiver, stopped));
         Self { requests, view }
     }

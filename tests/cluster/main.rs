@@ -15,11 +15,13 @@ mod former;
 mod lan_discovery;
 mod leader_kills;
 mod mdns_flood;
+mod memory;
 mod node_loss;
 mod nodes_apart;
 mod offload;
 mod paths;
 mod rough_links;
+mod swap;
 
 use std::panic::catch_unwind;
 
@@ -59,6 +61,8 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("paths", paths::run),
     ("mdns_flood", mdns_flood::run),
     ("rough_links", rough_links::run),
+    ("memory", memory::run),
+    ("swap", swap::run),
     ("offload", offload::run),
 ];
 

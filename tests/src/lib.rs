@@ -5,6 +5,7 @@
     clippy::unwrap_used,
     clippy::expect_used,
     clippy::panic,
+    clippy::print_stdout,
     reason = "helpers of tests"
 )]
 
@@ -16,6 +17,7 @@ pub mod lan;
 pub mod linear;
 mod machine;
 pub mod mdns_forger;
+pub mod memory_group;
 mod random;
 pub mod udp_relay;
 

@@ -6,6 +6,7 @@ use std::process::{Child, Command};
 use serde_json::Value;
 
 use crate::lan::command_on;
+use crate::memory_group::MemoryGroup;
 use crate::{MODEL, admin_at, children, end, free_ports, gguf, programs};
 
 /// Another machine: a state folder and ports of its own, and what is started there.
@@ -56,10 +57,19 @@ impl Machine {
         self.variables.push((name, value.into()));
     }
 
+    /// The process id of what runs there.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().expect("something runs").id()
+    }
+
+    /// The process id of the engine of what runs there.
+    pub fn engine_pid(&self) -> u32 {
+        *children(self.pid()).first().expect("an engine")
+    }
+
     /// Lets the engine that runs there use this core only.
     pub fn pin_engine(&self, core: usize) {
-        let node = self.running.as_ref().expect("something runs").id();
-        for pid in children(node) {
+        for pid in children(self.pid()) {
             let pinned = Command::new("taskset")
                 .args(["-acp", &core.to_string(), &pid.to_string()])
                 .output();
@@ -113,18 +123,20 @@ impl Machine {
     /// Sends a signal to what runs there, and to what that has started: the whole machine stands
     /// still with `STOP` and goes on with `CONT`.
     pub fn signal(&self, signal: &str) {
-        let parent = self.running.as_ref().expect("something runs").id();
-        for pid in children(parent).into_iter().chain([parent]) {
-            let sent = Command::new("kill")
-                .args([&format!("-{signal}"), &pid.to_string()])
-                .status();
-            assert!(sent.expect("kill").success());
+        for pid in children(self.pid()) {
+            send(signal, pid);
         }
+        self.signal_alone(signal);
+    }
+
+    /// Sends a signal to what runs there, and not to what that has started.
+    pub fn signal_alone(&self, signal: &str) {
+        send(signal, self.pid());
     }
 
     /// Resident memory of what runs there, in KiB.
     pub fn rss_kib(&self) -> u64 {
-        let pid = self.running.as_ref().expect("something runs").id();
+        let pid = self.pid();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("its status");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
@@ -177,21 +189,25 @@ impl Machine {
 
     /// Starts its node with this engine (`echo`, `echo:MS`, `mlx`).
     pub fn start_node(&mut self, engine: &str) {
-        self.start(&["node"], engine);
+        self.start(self.command(&["node"]), engine);
+    }
+
+    /// Starts its node in a control group, with its engine.
+    pub fn start_node_in(&mut self, group: &MemoryGroup, engine: &str) {
+        self.start(group.confine(&self.command(&["node"])), engine);
     }
 
     /// Starts its coordinator.
     pub fn start_coordinator(&mut self) {
-        self.start(&["coordinator"], "none");
+        self.start(self.command(&["coordinator"]), "none");
     }
 
-    fn start(&mut self, arguments: &[&str], engine: &str) {
+    fn start(&mut self, mut command: Command, engine: &str) {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(self.state.path().join("log"))
             .expect("a log");
-        let mut command = self.command(arguments);
         let running = command.env("POMONA_ENGINE", engine).stderr(log).spawn();
         self.running = Some(running.expect("pomona is built"));
     }
@@ -273,8 +289,24 @@ impl Machine {
     }
 }
 
+fn send(signal: &str, pid: u32) {
+    let sent = Command::new("kill")
+        .args([&format!("-{signal}"), &pid.to_string()])
+        .status();
+    assert!(sent.expect("kill").success());
+}
+
+/// Lines that a machine tells when its test fails.
+const LAST_LINES: usize = 60;
+
 impl Drop for Machine {
     fn drop(&mut self) {
         self.stop();
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.get(lines.len().saturating_sub(LAST_LINES)..);
+            println!("{}\n", last.unwrap_or_default().join("\n"));
+        }
     }
 }

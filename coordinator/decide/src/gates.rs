@@ -29,15 +29,31 @@ use crate::state::ClusterState;
 /// A node that was away for so long has no load that its gates could be about.
 const AWAY: Duration = Duration::from_secs(600);
 
+/// What an operator chooses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Choices {
+    /// All swap in use counts, whenever and by whatever it came.
+    pub literal_swap: bool,
+}
+
 /// What the leader remembers.
 #[derive(Debug, Clone, Default)]
 pub struct GateWatch {
+    choices: Choices,
     nodes: BTreeMap<NodeId, Watched>,
     /// Since when nodes with gates that are not clear are away.
     away: BTreeMap<NodeId, Duration>,
 }
 
 impl GateWatch {
+    /// One that has seen nothing yet.
+    pub fn new(choices: Choices) -> Self {
+        Self {
+            choices,
+            ..Self::default()
+        }
+    }
+
     /// The transitions that are due: at most one for each gate of a node. `now` is of a clock that stands
     /// still while the machine sleeps; `signals` are of the nodes that are connected.
     pub fn steps(
@@ -59,6 +75,7 @@ impl GateWatch {
                 state,
                 id: *id,
                 name: &record.name,
+                choices: self.choices,
                 node,
                 signals,
                 now,

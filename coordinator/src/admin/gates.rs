@@ -11,6 +11,8 @@ use axum::routing::{delete, get};
 use futures_util::stream;
 use pomona_clocks::wall_s;
 use pomona_common::ModelName;
+use pomona_common::gate::Gate;
+use pomona_decide::gates::Choices;
 use pomona_decide::gates::rules::{RULES, Rule};
 use pomona_decide::{ClusterState, Command, Transition};
 use serde_json::{Value, json};
@@ -42,9 +44,13 @@ fn event(state: &ClusterState, passed: &Transition) -> Value {
     })
 }
 
-fn rule(rule: &Rule) -> Value {
+fn rule(rule: &Rule, choices: Choices) -> Value {
+    let measures = match rule.gate {
+        Gate::Swap if choices.literal_swap => "all swap in use",
+        _ => rule.measures,
+    };
     json!({
-        "gate": rule.gate, "measures": rule.measures, "unit": rule.unit,
+        "gate": rule.gate, "measures": measures, "unit": rule.unit,
         "trips_above": rule.limit, "trips_after_s": rule.trips_after.as_secs(),
         "clears_at": rule.clears_at, "clears_after_s": rule.clears_after.as_secs(),
         "remedy": rule.remedy,
@@ -91,7 +97,7 @@ async fn show(State(admin): State<Admin>) -> Answer {
         .collect();
     let transitions = state.gates.transitions.iter();
     let transitions: Vec<Value> = transitions.map(|passed| event(&state, passed)).collect();
-    let rules: Vec<Value> = RULES.iter().map(rule).collect();
+    let rules: Vec<Value> = RULES.iter().map(|one| rule(one, admin.choices)).collect();
     let body = json!({
         "rules": rules, "open": open, "kills": kills, "tickets": tickets, "transitions": transitions,
     });

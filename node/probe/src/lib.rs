@@ -1,6 +1,7 @@
 //! What a machine can tell about itself. What it cannot measure is *unavailable*, never zero,
 //! and a script says that it is one.
 
+mod kills;
 #[cfg(target_os = "linux")]
 mod linux;
 #[cfg(target_os = "linux")]
@@ -14,6 +15,8 @@ mod pmset;
 mod script;
 
 use std::path::{Path, PathBuf};
+
+pub use kills::{KillCause, KillTally};
 
 use pomona_common::report::MachineReport;
 use pomona_common::unit::{Bytes, Reading};

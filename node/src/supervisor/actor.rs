@@ -10,16 +10,18 @@ use std::time::Duration;
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, Rung, limits};
+use pomona_probe::KillTally;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use crate::instructions::Instructions;
 use crate::store::Store;
+use crate::supervisor::last_run::LastRun;
 use crate::supervisor::process::EngineProcess;
 use crate::supervisor::sequences::Sequences;
 use crate::supervisor::watchdog::{Seen, Verdict, Watchdog};
-use crate::supervisor::{EngineProgram, EngineView, Request};
+use crate::supervisor::{EngineProgram, EngineView, Request, Setup};
 
 /// First wait before a restart; doubled while the engine dies young.
 const RESTART_FIRST: Duration = Duration::from_millis(100);
@@ -50,16 +52,21 @@ pub(super) struct Actor {
     watchdog: Watchdog,
     /// The engine was killed because it was wedged.
     wedged: bool,
+    /// What the system had counted when the engine began.
+    tally: KillTally,
+    last_run: LastRun,
 }
 
 impl Actor {
     pub(super) fn new(
-        node: NodeId,
-        program: EngineProgram,
-        knobs: EngineKnobs,
+        setup: Setup,
+        last_run: LastRun,
         (store, instructions): (Store, watch::Receiver<Instructions>),
         publish: watch::Sender<EngineView>,
     ) -> Self {
+        let Setup {
+            node, program, knobs, ..
+        } = setup;
         Self {
             node,
             view: EngineView {
@@ -79,6 +86,8 @@ impl Actor {
             sequences: Sequences::default(),
             watchdog: Watchdog::default(),
             wedged: false,
+            tally: KillTally::default(),
+            last_run,
         }
     }
 
@@ -114,6 +123,7 @@ impl Actor {
         if let Some(engine) = self.engine.take() {
             drop(engine);
         }
+        self.last_run.forget();
     }
 
     fn on_request(&mut self, request: Request) {
@@ -129,6 +139,12 @@ impl Actor {
                     self.reconcile();
                     self.publish();
                 }
+            }
+            Request::KilledBefore { model, cause } => {
+                tracing::warn!(%model, %cause, "an earlier engine was killed");
+                self.view.kills += 1;
+                *self.view.kills_of.entry(model).or_default() += 1;
+                self.publish();
             }
         }
     }
@@ -209,6 +225,7 @@ impl Actor {
                 let knobs = self.knobs_now();
                 engine.send(EngineCommand::Knobs(knobs));
                 self.view.pid = engine.pid();
+                self.tally = engine.pid().map(KillTally::of).unwrap_or_default();
                 self.engine = Some(engine);
                 self.watchdog = Watchdog::default();
                 self.view.loading.clear();
@@ -249,6 +266,7 @@ impl Actor {
         for model in present.filter(|model| !self.target.contains_key(*model)) {
             engine.send(EngineCommand::Unload(model.clone()));
         }
+        self.last_run.note(&self.tally, self.view.suspect(false));
     }
 
     fn on_event(&mut self, event: EngineEvent) {
@@ -349,12 +367,22 @@ impl Actor {
         let (status, enforced) = engine.end().await;
         let signal = status.and_then(|status: ExitStatus| status.signal());
         let killed = self.wedged || signal.is_some();
+        let cause = signal
+            .and_then(|_| self.tally.cause())
+            .map(|cause| cause.to_string());
         self.view.kills += u64::from(killed);
         // Not one that this node has ended, or an operator with a polite signal.
         if signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced {
             self.view.blame();
         }
-        tracing::warn!(?status, killed, sequences = self.sequences.len(), "engine ended");
+        self.last_run.forget();
+        tracing::warn!(
+            ?status,
+            killed,
+            cause,
+            sequences = self.sequences.len(),
+            "engine ended"
+        );
         self.view.pid = None;
         self.view.report = None;
         self.view.loaded.clear();

@@ -56,6 +56,11 @@ impl Swap {
         self.written = node.swapped_out;
     }
 
+    /// All that is in use, in MB.
+    pub(super) fn literal(&self) -> Option<f32> {
+        self.used.map(|used| used as f32 / MB)
+    }
+
     /// In MB; none while nobody knows from where to count.
     pub(super) fn measure(&self, now: Duration) -> Option<f32> {
         let used = self.used?;

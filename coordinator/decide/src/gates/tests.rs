@@ -170,6 +170,20 @@ fn swap_of_before_does_not_count_and_that_of_batch_halts_it() {
 }
 
 #[test]
+fn literally_all_swap_counts() {
+    let mut world = World::new();
+    world.watch = GateWatch::new(Choices { literal_swap: true });
+    world.run(85);
+    assert_eq!(world.stage(Gate::Swap), Stage::Clear);
+    world.run(10);
+    assert_eq!(
+        world.stage(Gate::Swap),
+        Stage::Tripped,
+        "2 GB from before, and no batch work"
+    );
+}
+
+#[test]
 fn swap_that_is_being_written_counts_whole() {
     let mut world = World::new();
     for written in 0..120 {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use pomona_common::gate::{Gate, Stage};
 use pomona_common::{ModelName, NodeId, Rung};
 
+use super::Choices;
 use super::book::Transition;
 use super::rules::{self, RULES, Remedy, Rule, rule};
 use super::swap::Swap;
@@ -54,6 +55,7 @@ pub(super) struct Look<'a> {
     pub(super) state: &'a ClusterState,
     pub(super) id: NodeId,
     pub(super) name: &'a str,
+    pub(super) choices: Choices,
     pub(super) node: &'a NodeSignals,
     /// Of all nodes that are there.
     pub(super) signals: &'a BTreeMap<NodeId, NodeSignals>,
@@ -159,6 +161,7 @@ impl Watched {
     /// The gate's measure, if it can be told.
     fn measure(&mut self, gate: Gate, look: Look<'_>) -> Option<f32> {
         match gate {
+            Gate::Swap if look.choices.literal_swap => self.swap.literal(),
             Gate::Swap => self.swap.measure(look.now),
             Gate::Tail => self.tail.measure(look.now),
             Gate::Residency => look.node.resident,
