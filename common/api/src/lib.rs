@@ -2,6 +2,7 @@
 //! it. Parsing, validation, tokenising, streaming and errors are here once for both.
 #![forbid(unsafe_code)]
 
+mod attribution;
 pub mod backend;
 mod completions;
 mod entry_stats;

@@ -5,6 +5,8 @@ use pomona_common::{Failure, Sampling, limits};
 use pomona_text::Message;
 use serde_json::{Map, Value};
 
+use crate::attribution;
+
 /// The prompt as the client gave it.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Prompt {
@@ -116,14 +118,19 @@ fn messages(fields: &Map<String, Value>) -> Result<Vec<Message>, Failure> {
             &format!("a list of 1 to {} messages", limits::MESSAGES),
         ));
     }
-    items
+    let messages: Vec<Message> = items
         .iter()
         .enumerate()
-        .map(|(i, item)| message(i, item))
-        .collect()
+        .filter_map(|(i, item)| message(i, item).transpose())
+        .collect::<Result<_, _>>()?;
+    if messages.is_empty() {
+        return Err(out_of_range("messages", "a list with something for the model"));
+    }
+    Ok(messages)
 }
 
-fn message(i: usize, item: &Value) -> Result<Message, Failure> {
+/// One message; none when nothing of it is for the model.
+fn message(i: usize, item: &Value) -> Result<Option<Message>, Failure> {
     let at = |field: &str| format!("messages[{i}].{field}");
     let item = item
         .as_object()
@@ -142,7 +149,7 @@ fn message(i: usize, item: &Value) -> Result<Message, Failure> {
             return Err(Failure::invalid(&at("role"), InvalidCode::InvalidValue, text));
         }
     };
-    let content = match item.get("content") {
+    let mut content = match item.get("content") {
         Some(Value::String(text)) => text.clone(),
         Some(Value::Array(parts)) => text_parts(&at("content"), parts)?,
         None | Some(Value::Null) => return Err(missing(&at("content"))),
@@ -150,10 +157,17 @@ fn message(i: usize, item: &Value) -> Result<Message, Failure> {
             return Err(wrong_type(&at("content"), "a string or a list of text parts"));
         }
     };
-    Ok(Message {
+    if role == "system" {
+        let kept = attribution::without(&content);
+        if kept.is_empty() && !content.is_empty() {
+            return Ok(None);
+        }
+        content.drain(..content.len() - kept.len());
+    }
+    Ok(Some(Message {
         role: role.to_owned(),
         content,
-    })
+    }))
 }
 
 fn text_parts(at: &str, parts: &[Value]) -> Result<String, Failure> {
