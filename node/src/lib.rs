@@ -191,7 +191,7 @@ impl Node {
                 node: id,
                 program,
                 knobs: config.knobs.clone(),
-                last_run: folder.join("engine.json"),
+                folder: folder.clone(),
             },
             (store.clone(), instructed.watch()),
             &mut tasks,

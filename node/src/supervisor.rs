@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::instructions::Instructions;
 use crate::store::Store;
-use crate::supervisor::last_run::LastRun;
+use crate::supervisor::last_run::{LastRun, Left};
 
 /// What is run as engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,8 +46,8 @@ pub(crate) struct Setup {
     pub(crate) node: NodeId,
     pub(crate) program: EngineProgram,
     pub(crate) knobs: EngineKnobs,
-    /// Where it is written down what runs.
-    pub(crate) last_run: PathBuf,
+    /// The node's folder, where it is written down what runs.
+    pub(crate) folder: PathBuf,
 }
 
 /// What the rest of the node sees of the engine.
@@ -185,15 +185,23 @@ impl Supervisor {
             kv_budget_bytes: setup.knobs.kv_budget_bytes,
             ..EngineView::default()
         });
-        let (last_run, left) = LastRun::open(setup.last_run.clone());
-        if let Some(left) = left {
-            let (requests, stopped) = (requests.downgrade(), stopped.clone());
-            tasks.spawn(async move {
-                tokio::select! {
-                    () = last_run::find_kill(left, requests) => {}
-                    () = stopped.cancelled() => {}
-                }
-            });
+        let (last_run, left) = LastRun::open(&setup.folder);
+        match left {
+            Left::Nothing => {}
+            Left::Killed(model, cause) => {
+                // The first request, with room for it.
+                let _ = requests.try_send(Request::KilledBefore { model, cause });
+            }
+            Left::Unknown(run) => {
+                let (requests, stopped) = (requests.downgrade(), stopped.clone());
+                let folder = setup.folder.clone();
+                tasks.spawn(async move {
+                    tokio::select! {
+                        () = last_run::find_kill(run, folder, requests) => {}
+                        () = stopped.cancelled() => {}
+                    }
+                });
+            }
         }
         let actor = actor::Actor::new(setup, last_run, (store, instructions), publish);
         tasks.spawn(actor.run(receiver, stopped));

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use pomona_tests::memory_group::MemoryGroup;
-use pomona_tests::{MODEL, Machine, eventually, greedy, try_stream};
+use pomona_tests::{MODEL, Machine, eventually, greedy, send, try_stream};
 use serde_json::json;
 
 use crate::former::{SOON, holders, join, lead};
@@ -37,12 +37,12 @@ pub(crate) fn run(_scale: Scale) -> Outcome {
 
     let began = Instant::now();
     std::thread::scope(|scope| {
-        overfill(scope, coordinator.coordinator);
-        push(&group, node.engine_pid());
+        let more = || overfill(scope, coordinator.coordinator);
+        push(&node, &group, more, || ());
         eventually("it is counted", SOON, || kills(&coordinator) == 1);
         // Its clients still wait, and what they asked for is tried again.
         eventually("it is started again", LOADS, || holders(&coordinator, MODEL) == 1);
-        push(&group, node.engine_pid());
+        push(&node, &group, more, || ());
         eventually("the second is", SOON, || kills(&coordinator) == 2);
     });
     let took = began.elapsed().as_secs_f64();
@@ -51,7 +51,11 @@ pub(crate) fn run(_scale: Scale) -> Outcome {
         refused.is_err_and(|why| why.contains("was killed with it twice within 7 days"))
     });
     let log = node.log();
-    assert_eq!(log.matches("its control group may have").count(), 2, "{log}");
+    assert_eq!(
+        log.matches("in its control group, which may have").count(),
+        2,
+        "{log}"
+    );
     eventually("it is unloaded", SOON, || holders(&coordinator, MODEL) == 0);
     assert_eq!(node.pid(), agent, "the node itself lives on");
 
@@ -60,11 +64,8 @@ pub(crate) fn run(_scale: Scale) -> Outcome {
     assert!(ok, "{errors}");
     eventually("it answers again", LOADS, || ask(&coordinator, 2).is_ok());
     std::thread::scope(|scope| {
-        overfill(scope, coordinator.coordinator);
-        std::thread::sleep(Duration::from_secs(1));
-        let engine = node.engine_pid();
-        node.signal_alone("STOP");
-        push(&group, engine);
+        let more = || overfill(scope, coordinator.coordinator);
+        push(&node, &group, more, || node.signal_alone("STOP"));
         node.kill();
     });
     node.start_node_in(&group, "mlx");
@@ -80,12 +81,20 @@ pub(crate) fn run(_scale: Scale) -> Outcome {
     Outcome::Figures(figures)
 }
 
-/// Leaves hardly any room above what is in use, again and again, until that was too little for the engine.
-fn push(group: &MemoryGroup, engine: u32) {
-    eventually("it is killed", GROWS, || {
-        group.limit(group.used() + ROOM);
-        is_dead(engine)
-    });
+/// Leaves hardly any room above what is in use, asks for more than that, and waits until it was too much;
+/// `meanwhile` is before the engine hears of it.
+fn push(node: &Machine, group: &MemoryGroup, overfill: impl FnOnce(), meanwhile: impl FnOnce()) {
+    let engine = node.engine_pid();
+    // What it has already it keeps: only what is new does not fit.
+    send("STOP", engine);
+    group.limit(group.used() + ROOM);
+    overfill();
+    std::thread::sleep(Duration::from_millis(500));
+    meanwhile();
+    if !is_dead(engine) {
+        send("CONT", engine);
+    }
+    eventually("it is killed", GROWS, || is_dead(engine));
     group.limit(PLENTY);
 }
 

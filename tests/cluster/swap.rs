@@ -22,7 +22,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let swap = |mb: u64| {
         std::fs::write(&script, json!({ "swap_used_bytes": mb * 1_000_000 }).to_string()).expect("a script");
     };
-    swap(900);
+    swap(0);
     let (mut coordinator, mut node) = (Machine::empty(), Machine::empty());
     coordinator.configure("[gates.swap]\nliteral = true\n");
     lead(&mut coordinator);
@@ -33,6 +33,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     eventually("it is there", SOON, || holders(&coordinator, MODEL) == 1);
 
     let larger = ["knobs", "set", "batch.max_slots=20"];
+    swap(900);
     let began = Instant::now();
     eventually("it trips", TRIPS, || has_tripped(&coordinator));
     let tripped_s = began.elapsed().as_secs_f64();

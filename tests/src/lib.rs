@@ -11,7 +11,7 @@
 
 mod admin;
 pub use admin::ask as admin_at;
-pub use machine::Machine;
+pub use machine::{Machine, send};
 pub use random::Random;
 pub mod lan;
 pub mod linear;

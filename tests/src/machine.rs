@@ -289,7 +289,8 @@ impl Machine {
     }
 }
 
-fn send(signal: &str, pid: u32) {
+/// Sends a signal to a process that the test has started.
+pub fn send(signal: &str, pid: u32) {
     let sent = Command::new("kill")
         .args([&format!("-{signal}"), &pid.to_string()])
         .status();

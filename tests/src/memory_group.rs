@@ -4,14 +4,20 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where groups are made, with the names of what is in use and of the limit.
-const VERSIONS: [(&str, &str, &str); 2] = [
+/// Where groups are made, with the names of what is in use, of the limit, and of what keeps it from swap at 0.
+const VERSIONS: [(&str, &str, &str, &str); 2] = [
     (
         "/sys/fs/cgroup/memory",
         "memory.usage_in_bytes",
         "memory.limit_in_bytes",
+        "memory.swappiness",
     ),
-    ("/sys/fs/cgroup", "memory.current", "memory.max"),
+    (
+        "/sys/fs/cgroup",
+        "memory.current",
+        "memory.max",
+        "memory.swap.max",
+    ),
 ];
 
 /// See the module's documentation; it ends with the value, when nothing is in it any more.
@@ -26,10 +32,12 @@ impl MemoryGroup {
     /// A group without a limit; none where this process may not make one.
     pub fn new() -> Option<Self> {
         let name = format!("pomona-test-{}", std::process::id());
-        VERSIONS.into_iter().find_map(|(root, used, limit)| {
+        VERSIONS.into_iter().find_map(|(root, used, limit, no_swap)| {
             let folder = Path::new(root).join(&name);
             fs::create_dir(&folder).ok()?;
             let this = Self { folder, used, limit };
+            // Where there is swap, what does not fit would go there.
+            let _ = fs::write(this.folder.join(no_swap), "0");
             // Otherwise the kernel limits no memory here; dropping it takes the group away.
             this.folder.join(limit).exists().then_some(this)
         })

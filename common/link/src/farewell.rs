@@ -5,7 +5,8 @@
 //! gets there by itself: who hears no acknowledgement fills the window, gives up, and the peer, which
 //! hears everything but the goodbye, waits for as long again.
 //!
-//! So the window is opened before a connection is closed. The release after 0.11.19 does not need it
+//! So the window is opened before a connection is closed. What ends with its endpoint, or is dropped, does
+//! without. The release after 0.11.19 does not need it
 //! (2787); this file goes then.
 
 use std::any::Any;

@@ -1,15 +1,19 @@
 //! Whether the system killed a process for want of memory. A signal does not say why it came; the kernel
-//! counts such kills by control group and in all (Linux), and macOS leaves reports ([`reports`]), which
-//! also tell of a kill that the node's own process did not survive.
+//! counts such kills by control group and in all (Linux), and macOS leaves reports ([`reports`]). Reports, and
+//! groups that outlive the process, also tell of a kill that the node's own process did not survive.
 
 pub(crate) mod reports;
 
 use std::fmt;
 use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
+
+use crate::system;
 
 /// Where macOS leaves its reports.
 const REPORTS: &str = "/Library/Logs/DiagnosticReports";
@@ -31,13 +35,15 @@ pub struct KillTally {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Group {
     folder: PathBuf,
+    /// Of the folder's inode: one that was made anew counts anew.
+    number: u64,
     kills: u64,
 }
 
 /// Who or what killed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KillCause {
-    /// The memory of a control group came to its limit of so many bytes, or to that of a group above.
+    /// Processes of its control group were: at the group's own limit of so many bytes, or at another's.
     Group(Option<u64>),
     /// The system's memory ran out.
     System,
@@ -49,10 +55,14 @@ impl fmt::Display for KillCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             KillCause::Group(Some(bytes)) => {
-                write!(f, "its control group may have {} MB of memory", bytes / 1_000_000)
+                let mb = bytes / 1_000_000;
+                write!(
+                    f,
+                    "for want of memory, in its control group, which may have {mb} MB"
+                )
             }
-            KillCause::Group(None) => write!(f, "its control group ran out of memory"),
-            KillCause::System => write!(f, "the system ran out of memory"),
+            KillCause::Group(None) => write!(f, "for want of memory, in its control group"),
+            KillCause::System => write!(f, "for want of memory in the system"),
             KillCause::Report(report) => write!(f, "{report}"),
         }
     }
@@ -67,16 +77,13 @@ impl KillTally {
     fn below(root: &Path, pid: u32) -> Self {
         Self {
             pid,
-            boot: boot(root),
-            group: group(root, pid).and_then(|folder| {
-                let kills = kills_in(&folder)?;
-                Some(Group { folder, kills })
-            }),
+            boot: system::boot_session(),
+            group: group(root, pid),
             system: system_kills(root),
         }
     }
 
-    /// Why a process that was ended by a signal was, if the system says so.
+    /// Why a process that was ended by a signal of want of memory was, if the system says so.
     pub fn cause(&self) -> Option<KillCause> {
         self.of_group().or_else(|| {
             let (before, now) = (self.system?, system_kills(Path::new("/"))?);
@@ -84,26 +91,31 @@ impl KillTally {
         })
     }
 
-    fn of_group(&self) -> Option<KillCause> {
-        let group = self.group.as_ref()?;
-        (kills_in(&group.folder)? > group.kills).then(|| KillCause::Group(limit_of(&group.folder)))
+    /// Whether processes of its group were killed. That a kill anywhere in the system was this one's is not
+    /// known by whoever did not see it end.
+    pub fn of_group(&self) -> Option<KillCause> {
+        let before = self.group.as_ref()?;
+        let now = at(&before.folder)?;
+        (now.number == before.number && now.kills > before.kills)
+            .then(|| KillCause::Group(limit_of(&before.folder)))
     }
 
-    /// Why a process of an earlier run, begun at that time, is not there any more, if the system killed it:
-    /// nobody saw how it ended.
-    pub fn cause_since(&self, began: SystemTime) -> Option<KillCause> {
-        let counts_on = self.boot == boot(Path::new("/")) && !self.boot.is_empty();
-        // A kill anywhere in the system may have been another's.
-        let counted = if counts_on { self.of_group() } else { None };
-        counted.or_else(|| reports::find(Path::new(REPORTS), self.pid, began).map(KillCause::Report))
+    /// What has been counted by now; as before when the process is gone.
+    pub fn again(&self) -> Self {
+        let now = Self::of(self.pid);
+        // Of one that has ended and was not waited for yet, the program is not known any more.
+        let lives = fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok();
+        if lives { now } else { self.clone() }
     }
-}
 
-/// The name of this start of the system; empty where nothing is counted.
-fn boot(root: &Path) -> String {
-    fs::read_to_string(root.join("proc/sys/kernel/random/boot_id"))
-        .map(|text| text.trim().to_owned())
-        .unwrap_or_default()
+    /// What the reports of macOS since then say of the process, if they say that the system ended it.
+    ///
+    /// # Errors
+    /// There are none on this system, or they may not be read.
+    pub fn report_since(&self, began: SystemTime) -> io::Result<Option<KillCause>> {
+        let found = reports::find(Path::new(REPORTS), self.pid, &self.boot, began)?;
+        Ok(found.map(KillCause::Report))
+    }
 }
 
 fn system_kills(root: &Path) -> Option<u64> {
@@ -111,7 +123,7 @@ fn system_kills(root: &Path) -> Option<u64> {
 }
 
 /// Where a process' group is, in version 2 of control groups or in version 1.
-fn group(root: &Path, pid: u32) -> Option<PathBuf> {
+fn group(root: &Path, pid: u32) -> Option<Group> {
     let memberships = fs::read_to_string(root.join(format!("proc/{pid}/cgroup"))).ok()?;
     let groups = root.join("sys/fs/cgroup");
     memberships.lines().find_map(|line| {
@@ -124,7 +136,16 @@ fn group(root: &Path, pid: u32) -> Option<PathBuf> {
         };
         // In a container the mount may begin at the group itself.
         let folders = [mount.join(path.trim_start_matches('/')), mount];
-        folders.into_iter().find(|folder| kills_in(folder).is_some())
+        folders.iter().find_map(|folder| at(folder))
+    })
+}
+
+/// A group as it stands.
+fn at(folder: &Path) -> Option<Group> {
+    Some(Group {
+        folder: folder.to_owned(),
+        number: fs::metadata(folder).ok()?.ino(),
+        kills: kills_in(folder)?,
     })
 }
 
@@ -208,6 +229,12 @@ mod tests {
             assert_eq!(tally.of_group(), None);
             write(&root.path().join(file), "oom 4\noom_kill 3\n")?;
             assert_eq!(tally.of_group(), Some(KillCause::Group(limit)));
+            assert_eq!(tally.cause(), tally.of_group());
+            let mut anew = tally;
+            if let Some(group) = &mut anew.group {
+                group.number += 1;
+            }
+            assert_eq!(anew.of_group(), None, "a group that was made anew");
         }
         Ok(())
     }
@@ -229,7 +256,7 @@ mod tests {
         let tally = KillTally::below(root.path(), 7);
         assert_eq!((&tally.group, tally.system), (&None, None));
         assert_eq!(tally.of_group(), None);
-        assert_eq!(tally.cause_since(SystemTime::now()), None);
+        assert!(tally.report_since(SystemTime::now()).is_err() || cfg!(target_os = "macos"));
         Ok(())
     }
 }

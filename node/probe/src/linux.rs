@@ -226,6 +226,13 @@ pub(crate) fn has_battery() -> bool {
     })
 }
 
+/// The name of this start of the system.
+pub(crate) fn boot_session() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
 /// The kernel's release.
 pub(crate) fn os_build() -> String {
     fs::read_to_string("/proc/sys/kernel/osrelease")

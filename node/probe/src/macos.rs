@@ -280,7 +280,16 @@ pub(crate) fn has_battery() -> bool {
 
 /// The build of macOS, like `25B78`.
 pub(crate) fn os_build() -> String {
-    let bytes = sysctl(c"kern.osversion", 64).unwrap_or_default();
+    sysctl_text(c"kern.osversion")
+}
+
+/// The name of this start of the system, as panics give it.
+pub(crate) fn boot_session() -> String {
+    sysctl_text(c"kern.bootsessionuuid")
+}
+
+fn sysctl_text(name: &CStr) -> String {
+    let bytes = sysctl(name, 64).unwrap_or_default();
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     CString::new(text)
         .ok()

@@ -266,7 +266,9 @@ impl Actor {
         for model in present.filter(|model| !self.target.contains_key(*model)) {
             engine.send(EngineCommand::Unload(model.clone()));
         }
-        self.last_run.note(&self.tally, self.view.suspect(false));
+        // Where nothing is wanted any more nothing is written either: the folder may be on its way out.
+        let suspect = self.view.suspect(false).filter(|_| !self.target.is_empty());
+        self.last_run.note(&self.tally, suspect);
     }
 
     fn on_event(&mut self, event: EngineEvent) {
@@ -367,12 +369,12 @@ impl Actor {
         let (status, enforced) = engine.end().await;
         let signal = status.and_then(|status: ExitStatus| status.signal());
         let killed = self.wedged || signal.is_some();
-        let cause = signal
-            .and_then(|_| self.tally.cause())
-            .map(|cause| cause.to_string());
         self.view.kills += u64::from(killed);
         // Not one that this node has ended, or an operator with a polite signal.
-        if signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced {
+        let of_memory = signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced;
+        let cause = self.tally.cause().filter(|_| of_memory);
+        let cause = cause.map(|cause| cause.to_string());
+        if of_memory {
             self.view.blame();
         }
         self.last_run.forget();
@@ -408,6 +410,8 @@ impl Actor {
     fn on_tick(&mut self) {
         if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Report);
+            // What was killed in its group and was not this engine.
+            self.tally = self.tally.again();
             self.watch();
         }
         for (sequence, model) in self.sequences.parked_longer_than(limits::QUEUE.wait) {

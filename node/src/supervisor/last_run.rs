@@ -3,11 +3,11 @@
 
 use std::fs;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
 use pomona_common::ModelName;
-use pomona_probe::KillTally;
+use pomona_probe::{KillCause, KillTally};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -29,23 +29,45 @@ pub(super) struct Running {
     suspect: ModelName,
 }
 
+/// What an earlier process left: it did not end well.
+#[derive(Debug)]
+pub(super) enum Left {
+    Nothing,
+    /// The system killed its engine.
+    Killed(ModelName, KillCause),
+    /// That is not known yet: reports may come.
+    Unknown(Running),
+}
+
 /// The file.
 #[derive(Debug)]
 pub(super) struct LastRun {
     path: PathBuf,
+    /// What the file says, or was to say when it could not be written.
     written: Option<Running>,
 }
 
 impl LastRun {
-    /// Opens the file, and takes out what an earlier process left in it: that one did not end well.
-    pub(super) fn open(path: PathBuf) -> (Self, Option<Running>) {
-        let left = fs::read(&path)
-            .ok()
-            .and_then(|text| serde_json::from_slice(&text).ok());
-        let mut this = Self { path, written: None };
-        this.written.clone_from(&left);
-        this.forget();
-        (this, left)
+    /// Opens the file in this folder, and takes out what an earlier process left in it. Before anything is
+    /// started anew: what is counted then is no matter of the earlier one.
+    pub(super) fn open(folder: &Path) -> (Self, Left) {
+        let (path, before) = (folder.join("engine.json"), before(folder));
+        let read = |path: &Path| -> Option<Running> { serde_json::from_slice(&fs::read(path).ok()?).ok() };
+        let left = match read(&path) {
+            Some(last) => match last.tally.of_group() {
+                Some(cause) => {
+                    remove(&path);
+                    Left::Killed(last.suspect, cause)
+                }
+                None => {
+                    // Looked for until reports have had their time, over further starts too.
+                    let _ = fs::rename(&path, &before);
+                    Left::Unknown(last)
+                }
+            },
+            None => read(&before).map_or(Left::Nothing, Left::Unknown),
+        };
+        (Self { path, written: None }, left)
     }
 
     /// Writes down what runs, when that is something new.
@@ -63,63 +85,106 @@ impl LastRun {
             suspect: suspect.clone(),
         };
         let text = serde_json::to_string(&running).map_err(io::Error::from);
-        match text.and_then(|text| write_whole(&self.path, &text)) {
-            Ok(()) => self.written = Some(running),
-            Err(error) => tracing::warn!(%error, "what runs is not written down"),
+        if let Err(error) = text.and_then(|text| write_whole(&self.path, &text)) {
+            tracing::warn!(%error, "what runs is not written down");
         }
+        // Once: a full disk does not get emptier by trying every second.
+        self.written = Some(running);
     }
 
     /// Nothing runs any more, and it is known why.
     pub(super) fn forget(&mut self) {
-        if self.written.take().is_some()
-            && let Err(error) = fs::remove_file(&self.path)
-        {
-            tracing::warn!(%error, "what ran is still written down");
+        if self.written.take().is_some() {
+            remove(&self.path);
         }
     }
 }
 
-/// Looks for what killed an engine of an earlier process, for as long as reports of that may come.
-pub(super) async fn find_kill(left: Running, requests: mpsc::WeakSender<Request>) {
-    for _ in 0..LOOKS {
-        let began = UNIX_EPOCH + Duration::from_millis(left.began_ms);
-        let tally = left.tally.clone();
-        let found = tokio::task::spawn_blocking(move || tally.cause_since(began)).await;
-        if let Ok(Some(cause)) = found {
-            let model = left.suspect;
-            if let Some(requests) = requests.upgrade() {
-                let _ = requests.send(Request::KilledBefore { model, cause }).await;
-            }
-            return;
+/// Where it is kept what the reports are searched for.
+fn before(folder: &Path) -> PathBuf {
+    folder.join("engine-before.json")
+}
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(%error, "what ran is still written down");
         }
-        tokio::time::sleep(APART).await;
+        _ => {}
     }
+}
+
+/// Looks for what killed an engine of an earlier process, for as long as reports of that may come.
+pub(super) async fn find_kill(left: Running, folder: PathBuf, requests: mpsc::WeakSender<Request>) {
+    let began = UNIX_EPOCH + Duration::from_millis(left.began_ms);
+    for _ in 0..LOOKS {
+        let tally = left.tally.clone();
+        match tokio::task::spawn_blocking(move || tally.report_since(began)).await {
+            Ok(Ok(Some(cause))) => {
+                if let Some(requests) = requests.upgrade() {
+                    let model = left.suspect;
+                    let _ = requests.send(Request::KilledBefore { model, cause }).await;
+                }
+                break;
+            }
+            Ok(Ok(None)) => tokio::time::sleep(APART).await,
+            Ok(Err(error)) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(%error, "reports of kills cannot be read: one that took this node along is not counted");
+                }
+                break;
+            }
+            Err(_) => break,
+        }
+    }
+    remove(&before(&folder));
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn name(name: &str) -> ModelName {
+        name.parse().unwrap_or_else(|error| panic!("{error}"))
+    }
+
     #[test]
-    fn what_ran_is_found_once_and_not_when_it_ended_well() -> io::Result<()> {
+    fn what_ran_is_known_until_reports_had_their_time_and_not_when_it_ended_well() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
-        let path = folder.path().join("engine.json");
-        let name = |name: &str| -> ModelName { name.parse().unwrap_or_else(|error| panic!("{error}")) };
         let tally = KillTally::of(std::process::id());
-        let (mut first, left) = LastRun::open(path.clone());
-        assert_eq!(left, None);
+        let (mut first, left) = LastRun::open(folder.path());
+        assert!(matches!(left, Left::Nothing));
         first.note(&tally, Some(&name("small")));
         first.note(&tally, Some(&name("large")));
         drop(first);
-        let (mut second, left) = LastRun::open(path.clone());
-        let left = left.ok_or(io::ErrorKind::NotFound)?;
-        assert_eq!((&left.tally, &left.suspect), (&tally, &name("large")));
-        assert!(!path.exists(), "it is not counted twice");
-        second.note(&tally, Some(&name("small")));
-        second.note(&tally, None);
-        assert_eq!(LastRun::open(path.clone()).1, None);
-        fs::write(&path, "half a fi")?;
-        assert_eq!(LastRun::open(path).1, None);
+        for _ in 0..2 {
+            let (mut next, left) = LastRun::open(folder.path());
+            assert!(matches!(left, Left::Unknown(run) if run.tally == tally && run.suspect == name("large")));
+            next.note(&tally, Some(&name("small")));
+            next.note(&tally, None);
+        }
+        remove(&before(folder.path()));
+        assert!(matches!(LastRun::open(folder.path()).1, Left::Nothing));
+        fs::write(folder.path().join("engine.json"), "half a fi")?;
+        assert!(matches!(LastRun::open(folder.path()).1, Left::Nothing));
+        Ok(())
+    }
+
+    #[test]
+    fn a_kill_in_a_group_that_is_still_there_is_found_once() -> io::Result<()> {
+        let (folder, group) = (tempfile::tempdir()?, tempfile::tempdir()?);
+        fs::write(group.path().join("memory.events"), "oom 3\noom_kill 3\n")?;
+        let number = std::os::unix::fs::MetadataExt::ino(&fs::metadata(group.path())?);
+        let text = serde_json::json!({
+            "tally": { "pid": 7, "boot": "", "system": null,
+                "group": { "folder": group.path(), "number": number, "kills": 2 } },
+            "began_ms": 0, "suspect": "large",
+        });
+        fs::write(folder.path().join("engine.json"), text.to_string())?;
+        assert!(
+            matches!(LastRun::open(folder.path()).1, Left::Killed(model, KillCause::Group(None)) if model == name("large"))
+        );
+        assert!(matches!(LastRun::open(folder.path()).1, Left::Nothing));
         Ok(())
     }
 }
