@@ -7,6 +7,7 @@ mod last_run;
 mod process;
 mod sequences;
 mod watchdog;
+mod watched;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
@@ -118,12 +119,9 @@ impl EngineView {
         }
     }
 
-    /// The system killed the engine.
-    fn blame(&mut self) {
-        let suspect = self.suspect(true).cloned();
-        if let Some(model) = suspect {
-            *self.kills_of.entry(model).or_default() += 1;
-        }
+    /// The system killed an engine with this model.
+    fn blame(&mut self, model: ModelName) {
+        *self.kills_of.entry(model).or_default() += 1;
     }
 
     /// Which model an engine dies of nobody can tell for sure: the one that is being loaded grew last, else of

@@ -1,23 +1,8 @@
 //! Kills: of the engine, and of everything.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use pomona_tests::{Cluster, MODEL, eventually, greedy, stream_from};
-
-pub(crate) fn kill(pid: u32) {
-    signal(pid, "-9");
-}
-
-fn signal(pid: u32, signal: &str) {
-    assert!(
-        Command::new("kill")
-            .args([signal, &pid.to_string()])
-            .status()
-            .unwrap()
-            .success()
-    );
-}
+use pomona_tests::{Cluster, MODEL, eventually, greedy, send, stream_from};
 
 #[test]
 fn a_killed_engine_comes_back_and_loses_nothing() {
@@ -36,7 +21,7 @@ fn a_killed_engine_comes_back_and_loses_nothing() {
         std::thread::sleep(Duration::from_millis(1500));
         let answered = scope.spawn(|| cluster.post("/v1/chat/completions", &waiting));
         std::thread::sleep(Duration::from_millis(150));
-        kill(cluster.engine_pid());
+        send("KILL", cluster.engine_pid());
         (
             resumed.join().unwrap(),
             streamed.join().unwrap(),
@@ -58,7 +43,7 @@ fn a_killed_engine_comes_back_and_loses_nothing() {
         cluster.pomona(&["gates", "forgive", &node, MODEL]).0
     });
     let began = Instant::now();
-    kill(cluster.engine_pid());
+    send("KILL", cluster.engine_pid());
     let (code, _) = cluster.post("/v1/chat/completions", &greedy("Hi", 2));
     assert_eq!(code, 200, "a request during the restart waits for it");
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
@@ -82,7 +67,7 @@ fn an_engine_that_hangs_is_found_and_started_anew() {
     let (streamed, began) = std::thread::scope(|scope| {
         let streamed = scope.spawn(|| cluster.stream(&request));
         std::thread::sleep(Duration::from_millis(1500));
-        signal(hung, "-STOP");
+        send("STOP", hung);
         let began = Instant::now();
         (streamed.join().unwrap(), began)
     });

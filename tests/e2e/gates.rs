@@ -4,10 +4,8 @@ use std::io::{BufRead, BufReader};
 use std::process::Stdio;
 use std::time::Duration;
 
-use pomona_tests::{Cluster, MODEL, eventually, get_from, greedy};
+use pomona_tests::{Cluster, MODEL, eventually, get_from, greedy, send};
 use serde_json::Value;
-
-use crate::crash::kill;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -25,7 +23,7 @@ fn a_model_that_kills_the_engine_twice_leaves_until_it_is_forgiven() {
     let ask = || cluster.post("/v1/chat/completions", &greedy("Hi", 2));
     for times in 1..=2 {
         eventually("it answers", SOON, || ask().0 == 200);
-        kill(cluster.engine_pid());
+        send("KILL", cluster.engine_pid());
         eventually("the kill is counted", SOON, || kills(&cluster) == times);
     }
     let event: Value = serde_json::from_str(&told.next().unwrap().unwrap()).unwrap();

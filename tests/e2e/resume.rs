@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_tests::{Cluster, MODEL, Machine, Streamed, eventually, greedy};
+use pomona_tests::{Cluster, MODEL, Machine, Streamed, eventually, greedy, send};
 use serde_json::{Value, json};
 
 use crate::join::token;
@@ -65,12 +65,8 @@ fn streams_survive_the_death_of_their_node_and_of_their_engine() {
     assert!(moved > 0, "no stream was on the node that died");
 
     // Nobody else is left: the same node goes on once its engine is back.
-    let engine = cluster.engine_pid().to_string();
-    let kill = || {
-        let status = std::process::Command::new("kill").args(["-9", &engine]).status();
-        assert!(status.unwrap().success());
-    };
-    let after_the_engine = stream_all(&cluster, streams, kill);
+    let engine = cluster.engine_pid();
+    let after_the_engine = stream_all(&cluster, streams, || send("KILL", engine));
     check(&after_the_engine, &undisturbed);
     assert_eq!(moves() - moved, streams);
 }

@@ -24,7 +24,7 @@ const NO_LIMIT: u64 = 1 << 60;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KillTally {
     pid: u32,
-    /// Of this start of the system: counters begin anew with it.
+    /// The name of this start of the system, as panics give it.
     boot: String,
     group: Option<Group>,
     /// Kills in all.
@@ -102,7 +102,12 @@ impl KillTally {
 
     /// What has been counted by now; as before when the process is gone.
     pub fn again(&self) -> Self {
-        let now = Self::of(self.pid);
+        let root = Path::new("/");
+        let now = Self {
+            group: group(root, self.pid),
+            system: system_kills(root),
+            ..self.clone()
+        };
         // Of one that has ended and was not waited for yet, the program is not known any more.
         let lives = fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok();
         if lives { now } else { self.clone() }

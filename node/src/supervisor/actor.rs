@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, Rung, limits};
+use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
 use pomona_probe::KillTally;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -20,7 +20,7 @@ use crate::store::Store;
 use crate::supervisor::last_run::LastRun;
 use crate::supervisor::process::EngineProcess;
 use crate::supervisor::sequences::Sequences;
-use crate::supervisor::watchdog::{Seen, Verdict, Watchdog};
+use crate::supervisor::watchdog::Watchdog;
 use crate::supervisor::{EngineProgram, EngineView, Request, Setup};
 
 /// First wait before a restart; doubled while the engine dies young.
@@ -42,16 +42,16 @@ pub(super) struct Actor {
     store: Store,
     pub(super) instructions: watch::Receiver<Instructions>,
     publish: watch::Sender<EngineView>,
-    view: EngineView,
+    pub(super) view: EngineView,
     pub(super) engine: Option<EngineProcess>,
     born: Instant,
     restart_at: Instant,
     restart_wait: Duration,
     target: BTreeMap<ModelName, PathBuf>,
-    sequences: Sequences,
-    watchdog: Watchdog,
+    pub(super) sequences: Sequences,
+    pub(super) watchdog: Watchdog,
     /// The engine was killed because it was wedged.
-    wedged: bool,
+    pub(super) wedged: bool,
     /// What the system had counted when the engine began.
     tally: KillTally,
     last_run: LastRun,
@@ -143,7 +143,7 @@ impl Actor {
             Request::KilledBefore { model, cause } => {
                 tracing::warn!(%model, %cause, "an earlier engine was killed");
                 self.view.kills += 1;
-                *self.view.kills_of.entry(model).or_default() += 1;
+                self.view.blame(model);
                 self.publish();
             }
         }
@@ -372,10 +372,12 @@ impl Actor {
         self.view.kills += u64::from(killed);
         // Not one that this node has ended, or an operator with a polite signal.
         let of_memory = signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced;
-        let cause = self.tally.cause().filter(|_| of_memory);
-        let cause = cause.map(|cause| cause.to_string());
+        let mut cause = None;
         if of_memory {
-            self.view.blame();
+            if let Some(suspect) = self.view.suspect(true).cloned() {
+                self.view.blame(suspect);
+            }
+            cause = self.tally.cause().map(|cause| cause.to_string());
         }
         self.last_run.forget();
         tracing::warn!(
@@ -429,55 +431,6 @@ impl Actor {
             .retain(|model, _| known.iter().any(|record| record.name == *model));
         drop(known);
         self.reconcile();
-    }
-
-    /// Looks whether the engine is wedged; one that is ends, which the end of its pipe tells.
-    fn watch(&mut self) {
-        let stands_still = self.instructions.borrow().relief.rung >= Rung::Pause;
-        let seen = Seen {
-            works: self
-                .sequences
-                .are_with_engine(|class| !stands_still || class != Class::Batch),
-            loads: !self.view.loading.is_empty(),
-            can_sing: !self.view.loaded.is_empty(),
-        };
-        match self.watchdog.tick(seen) {
-            Verdict::Fine => {}
-            Verdict::SendCanary => self.send_canary(),
-            Verdict::Wedged(why) => self.end_wedged(&why),
-        }
-    }
-
-    /// One token of one model after the other.
-    fn send_canary(&mut self) {
-        let sequence = self.sequences.next_number();
-        let nth = sequence as usize % self.view.loaded.len().max(1);
-        let (Some(model), Some(engine)) = (self.view.loaded.iter().nth(nth), &self.engine) else {
-            return;
-        };
-        let generation = Box::new(Generation::canary(model.clone()));
-        if engine.send(EngineCommand::Start { sequence, generation }) {
-            self.watchdog.sent(sequence);
-        }
-    }
-
-    fn on_canary(&mut self, event: &GenerationEvent) {
-        match event {
-            GenerationEvent::Granted | GenerationEvent::GrantedBy(_) | GenerationEvent::Chunk(_) => {}
-            GenerationEvent::Failed(failure @ (Failure::Internal { .. } | Failure::EngineLost)) => {
-                self.end_wedged(&format!("it makes no token: {failure}"));
-            }
-            // A refusal is a decision: the model was unloaded, or has no room. The engine lives.
-            GenerationEvent::Finished { .. } | GenerationEvent::Failed(_) => self.watchdog.answered(),
-        }
-    }
-
-    fn end_wedged(&mut self, why: &str) {
-        if let Some(engine) = &mut self.engine {
-            tracing::error!(why, "the engine is wedged and is started anew");
-            engine.kill();
-            self.wedged = true;
-        }
     }
 
     fn publish(&self) {

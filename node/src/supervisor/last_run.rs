@@ -23,7 +23,7 @@ const APART: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Running {
     tally: KillTally,
-    /// When it began, in milliseconds since 1970.
+    /// Since when that is so, in milliseconds since 1970.
     began_ms: u64,
     /// The model to blame if it is killed.
     suspect: ModelName,
