@@ -97,6 +97,11 @@ id128!(
     TokenId
 );
 
+id128!(
+    /// One API key; not secret.
+    KeyId
+);
+
 impl NodeId {
     /// The first eight digits: enough for a table a person reads.
     pub fn short(self) -> String {

@@ -88,6 +88,14 @@ pub const QUIC_KEEP_ALIVE: Duration = Duration::from_millis(500);
 pub const JOIN_FRAME_BYTES: usize = 16 * 1024;
 /// Joins under way at once at one coordinator.
 pub const JOINS: usize = 16;
+/// API keys of a cluster.
+pub const KEYS: usize = 4096;
+/// Models that an API key names, for its scope and for limits of their own.
+pub const KEY_MODELS: usize = 16;
+/// Accounts in one batch of what was spent: some 25 KiB, of a command's 64.
+pub const BATCH_ACCOUNTS: usize = 512;
+/// The longest time for which the secret before a rotation still opens.
+pub const KEY_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Open join tokens of a cluster.
 pub const TOKENS: usize = 64;
 /// Nodes ever revoked; beyond it nobody joins any more.

@@ -1,5 +1,6 @@
 //! What a machine is to its cluster.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -30,6 +31,42 @@ impl fmt::Display for MachineRole {
             MachineRole::Rack => "rack",
             MachineRole::Rented => "rented",
         })
+    }
+}
+
+/// The kinds of machine that may answer a request.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pools(BTreeSet<MachineRole>);
+
+impl Pools {
+    /// These kinds only; none of them named means any.
+    pub fn only(roles: impl IntoIterator<Item = MachineRole>) -> Self {
+        Self(roles.into_iter().collect())
+    }
+
+    /// Whether every kind may.
+    pub fn is_any(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether this kind may.
+    pub fn allow(&self, role: MachineRole) -> bool {
+        self.is_any() || self.0.contains(&role)
+    }
+
+    /// The kinds that are named.
+    pub fn named(&self) -> impl Iterator<Item = MachineRole> {
+        self.0.iter().copied()
+    }
+}
+
+impl fmt::Display for Pools {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_any() {
+            return f.write_str("any");
+        }
+        let named: Vec<String> = self.named().map(|role| role.to_string()).collect();
+        f.write_str(&named.join(", "))
     }
 }
 

@@ -7,14 +7,16 @@ use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest, Tex
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::gate::{Gate, Stage};
 use pomona_common::join::{JoinAnswer, JoinRequest};
+use pomona_common::key::{KeyHash, KeyLimits, KeyRecord, KeyTerms};
 use pomona_common::plan::NodeTarget;
 use pomona_common::renew::{RenewAnswer, RenewRequest};
 use pomona_common::report::{EngineReport, NodeReport};
 use pomona_common::signs::{FirstToken, Signs};
+use pomona_common::spending::{Account, Amount, Batch, EntryId};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
-    Class, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyPrint, KnobSet, MachineRole,
-    ModelDigests, ModelRecord, NodeId, Relief, Rung, TokenId, TokenVerifier,
+    Class, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint, KnobSet,
+    MachineRole, ModelDigests, ModelRecord, NodeId, Relief, Rung, TokenId, TokenVerifier,
 };
 use pomona_decide::gates::{Sample, Transition};
 use pomona_decide::{
@@ -293,11 +295,66 @@ fn commands() -> Vec<Command> {
             seen: None,
             now_s,
         },
+        Command::MakeKey {
+            id: KeyId::from_bits(3),
+            record: Box::new(key()),
+        },
+        Command::ChangeKey {
+            id: KeyId::from_bits(3),
+            terms: Box::default(),
+        },
+        Command::RotateKey {
+            id: KeyId::from_bits(3),
+            secret: KeyHash([4; 32]),
+            grace_until_s: now_s + 60,
+        },
+        Command::ChargeKeys {
+            charges: vec![(EntryId::Node(node), batch())],
+            now_s,
+        },
+        Command::RevokeKey(KeyId::from_bits(8)),
         Command::DoubtNode(node),
         Command::ApproveNode(node),
         Command::TrustNode(node),
         Command::RevokeNode { node, now_s },
     ]
+}
+
+fn key() -> KeyRecord {
+    KeyRecord {
+        name: "ci".into(),
+        made_s: 5,
+        secret: KeyHash([3; 32]),
+        before: None,
+        expires_s: Some(900),
+        terms: KeyTerms {
+            class: Some(Class::Batch),
+            models: [model().name].into(),
+            private: true,
+            limits: KeyLimits {
+                tokens_per_day: Some(1000),
+                ..KeyLimits::default()
+            },
+            of_models: [(model().name, KeyLimits::default())].into(),
+            ..KeyTerms::default()
+        },
+    }
+}
+
+fn batch() -> Batch {
+    let account = Account {
+        key: KeyId::from_bits(3),
+        model: None,
+    };
+    let amount = Amount {
+        requests: 1,
+        tokens: 40,
+    };
+    Batch {
+        instance: 1,
+        number: 1,
+        spent: vec![(account, amount)],
+    }
 }
 
 fn signs() -> Signs {

@@ -115,6 +115,7 @@ fn pure_crates_link_no_runtime_socket_mlx_or_randomness() {
         "pomona-cluster-config",
         "pomona-store",
         "pomona-text",
+        "pomona-keys",
     ] {
         let linked = transitive(name);
         for banned in [
@@ -123,7 +124,7 @@ fn pure_crates_link_no_runtime_socket_mlx_or_randomness() {
             assert!(!linked.contains(banned), "{name} links {banned}");
         }
     }
-    for name in ["pomona-common", "pomona-decide", "pomona-sched"] {
+    for name in ["pomona-common", "pomona-decide", "pomona-sched", "pomona-keys"] {
         let linked = transitive(name);
         for banned in ["rand", "getrandom", "fastrand"] {
             assert!(!linked.contains(banned), "{name} links {banned}");

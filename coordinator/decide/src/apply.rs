@@ -6,6 +6,7 @@ use pomona_common::{NodeId, limits};
 use crate::command::{Command, Reply};
 use crate::coordinators;
 use crate::gates;
+use crate::keys;
 use crate::knob_sets;
 use crate::lease;
 use crate::membership;
@@ -51,6 +52,15 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         } => gates::count_kills(state, *node, *instance, totals, *now_s),
         Command::CloseTicket(number) => gates::close_ticket(state, *number),
         Command::ForgiveKills { node, model } => gates::forgive_kills(state, *node, model),
+        Command::MakeKey { id, record } => keys::make(state, *id, record),
+        Command::RotateKey {
+            id,
+            secret,
+            grace_until_s,
+        } => keys::rotate(state, *id, *secret, *grace_until_s),
+        Command::ChangeKey { id, terms } => keys::change(state, *id, terms),
+        Command::RevokeKey(id) => keys::revoke(state, *id),
+        Command::ChargeKeys { charges, now_s } => keys::charge(state, charges, *now_s),
         Command::SetComfort { node, comfort } => offload::set_comfort(state, *node, *comfort),
         Command::Evict { node, seen, now_s } => lease::evict(state, *node, *seen, *now_s),
         Command::EndLease { node, seen, now_s } => lease::end(state, *node, *seen, *now_s),

@@ -3,8 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use pomona_common::key::{KeyHash, KeyRecord, KeyTerms};
 use pomona_common::plan::Plan;
-use pomona_common::{ClusterId, KeyPrint, ModelName, ModelRecord, NodeId, Rung, TokenId};
+use pomona_common::spending::{Batch, EntryId};
+use pomona_common::{ClusterId, KeyId, KeyPrint, ModelName, ModelRecord, NodeId, Rung, TokenId};
 use serde::{Deserialize, Serialize};
 
 use crate::gates::Transition;
@@ -211,6 +213,38 @@ pub enum Command {
         node: NodeId,
         /// The model.
         model: ModelName,
+    },
+    /// Makes an API key.
+    MakeKey {
+        /// Its public name.
+        id: KeyId,
+        /// What it is good for.
+        record: Box<KeyRecord>,
+    },
+    /// Gives a key another secret.
+    RotateKey {
+        /// The key.
+        id: KeyId,
+        /// The hash of its new secret.
+        secret: KeyHash,
+        /// Until when the one before still opens, in seconds since 1970.
+        grace_until_s: u64,
+    },
+    /// Says what a key is good for from now on.
+    ChangeKey {
+        /// The key.
+        id: KeyId,
+        /// All of it.
+        terms: Box<KeyTerms>,
+    },
+    /// Ends a key at once.
+    RevokeKey(KeyId),
+    /// What entries let keys take. A batch that was counted before is not counted again.
+    ChargeKeys {
+        /// One batch an entry.
+        charges: Vec<(EntryId, Batch)>,
+        /// Now, in seconds since 1970.
+        now_s: u64,
     },
 }
 

@@ -4,10 +4,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
+use pomona_common::spending::EntryId;
 use pomona_common::{KeyPrint, NodeId, limits};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Reply;
+use crate::keys;
 use crate::membership::printable;
 use crate::state::ClusterState;
 
@@ -205,6 +207,7 @@ pub(crate) fn remove(state: &mut ClusterState, number: u64) -> Reply {
         );
     }
     state.coordinators.remove(&number);
+    keys::forget_entry(state, EntryId::Coordinator(number));
     Reply::Done
 }
 

@@ -1,5 +1,6 @@
 //! Who belongs to the cluster: tokens, joins, names, revocation.
 
+use pomona_common::spending::EntryId;
 use pomona_common::{KeyPrint, NodeId, REVOKED, TokenId, limits};
 
 use crate::command::Reply;
@@ -7,7 +8,7 @@ use crate::coordinators;
 use crate::lease::{self, Lease};
 use crate::placement;
 use crate::state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
-use crate::{gates, offload};
+use crate::{gates, keys, offload};
 
 pub(crate) fn admit_node(state: &mut ClusterState, id: NodeId, name: &str, now_s: u64) -> Reply {
     if state.nodes.contains_key(&id) {
@@ -206,6 +207,7 @@ pub(crate) fn revoke_node(state: &mut ClusterState, id: NodeId, now_s: u64) -> R
     placement::forget_node(state, id);
     offload::forget_node(state, id);
     gates::forget_node(state, id);
+    keys::forget_entry(state, EntryId::Node(id));
     // Tokens that it used would let it ask again, in vain: forget them.
     state
         .tokens
@@ -247,8 +249,8 @@ fn admit(state: &mut ClusterState, id: NodeId, name: &str, record: NodeRecord) -
     Reply::Done
 }
 
-/// Why a text is not a node's name, if it is not.
-fn bad_name(name: &str) -> Option<String> {
+/// Why a text is not the name of a node or a key, if it is not.
+pub(crate) fn bad_name(name: &str) -> Option<String> {
     let characters = name.chars().count();
     let sound = (1..=limits::NODE_NAME_CHARS).contains(&characters) && !name.chars().any(char::is_control);
     let limit = limits::NODE_NAME_CHARS;

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::coordinators::CoordinatorRecord;
 use crate::gates::GateBook;
+use crate::keys::KeyBook;
 use crate::knob_sets::KnobSets;
 use crate::lease::Leases;
 use crate::offload::Offload;
@@ -48,9 +49,11 @@ pub struct ClusterState {
     pub offload: Offload,
     /// The knobs of engines.
     pub knobs: KnobSets,
-    /// How far gates have acted. What comes later is added after it: stored states of before end where it
-    /// begins, see `pomona_raft`.
+    /// How far gates have acted.
     pub gates: GateBook,
+    /// API keys, and what they took. What comes later is added after it: stored states of before end where it
+    /// begins, see `pomona_raft`.
+    pub keys: KeyBook,
 }
 
 /// A node as the cluster knows it.

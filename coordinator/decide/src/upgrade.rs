@@ -4,6 +4,7 @@
 
 use crate::command::Command;
 use crate::gates::GateBook;
+use crate::keys::KeyBook;
 use crate::knob_sets::KnobSets;
 use crate::lease::Leases;
 use crate::offload::Offload;
@@ -49,6 +50,11 @@ impl Command {
             | Command::CountKills { .. }
             | Command::CloseTicket(_)
             | Command::ForgiveKills { .. } => 7,
+            Command::MakeKey { .. }
+            | Command::RotateKey { .. }
+            | Command::ChangeKey { .. }
+            | Command::RevokeKey(_)
+            | Command::ChargeKeys { .. } => 8,
         }
     }
 }
@@ -58,7 +64,12 @@ impl ClusterState {
     /// knows none.
     pub fn since(&self) -> u8 {
         let gates = GateBook::default();
-        if self.offload != Offload::default() || self.knobs != KnobSets::default() || self.gates != gates {
+        if self.keys != KeyBook::default() {
+            8
+        } else if self.offload != Offload::default()
+            || self.knobs != KnobSets::default()
+            || self.gates != gates
+        {
             7
         } else if !self.late.is_empty() {
             6
