@@ -92,9 +92,9 @@ pub const JOINS: usize = 16;
 pub const KEYS: usize = 4096;
 /// Models that an API key names, for its scope and for limits of their own.
 pub const KEY_MODELS: usize = 16;
-/// Accounts in one batch of what was spent: some 25 KiB, of a command's 64.
-pub const BATCH_ACCOUNTS: usize = 512;
-/// The longest time for which the secret before a rotation still opens.
+/// Entries of one batch of what was spent: 48 KiB at most, of a command's 64.
+pub const BATCH_ENTRIES: usize = 256;
+/// The longest time for which the secret before a rotation still opens; longer ones are shortened to it.
 pub const KEY_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Open join tokens of a cluster.
 pub const TOKENS: usize = 64;

@@ -4,8 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::id::{KeyId, ModelName, NodeId};
 
-const MINUTE_S: u64 = 60;
+/// Seconds of a minute.
+pub const MINUTE_S: u64 = 60;
 const DAY_S: u64 = 24 * 3600;
+/// Clocks of machines that work differ by less.
+const AHEAD_MINUTES: u64 = 15;
 
 /// Requests, and the tokens of their prompts and answers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,9 +38,10 @@ impl Amount {
         }
     }
 
-    /// The part of it that `left` of `whole` is, rounded up.
+    /// The part of it that `left` of `whole` is, rounded down: who may ask once a minute may do so again
+    /// in the next.
     fn part(self, left: u64, whole: u64) -> Self {
-        let of = |n: u64| (u128::from(n) * u128::from(left)).div_ceil(u128::from(whole)) as u64;
+        let of = |n: u64| (u128::from(n) * u128::from(left) / u128::from(whole)) as u64;
         Self {
             requests: of(self.requests),
             tokens: of(self.tokens),
@@ -74,8 +78,19 @@ pub struct Batch {
     pub instance: u64,
     /// Counts up from 1 in a process.
     pub number: u64,
-    /// By account; at most [`BATCH_ACCOUNTS`](crate::limits::BATCH_ACCOUNTS).
-    pub spent: Vec<(Account, Amount)>,
+    /// At most [`BATCH_ENTRIES`](crate::limits::BATCH_ENTRIES).
+    pub spent: Vec<Spent>,
+}
+
+/// What was spent in one minute: it counts for that one, however late the cluster hears of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spent {
+    /// Where it counts.
+    pub account: Account,
+    /// A moment of that minute, in seconds since 1970.
+    pub at_s: u64,
+    /// How much.
+    pub amount: Amount,
 }
 
 /// Amounts of this minute, the one before, and the day (UTC).
@@ -89,20 +104,29 @@ pub struct Windows {
 }
 
 impl Windows {
-    /// Adds what was spent at this time, in seconds since 1970. A clock that is behind does not turn the
-    /// windows back.
-    pub fn add(&mut self, at_s: u64, amount: Amount) {
-        *self = self.at(at_s);
-        self.of_minute = self.of_minute.plus(amount);
-        self.of_day = self.of_day.plus(amount);
+    /// Adds what was spent at `at_s`, as it is seen at `now_s`, both in seconds since 1970. What nothing of
+    /// now covers any more is not counted, and what is said to be of the future counts for now.
+    pub fn add(&mut self, at_s: u64, now_s: u64, amount: Amount) {
+        self.change(at_s, now_s, |window| window.plus(amount));
     }
 
-    /// Takes out what is counted elsewhere now: of the older minute first.
-    pub fn take_out(&mut self, amount: Amount) {
-        let newer = amount.less(self.of_minute_before);
-        self.of_minute_before = self.of_minute_before.less(amount);
-        self.of_minute = self.of_minute.less(newer);
-        self.of_day = self.of_day.less(amount);
+    /// Takes out what was added so and is counted elsewhere now.
+    pub fn take_out(&mut self, at_s: u64, now_s: u64, amount: Amount) {
+        self.change(at_s, now_s, |window| window.less(amount));
+    }
+
+    fn change(&mut self, at_s: u64, now_s: u64, how: impl Fn(Amount) -> Amount) {
+        *self = self.at(now_s);
+        let at_s = at_s.min(now_s);
+        let (minute, day) = (at_s / MINUTE_S, at_s / DAY_S);
+        if minute == self.minute {
+            self.of_minute = how(self.of_minute);
+        } else if minute + 1 == self.minute {
+            self.of_minute_before = how(self.of_minute_before);
+        }
+        if day == self.day {
+            self.of_day = how(self.of_day);
+        }
     }
 
     /// The last sixty seconds, estimated: all of this minute, and the part of the one before that they
@@ -124,9 +148,14 @@ impl Windows {
         [now.of_minute, now.of_minute_before, now.of_day] == [Amount::default(); 3]
     }
 
+    /// As they are at this time. A clock that is a little behind does not turn them back; windows that are
+    /// far ahead were made by a clock that was wrong, and would never end.
     fn at(&self, at_s: u64) -> Self {
         let mut now = *self;
         let (minute, day) = (at_s / MINUTE_S, at_s / DAY_S);
+        if now.minute > minute + AHEAD_MINUTES {
+            now = Self::default();
+        }
         if minute > now.minute {
             let follows = minute == now.minute + 1;
             now.of_minute_before = if follows { now.of_minute } else { Amount::default() };
@@ -157,7 +186,7 @@ mod tests {
     #[test]
     fn a_minute_slides_and_a_day_ends_at_midnight() {
         let mut windows = Windows::default();
-        windows.add(DAY_S - 60, tokens(600));
+        windows.add(DAY_S - 60, DAY_S - 60, tokens(600));
         assert_eq!(windows.minute(DAY_S - 60).tokens, 600);
         assert_eq!(windows.minute(DAY_S + 30).tokens, 300);
         assert_eq!(windows.minute(DAY_S + 60).tokens, 0);
@@ -166,24 +195,50 @@ mod tests {
             (600, 0)
         );
         assert!(!windows.is_over(DAY_S + 59) && windows.is_over(DAY_S + 60));
-        // A clock that is behind.
-        windows.add(DAY_S + 5, tokens(10));
-        windows.add(DAY_S - 70, tokens(10));
-        assert_eq!(windows.day(DAY_S + 5).tokens, 20);
     }
 
     #[test]
-    fn what_is_counted_elsewhere_is_taken_out_once() {
+    fn what_is_heard_late_counts_for_its_own_minute_and_day() {
         let mut windows = Windows::default();
-        windows.add(30, tokens(100));
-        windows.add(70, tokens(50));
-        windows.take_out(Amount {
-            requests: 1,
-            tokens: 120,
-        });
-        assert_eq!(windows.minute(70).tokens, 30);
-        assert_eq!(windows.day(70), tokens(30));
-        windows.take_out(tokens(1000));
-        assert!(windows.is_over(70));
+        windows.add(DAY_S - 70, DAY_S + 5, tokens(7));
+        assert_eq!(
+            (windows.minute(DAY_S + 5), windows.day(DAY_S + 5)),
+            Default::default()
+        );
+        windows.add(DAY_S - 1, DAY_S + 30, tokens(60));
+        assert_eq!(windows.minute(DAY_S + 30).tokens, 30);
+        assert_eq!(windows.day(DAY_S + 30).tokens, 0);
+        windows.add(DAY_S + 10, DAY_S + 200, tokens(5));
+        assert_eq!(
+            (
+                windows.minute(DAY_S + 200).tokens,
+                windows.day(DAY_S + 200).tokens
+            ),
+            (0, 5)
+        );
+    }
+
+    #[test]
+    fn what_is_taken_out_is_what_was_added_and_no_more() {
+        let mut windows = Windows::default();
+        windows.add(30, 30, tokens(900));
+        windows.add(130, 130, tokens(800));
+        // The first is no part of the minute any more, and must not take from the second.
+        windows.take_out(30, 131, tokens(900));
+        assert_eq!((windows.minute(131).tokens, windows.day(131).tokens), (800, 800));
+        windows.take_out(130, 131, tokens(800));
+        assert!(windows.is_over(131));
+    }
+
+    #[test]
+    fn a_clock_that_was_wrong_does_not_stop_the_windows_for_good() {
+        let mut windows = Windows::default();
+        windows.add(400 * DAY_S, 400 * DAY_S, tokens(900));
+        assert_eq!(windows.day(DAY_S).tokens, 0);
+        windows.add(DAY_S, DAY_S, tokens(5));
+        assert_eq!(windows.day(DAY_S).tokens, 5);
+        // A little behind is as now.
+        windows.add(DAY_S + 120, DAY_S + 120, tokens(6));
+        assert_eq!(windows.day(DAY_S + 60).tokens, 11);
     }
 }

@@ -12,7 +12,7 @@ use pomona_common::plan::NodeTarget;
 use pomona_common::renew::{RenewAnswer, RenewRequest};
 use pomona_common::report::{EngineReport, NodeReport};
 use pomona_common::signs::{FirstToken, Signs};
-use pomona_common::spending::{Account, Amount, Batch, EntryId};
+use pomona_common::spending::{Account, Amount, Batch, EntryId, Spent};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
     Class, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint, KnobSet,
@@ -307,9 +307,10 @@ fn commands() -> Vec<Command> {
             id: KeyId::from_bits(3),
             secret: KeyHash([4; 32]),
             grace_until_s: now_s + 60,
+            now_s,
         },
         Command::ChargeKeys {
-            charges: vec![(EntryId::Node(node), batch())],
+            charges: vec![(EntryId::Coordinator(1), batch())],
             now_s,
         },
         Command::RevokeKey(KeyId::from_bits(8)),
@@ -353,7 +354,11 @@ fn batch() -> Batch {
     Batch {
         instance: 1,
         number: 1,
-        spent: vec![(account, amount)],
+        spent: vec![Spent {
+            account,
+            at_s: 5,
+            amount,
+        }],
     }
 }
 

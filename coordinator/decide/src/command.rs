@@ -229,6 +229,8 @@ pub enum Command {
         secret: KeyHash,
         /// Until when the one before still opens, in seconds since 1970.
         grace_until_s: u64,
+        /// Now, in seconds since 1970.
+        now_s: u64,
     },
     /// Says what a key is good for from now on.
     ChangeKey {

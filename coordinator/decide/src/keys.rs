@@ -18,8 +18,24 @@ pub struct KeyBook {
     pub keys: BTreeMap<KeyId, KeyRecord>,
     /// What was spent lately.
     pub spent: BTreeMap<Account, Windows>,
-    /// The latest batch of each entry that is in `spent`: it may come again, from the same leader or the next.
-    pub charged: BTreeMap<EntryId, Charged>,
+    /// What is in `spent` of each entry.
+    pub charged: BTreeMap<EntryId, Counted>,
+}
+
+/// Which batches of an entry were counted: they may come again, from the same leader or the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counted {
+    /// The latest.
+    pub latest: Charged,
+    /// The process before that one: nothing more of it counts.
+    pub before: Option<u64>,
+}
+
+impl Counted {
+    fn has(&self, batch: &Batch) -> bool {
+        let is_older = self.latest.0 == batch.instance && self.latest.1 >= batch.number;
+        is_older || self.before == Some(batch.instance)
+    }
 }
 
 impl KeyBook {
@@ -69,7 +85,13 @@ pub(crate) fn make(state: &mut ClusterState, id: KeyId, record: &KeyRecord) -> R
     Reply::Done
 }
 
-pub(crate) fn rotate(state: &mut ClusterState, id: KeyId, secret: KeyHash, grace_until_s: u64) -> Reply {
+pub(crate) fn rotate(
+    state: &mut ClusterState,
+    id: KeyId,
+    secret: KeyHash,
+    grace_until_s: u64,
+    now_s: u64,
+) -> Reply {
     let Some(record) = state.keys.keys.get_mut(&id) else {
         return unknown(id);
     };
@@ -77,7 +99,8 @@ pub(crate) fn rotate(state: &mut ClusterState, id: KeyId, secret: KeyHash, grace
         return Reply::Unchanged;
     }
     // The one before that ends now: at most two open a key.
-    record.before = Some((record.secret, grace_until_s));
+    let longest_s = now_s.saturating_add(limits::KEY_GRACE_MAX.as_secs());
+    record.before = Some((record.secret, grace_until_s.min(longest_s)));
     record.secret = secret;
     Reply::Done
 }
@@ -104,26 +127,31 @@ pub(crate) fn revoke(state: &mut ClusterState, id: KeyId) -> Reply {
     Reply::Done
 }
 
-/// Counts what entries tell, each batch once. Nobody is charged who has no key any more.
+/// Counts what entries tell, each batch once. Nobody is charged who has no key any more, or by machines that
+/// know of none.
 pub(crate) fn charge(state: &mut ClusterState, charges: &[(EntryId, Batch)], now_s: u64) -> Reply {
     let mut reply = Reply::Unchanged;
     for (entry, batch) in charges {
-        let is_known = match entry {
+        let has_keys = match entry {
             EntryId::Coordinator(number) => state.coordinators.contains_key(number),
-            EntryId::Node(node) => state.nodes.contains_key(node),
+            EntryId::Node(node) => state.keys_for(*node).is_some(),
         };
         let book = &mut state.keys;
-        let is_old = book
-            .charged
-            .get(entry)
-            .is_some_and(|at| at.0 == batch.instance && at.1 >= batch.number);
-        if is_old || !is_known {
+        let counted = book.charged.get(entry).copied();
+        if !has_keys || counted.is_some_and(|counted| counted.has(batch)) {
             continue;
         }
-        book.charged.insert(*entry, (batch.instance, batch.number));
-        for (account, amount) in batch.spent.iter().take(limits::BATCH_ACCOUNTS) {
-            if is_account(&book.keys, account) {
-                book.spent.entry(account.clone()).or_default().add(now_s, *amount);
+        let before = match counted {
+            Some(counted) if counted.latest.0 != batch.instance => Some(counted.latest.0),
+            Some(counted) => counted.before,
+            None => None,
+        };
+        let latest = (batch.instance, batch.number);
+        book.charged.insert(*entry, Counted { latest, before });
+        for one in batch.spent.iter().take(limits::BATCH_ENTRIES) {
+            if is_account(&book.keys, &one.account) {
+                let windows = book.spent.entry(one.account.clone()).or_default();
+                windows.add(one.at_s, now_s, one.amount);
             }
         }
         reply = Reply::Done;
@@ -148,7 +176,7 @@ pub(crate) fn forget_entry(state: &mut ClusterState, entry: EntryId) {
 #[cfg(test)]
 mod tests {
     use pomona_common::ClusterId;
-    use pomona_common::spending::Amount;
+    use pomona_common::spending::{Amount, Spent};
 
     use super::*;
     use crate::state::NodeRecord;
@@ -197,13 +225,20 @@ mod tests {
     fn a_rotation_keeps_one_secret_of_before() {
         let mut state = cluster();
         for (secret, until_s) in [([2; 32], 10), ([3; 32], 20)] {
-            assert_eq!(rotate(&mut state, KEY, KeyHash(secret), until_s), Reply::Done);
+            assert_eq!(rotate(&mut state, KEY, KeyHash(secret), until_s, 5), Reply::Done);
         }
         let record = &state.keys.keys[&KEY];
         assert_eq!(record.secret, KeyHash([3; 32]));
         assert_eq!(record.before, Some((KeyHash([2; 32]), 20)));
         // The same command once more, after its answer was lost.
-        assert_eq!(rotate(&mut state, KEY, KeyHash([3; 32]), 20), Reply::Unchanged);
+        assert_eq!(rotate(&mut state, KEY, KeyHash([3; 32]), 20, 5), Reply::Unchanged);
+        assert_eq!(
+            rotate(&mut state, KEY, KeyHash([4; 32]), u64::MAX, 5),
+            Reply::Done
+        );
+        let longest_s = 5 + limits::KEY_GRACE_MAX.as_secs();
+        let before = state.keys.keys[&KEY].before.map(|(_, until_s)| until_s);
+        assert_eq!(before, Some(longest_s));
     }
 
     #[test]
@@ -228,14 +263,21 @@ mod tests {
             key,
             model: model.and_then(|model| model.parse().ok()),
         };
+        let accounts = [
+            of(KEY, None),
+            of(KEY, Some("org/none")),
+            of(KeyId::from_bits(9), None),
+        ];
+        let at_s = 60;
+        let spent = accounts.map(|account| Spent {
+            account,
+            at_s,
+            amount,
+        });
         let batch = Batch {
             instance: 3,
             number: 1,
-            spent: vec![
-                (of(KEY, None), amount),
-                (of(KEY, Some("org/none")), amount),
-                (of(KeyId::from_bits(9), None), amount),
-            ],
+            spent: spent.into(),
         };
         let charges = [(EntryId::Node(NODE), batch)];
         assert_eq!(charge(&mut state, &charges, 60), Reply::Done);
@@ -244,6 +286,23 @@ mod tests {
         assert_eq!(state.keys.spent[&of(KEY, None)].day(61), amount);
         let stranger = [(EntryId::Node(NodeId::from_bits(99)), charges[0].1.clone())];
         assert_eq!(charge(&mut state, &stranger, 61), Reply::Unchanged);
+        // After the next process has told something, nothing more of this one counts.
+        let of_instance = |instance, number| {
+            let batch = Batch {
+                instance,
+                number,
+                spent: Vec::new(),
+            };
+            [(EntryId::Node(NODE), batch)]
+        };
+        assert_eq!(charge(&mut state, &of_instance(4, 1), 61), Reply::Done);
+        for old in [of_instance(3, 2), of_instance(4, 1)] {
+            assert_eq!(charge(&mut state, &old, 61), Reply::Unchanged);
+        }
+        if let Some(node) = state.nodes.get_mut(&NODE) {
+            node.role = MachineRole::Rented;
+        }
+        assert_eq!(charge(&mut state, &of_instance(4, 2), 61), Reply::Unchanged);
         // The next day nothing is left of it.
         assert_eq!(charge(&mut state, &[], 3 * 86_400), Reply::Unchanged);
         assert!(state.keys.spent.is_empty());

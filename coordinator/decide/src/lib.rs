@@ -35,7 +35,7 @@ pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_cha
 pub use entry::{EntryPlace, Here, Reachable, entry};
 pub use gates::{GateBook, GateWatch, Transition};
 pub use heard::Heard;
-pub use keys::KeyBook;
+pub use keys::{Counted, KeyBook};
 pub use knob_sets::{KnobSets, MadeSet};
 pub use ladder::{Ladder, NodeSignals};
 pub use lease::{Lease, Leases, Phase};

@@ -208,7 +208,11 @@ mod tests {
             let mut state = decode_state(&bytes(golden))?;
             assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
             let coordinator = pomona_common::spending::EntryId::Coordinator(1);
-            state.keys.charged.insert(coordinator, (7, 1));
+            let counted = pomona_decide::Counted {
+                latest: (7, 1),
+                before: None,
+            };
+            state.keys.charged.insert(coordinator, counted);
             let newest = encode_state(&state)?;
             assert_eq!(newest[0], pomona_wire::stored::VERSION);
             assert_eq!(decode_state(&newest)?, state);
