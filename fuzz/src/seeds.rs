@@ -323,10 +323,6 @@ fn commands() -> Vec<Command> {
 
 fn key() -> KeyRecord {
     KeyRecord {
-        name: "ci".into(),
-        made_s: 5,
-        secret: KeyHash([3; 32]),
-        before: None,
         expires_s: Some(900),
         terms: KeyTerms {
             class: Some(Class::Batch),
@@ -339,6 +335,7 @@ fn key() -> KeyRecord {
             of_models: [(model().name, KeyLimits::default())].into(),
             ..KeyTerms::default()
         },
+        ..KeyRecord::new("ci", KeyHash([3; 32]), 5)
     }
 }
 

@@ -1,21 +1,24 @@
 //! How much keys take at one entry: limits, and the batches in which the cluster hears of it.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
+use std::ops::Bound::{Excluded, Unbounded};
 
 use pomona_common::key::{KeyLimits, KeyRecord};
 use pomona_common::spending::{Account, Amount, Batch, Charged, MINUTE_S, Spent, Windows, until_midnight_s};
 use pomona_common::{KeyId, ModelName, limits};
 
-use crate::denied::Denied;
+use crate::denied::{Bound, Denied};
 use crate::ring::KeyRing;
 
 /// How long a key waits that has too many requests running: there is no telling when one ends.
 const BUSY_RETRY_S: u64 = 1;
 /// A minute and the one after it: by then all windows of now are over.
 const MINUTES_S: u64 = 120;
-/// Minutes of accounts that an entry keeps for a cluster that does not listen: ten a day and key.
+/// Minutes of accounts that an entry keeps for a cluster that does not listen: sixteen for each of all keys.
 const FRESH_MAX: usize = 65_536;
+
+/// One of the windows, at a time.
+type Window = fn(&Windows, u64) -> Amount;
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -83,9 +86,12 @@ impl Meter {
             }
             if let Some(limit) = limits.requests_per_minute {
                 let limit = u64::from(limit);
-                let fits = |at_s| self.minute(ring, &account, at_s).requests < limit;
+                let fits = |at_s| self.known(ring, &account, Windows::minute, at_s).requests < limit;
                 if !fits(now_s) {
-                    full.note(until(now_s, fits), bound(limit, "requests a minute", &account));
+                    full.note(
+                        until(now_s, MINUTES_S, fits),
+                        bound(limit, "requests a minute", &account),
+                    );
                 }
             }
         }
@@ -115,20 +121,27 @@ impl Meter {
         now_s: u64,
     ) -> Result<(), Denied> {
         let mut full = Full::default();
-        let limited = reserved.accounts.iter().filter_map(|account| {
-            let limits = limits_of(account, record)?;
-            Some((
-                account,
-                [
-                    (limits.tokens_per_minute, "tokens a minute"),
-                    (limits.tokens_per_day, "tokens a day"),
-                ],
-            ))
-        });
-        for (account, checks) in limited {
+        for account in &reserved.accounts {
+            let Some(limits) = limits_of(account, record) else {
+                continue;
+            };
             let held = self.running.get(account).map_or(0, |running| running.reserved);
             let held = held.saturating_sub(reserved.tokens);
-            for (limit, of) in checks {
+            let checks: [(Option<u64>, &str, Window, u64); 2] = [
+                (
+                    limits.tokens_per_minute,
+                    "tokens a minute",
+                    Windows::minute,
+                    MINUTES_S,
+                ),
+                (
+                    limits.tokens_per_day,
+                    "tokens a day",
+                    Windows::day,
+                    until_midnight_s(now_s),
+                ),
+            ];
+            for (limit, of, window, at_most) in checks {
                 let Some(limit) = limit else {
                     continue;
                 };
@@ -137,27 +150,14 @@ impl Meter {
                     let needed = tokens;
                     return Err(Denied::TooMuch { needed, bound });
                 }
-                let is_day = of == "tokens a day";
-                let spent = |at_s| {
-                    let spent = if is_day {
-                        self.day(ring, account, at_s)
-                    } else {
-                        self.minute(ring, account, at_s)
-                    };
-                    spent.tokens.saturating_add(tokens)
-                };
-                if spent(now_s).saturating_add(held) <= limit {
-                    continue;
-                }
-                let wait_s = if spent(now_s) <= limit {
+                let spent = |at_s| self.known(ring, account, window, at_s).tokens;
+                let fits = |at_s| spent(at_s).saturating_add(tokens) <= limit;
+                if !fits(now_s) {
+                    full.note(until(now_s, at_most, fits), bound);
+                } else if spent(now_s).saturating_add(tokens).saturating_add(held) > limit {
                     // What runs may give back what it does not take, any moment.
-                    BUSY_RETRY_S
-                } else if is_day {
-                    until_midnight_s(now_s)
-                } else {
-                    until(now_s, |at_s| spent(at_s) <= limit)
-                };
-                full.note(wait_s, bound);
+                    full.note(BUSY_RETRY_S, bound);
+                }
             }
         }
         full.refuse()?;
@@ -189,8 +189,8 @@ impl Meter {
     /// are more than fit one.
     pub fn batch(&mut self) -> Option<Batch> {
         if self.sent.is_none() && !self.fresh.is_empty() {
-            let after = self.told.take().map_or(Bound::Unbounded, Bound::Excluded);
-            let next = self.fresh.range((after, Bound::Unbounded)).chain(&self.fresh);
+            let after = self.told.take().map_or(Unbounded, Excluded);
+            let next = self.fresh.range((after, Unbounded)).chain(&self.fresh);
             // Once around and no further.
             let count = limits::BATCH_ENTRIES.min(self.fresh.len());
             let next: Vec<(Account, u64)> = next.take(count).map(|(at, _)| at.clone()).collect();
@@ -248,27 +248,19 @@ impl Meter {
         }
     }
 
-    fn minute(&self, ring: &KeyRing, account: &Account, at_s: u64) -> Amount {
-        self.both(ring, account, |windows| windows.minute(at_s))
-    }
-
-    fn day(&self, ring: &KeyRing, account: &Account, at_s: u64) -> Amount {
-        self.both(ring, account, |windows| windows.day(at_s))
-    }
-
-    /// What all entries have told, and what this one has not told yet.
-    fn both(&self, ring: &KeyRing, account: &Account, of: impl Fn(&Windows) -> Amount) -> Amount {
-        let of = |windows: Option<&Windows>| windows.map_or(Amount::default(), &of);
+    /// What all entries have told of a window, and what this one has not told yet.
+    fn known(&self, ring: &KeyRing, account: &Account, window: Window, at_s: u64) -> Amount {
+        let of = |windows: Option<&Windows>| windows.map_or(Amount::default(), |one| window(one, at_s));
         of(ring.spent.get(account)).plus(of(self.own.get(account)))
     }
 }
 
 /// The limits that are reached, of which the one counts that lasts longest.
 #[derive(Default)]
-struct Full(Option<(u64, crate::Bound)>);
+struct Full(Option<(u64, Bound)>);
 
 impl Full {
-    fn note(&mut self, wait_s: u64, bound: crate::Bound) {
+    fn note(&mut self, wait_s: u64, bound: Bound) {
         if self.0.as_ref().is_none_or(|(longest_s, _)| *longest_s < wait_s) {
             self.0 = Some((wait_s, bound));
         }
@@ -305,188 +297,20 @@ fn limits_of<'a>(account: &Account, record: &'a KeyRecord) -> Option<&'a KeyLimi
     }
 }
 
-fn bound(limit: u64, of: &'static str, account: &Account) -> crate::Bound {
-    crate::Bound {
+fn bound(limit: u64, of: &'static str, account: &Account) -> Bound {
+    Bound {
         limit,
         of,
         model: account.model.clone(),
     }
 }
 
-/// Seconds until something fits a minute, if nothing else comes.
-fn until(now_s: u64, fits: impl Fn(u64) -> bool) -> u64 {
+/// Seconds until something fits, if nothing else comes; `at_most` where minutes that slide out do not help.
+fn until(now_s: u64, at_most: u64, fits: impl Fn(u64) -> bool) -> u64 {
     (1..MINUTES_S)
         .find(|wait_s| fits(now_s + wait_s))
-        .unwrap_or(MINUTES_S)
+        .unwrap_or(at_most)
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use pomona_common::id::IdError;
-    use pomona_common::key::{KeyHash, KeyTerms};
-
-    use super::*;
-
-    const KEY: KeyId = KeyId::from_bits(1);
-
-    fn record(limits: KeyLimits) -> KeyRecord {
-        KeyRecord {
-            name: "ci".into(),
-            made_s: 0,
-            secret: KeyHash([0; 32]),
-            before: None,
-            expires_s: None,
-            terms: KeyTerms {
-                limits,
-                ..KeyTerms::default()
-            },
-        }
-    }
-
-    fn retry_after(outcome: &Result<impl Sized, Denied>) -> Option<u64> {
-        match outcome {
-            Err(Denied::Limited { retry_after_s, .. }) => Some(*retry_after_s),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn requests_are_bounded_at_once_and_by_the_minute() -> Result<(), IdError> {
-        let model = "org/m".parse()?;
-        let record = record(KeyLimits {
-            concurrency: Some(2),
-            requests_per_minute: Some(3),
-            ..KeyLimits::default()
-        });
-        let (mut meter, ring) = (Meter::new(1), KeyRing::default());
-        let begin = |meter: &mut Meter, at_s| meter.begin(&ring, (KEY, &record), &model, at_s);
-        let held: Vec<Reserved> = (0..2).filter_map(|_| begin(&mut meter, 30).ok()).collect();
-        assert_eq!(retry_after(&begin(&mut meter, 30)), Some(BUSY_RETRY_S));
-        for one in held {
-            meter.end(one, 5, 31);
-        }
-        assert!(begin(&mut meter, 31).is_ok());
-        // Three of this minute count less and less in the next: two of them 20 s into it.
-        let wait = retry_after(&begin(&mut meter, 31)).unwrap_or_default();
-        assert!(begin(&mut meter, 31 + wait - 1).is_err(), "{wait}");
-        assert!(begin(&mut meter, 31 + wait).is_ok(), "{wait}");
-        Ok(())
-    }
-
-    #[test]
-    fn tokens_are_kept_free_for_what_runs_and_counted_as_they_were() -> Result<(), IdError> {
-        let model = "org/m".parse()?;
-        let record = record(KeyLimits {
-            tokens_per_minute: Some(1000),
-            tokens_per_day: Some(1500),
-            ..KeyLimits::default()
-        });
-        let (mut meter, ring) = (Meter::new(1), KeyRing::default());
-        let ask = |meter: &mut Meter, tokens, at_s| {
-            let mut one = meter.begin(&ring, (KEY, &record), &model, at_s)?;
-            let outcome = meter.reserve(&ring, &record, &mut one, tokens, at_s);
-            match outcome {
-                Ok(()) => Ok(one),
-                Err(denied) => {
-                    meter.end(one, 0, at_s);
-                    Err(denied)
-                }
-            }
-        };
-        assert!(matches!(
-            ask(&mut meter, 1001, 0),
-            Err(Denied::TooMuch { needed: 1001, .. })
-        ));
-        let take = |meter: &mut Meter, tokens, at_s| match ask(meter, tokens, at_s) {
-            Ok(one) => {
-                meter.end(one, tokens, at_s);
-                true
-            }
-            Err(_) => false,
-        };
-        let first = ask(&mut meter, 900, 0);
-        // The one that runs may end at once; nothing is spent yet.
-        assert_eq!(retry_after(&ask(&mut meter, 200, 0)), Some(BUSY_RETRY_S));
-        if let Ok(first) = first {
-            meter.end(first, 300, 1);
-        }
-        assert!(take(&mut meter, 700, 1));
-        // 1,000 of the day's 1,500 are gone; minutes pass, the day does not, and it is the longer wait.
-        assert_eq!(retry_after(&ask(&mut meter, 600, 2)), Some(86_400 - 2));
-        assert_eq!(retry_after(&ask(&mut meter, 600, 3600)), Some(86_400 - 3600));
-        assert!(take(&mut meter, 500, 3600));
-        assert!(take(&mut meter, 900, 86_400));
-        Ok(())
-    }
-
-    #[test]
-    fn accounts_take_turns_in_batches() -> Result<(), IdError> {
-        let model = "org/m".parse()?;
-        let record = record(KeyLimits::default());
-        let (mut meter, ring) = (Meter::new(1), KeyRing::default());
-        let mut told = BTreeSet::new();
-        for round in 1..=3 {
-            for key in 0..600 {
-                let key = (KeyId::from_bits(key), &record);
-                if let Ok(one) = meter.begin(&ring, key, &model, 30) {
-                    meter.end(one, 1, 30);
-                }
-            }
-            let batch = meter.batch();
-            told.extend(
-                batch
-                    .into_iter()
-                    .flat_map(|batch| batch.spent)
-                    .map(|one| one.account),
-            );
-            meter.counted(Some((1, round)), 30);
-        }
-        assert_eq!(told.len(), 600, "nobody waits for others who spend more");
-        Ok(())
-    }
-
-    #[test]
-    fn a_batch_is_said_again_until_it_is_counted() -> Result<(), IdError> {
-        let model = "org/m".parse()?;
-        let record = record(KeyLimits::default());
-        let (mut meter, mut ring) = (Meter::new(9), KeyRing::default());
-        assert_eq!(meter.batch(), None);
-        let one = meter.begin(&ring, (KEY, &record), &model, 0);
-        let first = meter.batch();
-        if let Ok(one) = one {
-            meter.end(one, 50, 1);
-        }
-        assert_eq!(meter.batch(), first, "one at a time");
-        meter.counted(Some((8, 7)), 1);
-        assert_eq!(meter.batch(), first, "another process's number says nothing");
-        let account = Account {
-            key: KEY,
-            model: None,
-        };
-        let request = Amount {
-            requests: 1,
-            tokens: 0,
-        };
-        ring.spent.entry(account.clone()).or_default().add(0, 1, request);
-        meter.counted(Some((9, 1)), 1);
-        let second = meter.batch().map(|batch| (batch.number, batch.spent));
-        let rest = Amount {
-            requests: 0,
-            tokens: 50,
-        };
-        let rest = Spent {
-            account: account.clone(),
-            at_s: 0,
-            amount: rest,
-        };
-        assert_eq!(second, Some((2, vec![rest])));
-        let all = Amount {
-            requests: 1,
-            tokens: 50,
-        };
-        assert_eq!(meter.minute(&ring, &account, 1), all, "neither lost nor twice");
-        Ok(())
-    }
-}
+mod tests;

@@ -43,8 +43,6 @@ impl KeyRing {
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::key::KeyTerms;
-
     use super::*;
 
     #[test]
@@ -54,12 +52,9 @@ mod tests {
         let mut ring = KeyRing::default();
         assert_eq!(ring.open(&new, 0), Err(Denied::Invalid));
         let record = KeyRecord {
-            name: "ci".into(),
-            made_s: 0,
-            secret: new.hash(),
             before: Some((old.hash(), 100)),
             expires_s: Some(1000),
-            terms: KeyTerms::default(),
+            ..KeyRecord::new("ci", new.hash(), 0)
         };
         ring.keys.insert(id, record);
         let opens = |key, now_s| ring.open(key, now_s).is_ok();

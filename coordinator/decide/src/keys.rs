@@ -185,14 +185,7 @@ mod tests {
     const NODE: NodeId = NodeId::from_bits(7);
 
     fn record(name: &str) -> KeyRecord {
-        KeyRecord {
-            name: name.into(),
-            made_s: 5,
-            secret: KeyHash([1; 32]),
-            before: None,
-            expires_s: None,
-            terms: KeyTerms::default(),
-        }
+        KeyRecord::new(name, KeyHash([1; 32]), 5)
     }
 
     fn cluster() -> ClusterState {

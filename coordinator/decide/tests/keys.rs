@@ -8,7 +8,7 @@
     reason = "a test"
 )]
 
-use pomona_common::key::{KeyHash, KeyLimits, KeyRecord, KeyTerms};
+use pomona_common::key::{KeyHash, KeyLimits, KeyRecord};
 use pomona_common::spending::{Account, Batch, EntryId, Windows};
 use pomona_common::{ClusterId, KeyId, ModelName, NodeId};
 use pomona_decide::{ClusterState, Command, apply};
@@ -18,7 +18,7 @@ use proptest::prelude::*;
 const KEY: KeyId = KeyId::from_bits(1);
 const ENTRIES: usize = 3;
 const PER_MINUTE: u64 = 1000;
-/// Six days from a midnight: the events below take less than a day.
+/// A midnight: the events below take less than the day.
 const BEGIN_S: u64 = 6 * 86_400;
 
 #[derive(Debug, Clone)]
@@ -92,17 +92,8 @@ impl World {
             tokens_per_minute: Some(PER_MINUTE),
             ..KeyLimits::default()
         };
-        let record = KeyRecord {
-            name: "ci".into(),
-            made_s: 0,
-            secret: KeyHash([0; 32]),
-            before: None,
-            expires_s: None,
-            terms: KeyTerms {
-                limits,
-                ..KeyTerms::default()
-            },
-        };
+        let mut record = KeyRecord::new("ci", KeyHash([0; 32]), 0);
+        record.terms.limits = limits;
         let record = Box::new(record);
         apply(&mut state, &Command::MakeKey { id: KEY, record });
         Self {
