@@ -46,7 +46,7 @@ pub use planner::{
     Explanation, Inventory, NodeInventory, PlanOutcome, StoreInventory, Verdict, explain, plan,
 };
 pub use presence::{Presence, presence};
-pub use proposal::{Proposal, apply_proposal};
+pub use proposal::{Proposal, TOO_LATE, apply_proposal};
 pub use relay::{Next, Relay};
 pub use router::{Candidate, Route, route};
 pub use state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};

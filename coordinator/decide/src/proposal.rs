@@ -11,6 +11,9 @@ use crate::apply;
 use crate::command::{Command, Reply};
 use crate::state::ClusterState;
 
+/// Why a proposal is refused that is so late that nobody remembers whether it was applied before.
+pub const TOO_LATE: &str = "this command was on its way for too long; look whether it is needed";
+
 /// A command under a name of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Proposal {
@@ -34,13 +37,13 @@ struct Done {
 }
 
 /// Applies a proposal at this index of the log, unless it was applied before: then its reply is
-/// given again. One that is so late that nobody remembers whether it was is refused.
+/// given again. One that is so late that nobody remembers whether it was is refused as [`TOO_LATE`].
 pub fn apply_proposal(state: &mut ClusterState, index: u64, proposal: &Proposal) -> Reply {
     if let Some(done) = state.recent.0.iter().find(|done| done.id == proposal.id) {
         return done.reply.clone();
     }
     if index.saturating_sub(proposal.seen) > limits::RAFT_RECENT {
-        return Reply::Refused("this command was on its way for too long; look whether it is needed".into());
+        return Reply::Refused(TOO_LATE.into());
     }
     let reply = apply(state, &proposal.command);
     state.recent.0.push_back(Done {

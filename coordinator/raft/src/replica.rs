@@ -72,8 +72,10 @@ pub enum RaftError {
         "no majority of the coordinators is in reach, nothing was changed; see `pomona coordinator list`"
     )]
     NoLeader,
-    /// The leader was lost at the wrong moment.
-    #[error("whether this was done is not known: the leader was lost; look, and repeat it if needed")]
+    /// The leader was lost at the wrong moment, or so much was written meanwhile that nobody remembers.
+    #[error(
+        "whether this was done is not known: the leader was lost, or very busy; look, and repeat it if needed"
+    )]
     Unknown,
     /// A message of Raft does not encode or decode.
     #[error("raft message does not decode")]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::EmptyNode;
-use pomona_decide::{ClusterState, Command, Proposal, Reply};
+use pomona_decide::{ClusterState, Command, Proposal, Reply, TOO_LATE};
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -65,7 +65,11 @@ impl Replica {
         self.wait_applied(written.index)
             .await
             .map_err(|_| RaftError::Unknown)?;
-        Ok(written.reply)
+        match written.reply {
+            // An attempt before this one may have done it, and been forgotten.
+            Reply::Refused(why) if why == TOO_LATE => Err(RaftError::Unknown),
+            reply => Ok(reply),
+        }
     }
 
     /// The state, with everything in it that was acknowledged anywhere before this call

@@ -1,6 +1,12 @@
 //! Many callers write at once while Raft publishes its metrics with every commit: nobody who looks at them
 //! may keep it from going on.
-#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs, reason = "a test")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    missing_docs,
+    reason = "a test"
+)]
 
 #[path = "support/disk.rs"]
 mod disk;
@@ -9,8 +15,9 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use disk::{Disk, History, leading};
-use pomona_common::{ClusterId, NodeId};
+use pomona_common::{ClusterId, NodeId, limits};
 use pomona_decide::{Command, Reply};
+use pomona_raft::{RaftError, Replica};
 use tokio::task::JoinSet;
 
 const WRITERS: u64 = 8;
@@ -63,5 +70,27 @@ async fn write_all() {
     while let Some(written) = writers.join_next().await {
         written.unwrap();
     }
+    write_more_than_is_remembered(&replica).await;
     replica.stop().await;
+}
+
+/// More at the same moment than are remembered: the last ones come too late to tell whether they were
+/// carried out before, which is no refusal.
+async fn write_more_than_is_remembered(replica: &Replica) {
+    let mut writers = JoinSet::new();
+    for turn in 0..4 * limits::RAFT_RECENT {
+        let replica = replica.clone();
+        let node = NodeId::from_bits(0);
+        let name = format!("node at once {turn}");
+        writers.spawn(async move { replica.write(Command::RenameNode { node, name }).await });
+    }
+    let (mut done, mut unknown) = (0, 0);
+    while let Some(written) = writers.join_next().await {
+        match written.unwrap() {
+            Ok(Reply::Done) => done += 1,
+            Err(RaftError::Unknown) => unknown += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(done > 0 && unknown > 0, "{done} done, {unknown} not known");
 }
