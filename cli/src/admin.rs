@@ -19,6 +19,11 @@ pub(crate) fn tell(config: &Config, method: &Method, path: &str, body: &Value) -
     send(config, method, path, body.to_string().into())
 }
 
+/// A part of a path, whatever characters it has.
+pub(crate) fn encoded(part: &str) -> String {
+    part.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
+
 /// Gives each server-sent event of a path to `each`, until the coordinator ends.
 pub(crate) fn follow(config: &Config, path: &str, each: impl FnMut(&Value)) -> anyhow::Result<()> {
     let mut events = Events {

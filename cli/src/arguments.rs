@@ -1,5 +1,7 @@
 //! The command line.
 
+pub(crate) mod keys;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -50,6 +52,14 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Make, list, change, rotate and end API keys: who may ask, for what, and how much of it.
+    ///
+    /// An endpoint on loopback needs none, and counts for one that is shown; an endpoint that other machines
+    /// reach lets nobody in without one.
+    Key {
+        #[command(subcommand)]
+        command: keys::KeyCommand,
+    },
     /// Make this machine a node of a cluster, or one of its coordinators: the token says which.
     Join {
         /// What `pomona token create` printed.
@@ -95,7 +105,7 @@ pub(crate) enum Command {
     },
     /// Look for what keeps this machine from working in a cluster, and say what to do about it.
     Doctor,
-    /// Talk to a model; the answer streams into the terminal.
+    /// Talk to a model; the answer streams into the terminal. POMONA_API_KEY is sent if it is set.
     Chat(Chat),
     /// Speak the engine protocol with made-up tokens (benchmarks and tests).
     #[command(hide = true)]

@@ -7,6 +7,7 @@ mod chat;
 mod coordinators;
 mod doctor;
 mod gates;
+mod keys;
 mod knobs;
 mod leases;
 mod membership;
@@ -78,6 +79,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
             command: Some(command),
         } => node_commands::run(config, file, &command),
         Command::Token { command } => membership::token(config, &command, json),
+        Command::Key { command } => keys::run(config, &command, json),
         Command::Join {
             token,
             coordinator,

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::admin::{ask, tell};
 use crate::arguments::NodeCommand;
-use crate::{leases, service, tables};
+use crate::{admin, leases, service, tables};
 
 /// A drained node gets its last target, and unloads, within this time after the deadline.
 const SLACK: Duration = Duration::from_secs(15);
@@ -129,6 +129,5 @@ pub(crate) fn path_of(node: &str) -> anyhow::Result<String> {
     if node.is_empty() {
         bail!("give a name or an id, see `pomona nodes`");
     }
-    let encoded: String = node.bytes().map(|byte| format!("%{byte:02X}")).collect();
-    Ok(format!("/admin/v1/nodes/{encoded}"))
+    Ok(format!("/admin/v1/nodes/{}", admin::encoded(node)))
 }

@@ -109,7 +109,7 @@ pub(crate) fn status(config: &Config, json: bool) -> anyhow::Result<()> {
     say(&format!("plan      {}", status["plan"]));
     say(&format!("loaded    {}", words(&status["loaded"])));
     match words(&status["not_ready"]).as_str() {
-        "-" => say(&format!("ready     yes: http://{}/v1", config.coordinator_http)),
+        "-" => say(&format!("ready     yes: http://{}/v1", config.own_http())),
         why => say(&format!("ready     no: {why}")),
     }
     for warning in coordinators::warnings(list(&status["coordinators"])) {
@@ -176,6 +176,16 @@ pub(crate) fn ago(at_s: &Value) -> String {
         seconds @ 0..=119 => format!("{seconds} s"),
         seconds @ 120..=7199 => format!("{} min", seconds / 60),
         seconds => format!("{} h", seconds / 3600),
+    }
+}
+
+/// How far away a moment is, given in seconds since 1970.
+pub(crate) fn until(at_s: u64) -> String {
+    match at_s.saturating_sub(now_s()) {
+        0 => "ended".to_owned(),
+        left @ 1..=7199 => format!("in {} min", left.div_ceil(60)),
+        left @ 7200..=172_799 => format!("in {} h", left / 3600),
+        left => format!("in {} days", left / 86_400),
     }
 }
 

@@ -106,16 +106,6 @@ impl Config {
                 .into_iter()
                 .map(|problem| format!("engine: {problem}")),
         );
-        for (name, address) in [
-            ("http.coordinator", config.coordinator_http),
-            ("http.node", config.node_http),
-        ] {
-            if !address.ip().is_loopback() {
-                problems.push(format!(
-                    "{name}: {address} is not a loopback address; other machines are served once API keys exist"
-                ));
-            }
-        }
         if config.coordinator_http == config.node_http && config.node_http.port() != 0 {
             problems.push(format!(
                 "http.coordinator and http.node are both {}",
@@ -136,13 +126,23 @@ impl Config {
 
     /// Where the coordinator of this machine is dialled.
     pub fn own_coordinator(&self) -> SocketAddr {
-        let loopback: IpAddr = match self.quic {
-            SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
-        };
-        let ip = self.quic.ip();
-        SocketAddr::new(if ip.is_unspecified() { loopback } else { ip }, self.quic.port())
+        from_here(self.quic)
     }
+
+    /// Where the cluster's `/v1` of this machine is asked.
+    pub fn own_http(&self) -> SocketAddr {
+        from_here(self.coordinator_http)
+    }
+}
+
+/// Where something that listens on an address is reached from this machine.
+fn from_here(listens: SocketAddr) -> SocketAddr {
+    let loopback: IpAddr = match listens {
+        SocketAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
+        SocketAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
+    };
+    let ip = listens.ip();
+    SocketAddr::new(if ip.is_unspecified() { loopback } else { ip }, listens.port())
 }
 
 #[cfg(test)]
@@ -198,7 +198,7 @@ mod tests {
 
     #[test]
     fn every_problem_is_named_at_once() {
-        let file = "colour = 1\n[http]\nnode = \"0.0.0.0:1\"\ncoordinator = \"nowhere\"\n[engine.batch]\nwindow_ms = -1\n";
+        let file = "colour = 1\n[http]\nnode = \"here\"\ncoordinator = \"nowhere\"\n[engine.batch]\nwindow_ms = -1\n";
         let result = load(
             file,
             &[("MLX_BATCH_MAX_BATCH_SIZE", "many"), ("POMONA_ENGINE", "abacus")],

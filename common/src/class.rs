@@ -74,6 +74,8 @@ pub enum ClassReason {
     Client,
     /// The end of the model's name.
     Alias,
+    /// The API key gives all its requests this class.
+    Key,
 }
 
 impl ClassReason {
@@ -87,6 +89,7 @@ impl ClassReason {
             ClassReason::Priority => "priority",
             ClassReason::Client => "client",
             ClassReason::Alias => "alias",
+            ClassReason::Key => "key",
         }
     }
 
@@ -95,6 +98,7 @@ impl ClassReason {
         match self {
             ClassReason::Header | ClassReason::ServiceTier | ClassReason::Default | ClassReason::Canary => 1,
             ClassReason::Priority | ClassReason::Client | ClassReason::Alias => 4,
+            ClassReason::Key => 5,
         }
     }
 }
@@ -102,6 +106,8 @@ impl ClassReason {
 /// What a request says that may give it a class.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Hints<'a> {
+    /// What the API key says.
+    pub key: Option<Class>,
     /// The header `x-pomona-class`.
     pub class: Option<&'a str>,
     /// The header `x-smg-priority`, as the gateway SMG names priorities.
@@ -128,13 +134,16 @@ const EDITORS: [&str; 8] = [
     "Cursor/",
 ];
 
-/// Decides the class. What says it most plainly goes first: the header made for it, the header of another
-/// gateway, the tier (`flex` is batch, `priority` interactive), the program that asks, the model's name;
-/// else interactive. What is unknown of names that are not ours says nothing, so that it breaks no client.
+/// Decides the class. What the operator said of the key goes first, then what says it most plainly: the
+/// header made for it, the header of another gateway, the tier (`flex` is batch, `priority` interactive), the
+/// program that asks, the model's name; else interactive. What is unknown of names that are not ours says nothing, so that it breaks no client.
 ///
 /// # Errors
 /// The header `x-pomona-class` names no class.
 pub fn classify(hints: Hints<'_>) -> Result<(Class, ClassReason), UnknownClass> {
+    if let Some(class) = hints.key {
+        return Ok((class, ClassReason::Key));
+    }
     if let Some(text) = hints.class {
         return Ok((text.trim().parse()?, ClassReason::Header));
     }
@@ -179,6 +188,7 @@ mod tests {
 
     /// Everything at once; each test takes some of it away.
     const ALL: Hints<'_> = Hints {
+        key: Some(Class::Background),
         class: Some("batch"),
         priority: Some("interactive"),
         service_tier: Some("flex"),
@@ -190,6 +200,8 @@ mod tests {
     #[test]
     fn what_says_it_most_plainly_wins() {
         let mut hints = ALL;
+        assert_eq!(classify(hints), Ok((Class::Background, ClassReason::Key)));
+        hints.key = None;
         assert_eq!(classify(hints), Ok((Class::Batch, ClassReason::Header)));
         hints.class = None;
         assert_eq!(classify(hints), Ok((Class::Interactive, ClassReason::Priority)));

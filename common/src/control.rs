@@ -9,6 +9,7 @@ use crate::catalogue::ModelRecord;
 use crate::generation::Generation;
 use crate::id::{ModelName, NodeId};
 use crate::knobs::KnobSet;
+use crate::machine::Pools;
 use crate::plan::NodeTarget;
 use crate::relief::Relief;
 use crate::report::NodeReport;
@@ -16,9 +17,9 @@ use crate::signs::Signs;
 use crate::store_key::StoreKey;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
-/// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs. A
-/// message that is new gets its version in `since`: peers that do not know it are not sent it.
-pub const PROTOCOL: u16 = 4;
+/// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
+/// 5 pools. A message that is new gets its version in `since`: peers that do not know it are not sent it.
+pub const PROTOCOL: u16 = 5;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -161,6 +162,37 @@ pub enum StreamRequest {
     Generate(Box<Generation>),
     /// Send what tokenising for this model needs: one [`TextBundle`] follows.
     FetchText(ModelName),
+    /// Answer a prompt on machines of these kinds; a peer of before version 5 is not asked.
+    GenerateIn(Box<Generation>, Pools),
+}
+
+impl StreamRequest {
+    /// The request for a generation, which says where it may be answered if that is not anywhere.
+    pub fn generate(generation: Generation) -> Self {
+        let pools = generation.pools.clone();
+        if pools.is_any() {
+            StreamRequest::Generate(Box::new(generation))
+        } else {
+            StreamRequest::GenerateIn(Box::new(generation), pools)
+        }
+    }
+
+    /// As it was sent, with the pools where they belong.
+    #[must_use]
+    pub fn with_pools(mut self) -> Self {
+        if let StreamRequest::GenerateIn(generation, pools) = &mut self {
+            generation.pools.clone_from(pools);
+        }
+        self
+    }
+
+    /// Version of the protocol that brought it.
+    pub fn since(&self) -> u16 {
+        match self {
+            StreamRequest::Generate(_) | StreamRequest::FetchText(_) => 1,
+            StreamRequest::GenerateIn(..) => 5,
+        }
+    }
 }
 
 /// Everything that turns text into token ids and back for one model.

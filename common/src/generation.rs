@@ -6,6 +6,7 @@ use crate::catalogue::ModelDigests;
 use crate::class::{Class, ClassReason};
 use crate::failure::Failure;
 use crate::id::{ModelName, NodeId, RequestId};
+use crate::machine::Pools;
 use crate::sampling::Sampling;
 
 /// A request as it travels: resolved to token ids, so that any node with the same digests
@@ -37,6 +38,10 @@ pub struct Generation {
     /// Prompts share their KV prefix only under the same salt, so that timing tells nobody
     /// what others asked.
     pub cache_salt: u64,
+    /// Where it may be answered. It travels beside the generation, see
+    /// [`StreamRequest::GenerateIn`](crate::control::StreamRequest::GenerateIn): peers of before know none.
+    #[serde(skip)]
+    pub pools: Pools,
 }
 
 impl Generation {
@@ -56,6 +61,7 @@ impl Generation {
             stop_tokens: Vec::new(),
             sampling: Sampling::greedy(),
             cache_salt: 0,
+            pools: Pools::default(),
         }
     }
 }

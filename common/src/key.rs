@@ -107,6 +107,23 @@ impl KeyTerms {
         self.models.is_empty() || self.models.contains(model)
     }
 
+    /// Sets a limit, or lifts it: `NAME` is one of the key, `MODEL:NAME` one for that model only.
+    ///
+    /// # Errors
+    /// No such limit, or nothing that is a model's name.
+    pub fn set_limit(&mut self, text: &str, limit: Option<u64>) -> Result<(), String> {
+        let Some((model, name)) = text.rsplit_once(':') else {
+            return self.limits.set(text, limit);
+        };
+        let model: ModelName = model.parse().map_err(|error| format!("`{text}`: {error}"))?;
+        let limits = self.of_models.entry(model.clone()).or_default();
+        let outcome = limits.set(name, limit);
+        if *limits == KeyLimits::default() {
+            self.of_models.remove(&model);
+        }
+        outcome
+    }
+
     /// What is wrong with them, in an operator's terms.
     pub fn problem(&self) -> Option<String> {
         if let Some(class) = self.class.filter(|class| !self.allow_class(*class)) {
@@ -128,6 +145,24 @@ impl KeyTerms {
 }
 
 impl KeyLimits {
+    /// Sets a limit by its name, or by the one that LiteLLM gives it.
+    fn set(&mut self, name: &str, limit: Option<u64>) -> Result<(), String> {
+        let small = || limit.map(u32::try_from).transpose();
+        let too_large = |_| format!("{name} is at most {}", u32::MAX);
+        match name {
+            "concurrency" | "max_parallel_requests" => self.concurrency = small().map_err(too_large)?,
+            "requests_per_minute" | "rpm" => self.requests_per_minute = small().map_err(too_large)?,
+            "tokens_per_minute" | "tpm" => self.tokens_per_minute = limit,
+            "tokens_per_day" => self.tokens_per_day = limit,
+            _ => {
+                return Err(format!(
+                    "no limit is called `{name}`: use concurrency, requests_per_minute, tokens_per_minute or tokens_per_day"
+                ));
+            }
+        }
+        Ok(())
+    }
+
     fn problem(&self) -> Option<String> {
         let zero = [
             ("concurrency", self.concurrency.map(u64::from)),

@@ -3,6 +3,7 @@
 mod coordinators;
 mod gates;
 mod history;
+mod keys;
 mod knobs;
 mod leases;
 mod membership;
@@ -73,6 +74,7 @@ pub(crate) fn serve(
         .merge(coordinators::routes())
         .merge(gates::routes())
         .merge(history::routes())
+        .merge(keys::routes())
         .merge(knobs::routes())
         .merge(leases::routes())
         .merge(offload::routes())
@@ -116,6 +118,24 @@ fn reply(status: StatusCode, body: &Value) -> Answer {
         [(header::CONTENT_TYPE, "application/json")],
         body.to_string(),
     )
+}
+
+/// What was asked for makes no sense.
+fn bad(why: impl Into<String>) -> Answer {
+    reply(StatusCode::BAD_REQUEST, &json!({ "error": why.into() }))
+}
+
+/// It makes sense, and cannot be done now.
+fn unavailable(why: &dyn std::fmt::Display) -> Answer {
+    reply(
+        StatusCode::SERVICE_UNAVAILABLE,
+        &json!({ "error": why.to_string() }),
+    )
+}
+
+/// A body as it has to be.
+fn parsed<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
+    serde_json::from_slice(body).map_err(|error| bad(error.to_string()))
 }
 
 async fn status(State(admin): State<Admin>) -> Answer {
@@ -187,19 +207,19 @@ async fn status(State(admin): State<Admin>) -> Answer {
 async fn remove_model(State(admin): State<Admin>, UrlPath(name): UrlPath<String>) -> Answer {
     let name: ModelName = match name.parse() {
         Ok(name) => name,
-        Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": format!("{error}") })),
+        Err(error) => return bad(error.to_string()),
     };
     write(&admin, Command::RemoveModel(name)).await
 }
 
 /// The state with everything that was acknowledged anywhere, for answers that decide something.
 async fn current(admin: &Admin) -> Result<Arc<ClusterState>, Answer> {
-    admin.backend.replica.read().await.map_err(|error| {
-        reply(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &json!({ "error": error.to_string() }),
-        )
-    })
+    admin
+        .backend
+        .replica
+        .read()
+        .await
+        .map_err(|error| unavailable(&error))
 }
 
 /// Commits a command, and says how that went.
@@ -208,9 +228,6 @@ async fn write(admin: &Admin, command: Command) -> Answer {
         Ok(Reply::Done) => reply(StatusCode::OK, &json!({ "changed": true })),
         Ok(Reply::Unchanged) => reply(StatusCode::OK, &json!({ "changed": false })),
         Ok(Reply::Refused(why)) => reply(StatusCode::CONFLICT, &json!({ "error": why })),
-        Err(error) => reply(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &json!({ "error": error.to_string() }),
-        ),
+        Err(error) => unavailable(&error),
     }
 }

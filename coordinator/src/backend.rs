@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pomona_api::{Backend, EntryStats, GenerationStream, Reported, TextCache};
+use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache};
 use pomona_common::control::TextBundle;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord};
 use pomona_raft::Replica;
@@ -18,16 +18,18 @@ pub(crate) struct CoordinatorBackend {
     dispatcher: Dispatcher,
     texts: TextCache,
     entry_stats: Arc<EntryStats>,
+    access: Access,
 }
 
 impl CoordinatorBackend {
-    pub(crate) fn new(replica: Replica, sessions: Arc<Sessions>) -> Self {
+    pub(crate) fn new(replica: Replica, sessions: Arc<Sessions>, access: Access) -> Self {
         Self {
             dispatcher: Dispatcher::new(replica.clone(), sessions.clone()),
             replica,
             sessions,
             texts: TextCache::default(),
             entry_stats: Arc::default(),
+            access,
         }
     }
 
@@ -52,6 +54,10 @@ impl CoordinatorBackend {
 }
 
 impl Backend for CoordinatorBackend {
+    fn access(&self) -> &Access {
+        &self.access
+    }
+
     fn models(&self) -> Vec<ModelRecord> {
         self.replica.known().catalogue.values().cloned().collect()
     }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
-use pomona_common::{Class, Failure, Generation, MachineRole, ModelName, NodeId, Rung, limits};
-use pomona_decide::{Candidate, Command, Heard, plan, route};
+use pomona_common::{Class, Failure, Generation, MachineRole, ModelName, NodeId, Pools, Rung, limits};
+use pomona_decide::{Candidate, ClusterState, Command, Heard, plan, route};
 use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
@@ -63,7 +63,7 @@ impl Dispatcher {
             // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
             // new target after this request.
             self.expect_replica(&generation.model).await;
-            if !self.is_expected(&generation.model) {
+            if self.planned(&generation).is_empty() {
                 return outcome;
             }
             tokio::time::sleep(pause).await;
@@ -133,6 +133,19 @@ impl Dispatcher {
         }
     }
 
+    fn not_loaded_for(&self, generation: &Generation) -> Failure {
+        if generation.pools.is_any() {
+            return self.not_loaded(&generation.model);
+        }
+        Failure::ModelNotLoaded {
+            model: generation.model.to_string(),
+            detail: format!(
+                "no machine that this API key reaches has it ({})",
+                generation.pools
+            ),
+        }
+    }
+
     /// Models without a place, and why. Worked out anew after a while only: refusals may be many.
     fn unplaced(&self) -> Arc<BTreeMap<ModelName, String>> {
         let mut known = self.unplaced.lock().unwrap_or_else(PoisonError::into_inner);
@@ -154,6 +167,7 @@ impl Dispatcher {
         self.sessions
             .all()
             .iter()
+            .filter(|(id, _)| may_go_to(&state, generation, **id))
             .filter_map(|(id, connected)| {
                 let (_, report) = connected.report()?;
                 let engine = report.engine.as_ref()?;
@@ -210,6 +224,7 @@ impl Dispatcher {
         let nodes = state.plan.nodes.iter();
         nodes
             .filter(|(id, target)| target.models.contains_key(model) && self.sessions.get(**id).is_some())
+            .filter(|(id, _)| may_go_to(&state, generation, **id))
             .map(|(id, _)| Candidate {
                 node: *id,
                 heard: Heard::NOW,
@@ -222,6 +237,12 @@ impl Dispatcher {
             })
             .collect()
     }
+}
+
+/// Whether a node may answer: what a key may not reach is no place for its requests, whatever happens.
+fn may_go_to(state: &ClusterState, generation: &Generation, node: NodeId) -> bool {
+    let role = state.nodes.get(&node).map(|record| record.role);
+    generation.pools.is_any() || role.is_some_and(|role| generation.pools.allow(role))
 }
 
 impl Places for Dispatcher {
@@ -238,6 +259,11 @@ impl Places for Dispatcher {
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
         let mut refusal = None;
+        // The machines are chosen here: no node has to know of pools.
+        let chosen = Generation {
+            pools: Pools::default(),
+            ..generation.clone()
+        };
         let tries = 1 + limits::RETRIES as usize;
         for route in route(&fresh).into_iter().chain(route(&others)).take(tries) {
             let Some(connected) = self.sessions.get(route.node) else {
@@ -246,7 +272,7 @@ impl Places for Dispatcher {
             tracing::debug!(node = %route.node, reason = route.reason, request = %generation.request, "routed");
             // Counted before it is asked: requests that come at the same moment spread.
             let in_flight = InFlight::new(connected.clone());
-            match pomona_dispatch::ask(&connected.session, route.node, generation.clone(), GRANT).await {
+            match pomona_dispatch::ask(&connected.session, route.node, chosen.clone(), GRANT).await {
                 Ok(promise) => {
                     // A node answers for itself, whoever it names.
                     let promise = promise.made_by(route.node).holding(in_flight);
@@ -261,7 +287,7 @@ impl Places for Dispatcher {
                 }
             }
         }
-        Err(refusal.unwrap_or_else(|| self.not_loaded(&generation.model)))
+        Err(refusal.unwrap_or_else(|| self.not_loaded_for(generation)))
     }
 
     fn tries_others(_node: NodeId) -> bool {

@@ -10,6 +10,7 @@ mod connected;
 mod dispatch;
 mod inventory;
 mod joining;
+mod keys;
 mod leader;
 mod members;
 mod peers;
@@ -28,7 +29,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::HttpServer;
+use pomona_api::{Access, HttpServer};
 use pomona_cluster_config::Config;
 use pomona_common::{ClusterId, limits};
 use pomona_decide::Command;
@@ -73,12 +74,23 @@ pub enum CoordinatorError {
         #[source]
         source: io::Error,
     },
+    /// Other machines would reach an endpoint that nobody can be let in at.
+    #[error(
+        "http.coordinator is {address}, which other machines reach, and there is no API key: start it on loopback first, and make a key with `pomona key create NAME`"
+    )]
+    NoKeys {
+        /// The address.
+        address: SocketAddr,
+    },
     /// Keys or sockets of the cluster.
     #[error("cluster link")]
     Link(#[from] LinkError),
     /// The replicated state.
     #[error("replicated state")]
     Raft(#[from] RaftError),
+    /// The system gives no randomness.
+    #[error("the system gives no randomness: {0}")]
+    Random(String),
 }
 
 /// A running coordinator.
@@ -114,6 +126,13 @@ pub fn authority_folder(config: &Config) -> PathBuf {
 fn state_error(path: &Path) -> impl FnOnce(io::Error) -> CoordinatorError + use<> {
     let path = path.to_owned();
     move |source| CoordinatorError::State { path, source }
+}
+
+/// 128 random bits.
+fn random() -> Result<u128, CoordinatorError> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).map_err(|error| CoordinatorError::Random(error.to_string()))?;
+    Ok(u128::from_le_bytes(bytes))
 }
 
 /// One that listens on loopback reaches nobody on the LAN, and is reached by nobody.
@@ -197,6 +216,16 @@ impl Coordinator {
             lead_alone(&replica, &authority).await?;
             members::announce_once(&replica, &announcement, &peers).await;
         }
+        let http = config.coordinator_http;
+        // One that has not learned of its cluster yet will know its keys in a moment, or lets nobody in.
+        let (knows, keys) = {
+            let state = replica.known();
+            (state.cluster.is_some(), state.keys.keys.len())
+        };
+        if !http.ip().is_loopback() && knows && keys == 0 {
+            replica.stop().await;
+            return Err(CoordinatorError::NoKeys { address: http });
+        }
         let mut this = Self {
             replica,
             http: None,
@@ -222,7 +251,10 @@ impl Coordinator {
         let (replica, stop) = (&self.replica, &self.stop);
         let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
-        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone()));
+        let access = Access::new(!config.coordinator_http.ip().is_loopback(), random()? as u64);
+        tasks.spawn(keys::follow(replica.clone(), access.clone(), stop.clone()));
+        tasks.spawn(keys::tell(replica.clone(), access.clone(), stop.clone()));
+        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone(), access));
         let weights = Arc::new(WeightsRelay::new(sessions.clone(), replica.clone()));
         let reception = Reception {
             backend: backend.clone(),

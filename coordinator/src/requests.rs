@@ -47,8 +47,8 @@ impl Requests {
     }
 
     async fn answer(&self, send: FrameSender, mut receive: FrameReceiver) -> Result<(), LinkError> {
-        match receive.expect::<StreamRequest>(REQUEST).await? {
-            StreamRequest::Generate(generation) => {
+        match receive.expect::<StreamRequest>(REQUEST).await?.with_pools() {
+            StreamRequest::Generate(generation) | StreamRequest::GenerateIn(generation, _) => {
                 let permit = self.answers.try_acquire();
                 let answer = match self.check(&generation) {
                     Err(failure) => Err(failure),

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use pomona_api::{Backend, EntryStats, GenerationStream, Reported, TextCache};
+use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache};
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_text::ModelText;
 
@@ -22,6 +22,7 @@ pub(crate) struct NodeBackend {
     reporter: Reporter,
     texts: TextCache,
     entry_stats: Arc<EntryStats>,
+    access: Access,
 }
 
 impl NodeBackend {
@@ -32,7 +33,7 @@ impl NodeBackend {
         supervisor: Supervisor,
         entry: Entry,
         reporter: Reporter,
-        entry_stats: Arc<EntryStats>,
+        (entry_stats, access): (Arc<EntryStats>, Access),
     ) -> Self {
         Self {
             id,
@@ -43,11 +44,16 @@ impl NodeBackend {
             reporter,
             texts: TextCache::default(),
             entry_stats,
+            access,
         }
     }
 }
 
 impl Backend for NodeBackend {
+    fn access(&self) -> &Access {
+        &self.access
+    }
+
     fn models(&self) -> Vec<ModelRecord> {
         self.entry.models()
     }

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::{EntryStats, HttpServer};
+use pomona_api::{Access, EntryStats, HttpServer};
 use pomona_clocks::SleepWatch;
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ClusterId, ModelName, NodeId};
@@ -233,6 +233,8 @@ impl Node {
             (supervisor.clone(), instructed.watch()),
             coordinators.clone(),
         );
+        let instance = random()? as u64;
+        let access = Access::new(!config.node_http.ip().is_loopback(), instance);
         let backend = Arc::new(NodeBackend::new(
             id,
             name.clone(),
@@ -240,7 +242,7 @@ impl Node {
             supervisor.clone(),
             entry.clone(),
             reporter.clone(),
-            entry_stats,
+            (entry_stats, access),
         ));
         let router = pomona_api::router(backend);
         let http = HttpServer::start(listener, router);
@@ -253,7 +255,7 @@ impl Node {
                 let context = session::SessionContext {
                     id,
                     name,
-                    instance: random()? as u64,
+                    instance,
                     credentials,
                     renewing: tokio::sync::Mutex::default(),
                     entry,

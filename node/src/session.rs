@@ -289,7 +289,8 @@ async fn serve_stream(
 ) {
     let _answer = drain.answers.token();
     let outcome = match receive.expect::<StreamRequest>(ANSWER).await {
-        Ok(StreamRequest::Generate(generation)) => {
+        // Whoever asks has chosen this machine.
+        Ok(StreamRequest::Generate(generation) | StreamRequest::GenerateIn(generation, _)) => {
             let answer = if drain.begun.is_cancelled() {
                 // The coordinator tries elsewhere.
                 Err(Failure::NodeLost)

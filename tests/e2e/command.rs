@@ -41,7 +41,7 @@ fn a_wrong_configuration_exits_64_with_every_problem_before_a_port_is_opened() {
     let file = folder.path().join("pomona.toml");
     std::fs::write(
         &file,
-        "colour = 3\n[engine.batch]\nwindow_ms = \"long\"\n[http]\nnode = \"0.0.0.0:80\"\n",
+        "colour = 3\n[engine.batch]\nwindow_ms = \"long\"\n[http]\nnode = \"here\"\n",
     )
     .unwrap();
     let output = Command::new(programs().join("pomona"))

@@ -17,6 +17,7 @@ mod disk_full;
 mod gates;
 mod golden;
 mod join;
+mod keys;
 mod lease;
 mod offload;
 mod placement;

@@ -99,6 +99,7 @@ impl World {
             stop_tokens: Vec::new(),
             sampling: Sampling::greedy(),
             cache_salt: 0,
+            pools: pomona_common::Pools::default(),
         };
         let client = Client {
             coordinator,

@@ -12,6 +12,7 @@ use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId, Rung};
 use pomona_text::ModelText;
 use tokio::sync::mpsc;
 
+use crate::access::Access;
 use crate::entry_stats::EntryStats;
 
 /// An answer being made. Dropping it cancels it, wherever it is.
@@ -43,6 +44,9 @@ pub struct Reported {
 
 /// Answers requests that are resolved to token ids.
 pub trait Backend: Send + Sync + 'static {
+    /// Who may ask.
+    fn access(&self) -> &Access;
+
     /// Models that may be asked for.
     fn models(&self) -> Vec<ModelRecord>;
 

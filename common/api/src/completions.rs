@@ -8,13 +8,16 @@ use axum::http::{HeaderMap, HeaderValue, Response};
 use bytes::Bytes;
 use pomona_common::class::{Hints, classify, split_alias};
 use pomona_common::failure::InvalidCode;
+use pomona_common::key::KeyTerms;
 use pomona_common::{
     Accounting, Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits,
 };
 use pomona_text::{ModelText, TemplateError};
 
+use crate::access::{Caller, Ticket};
 use crate::backend::{Backend, GenerationStream};
 use crate::entry_stats::EntryStats;
+use crate::error::Refusal;
 use crate::request::{self, Ask, Kind, Prompt};
 use crate::{error, respond, stream};
 
@@ -37,9 +40,18 @@ pub(crate) struct Running {
     /// Text of the prompt, where it is to be echoed.
     pub(crate) echo: String,
     pub(crate) streams: Vec<GenerationStream>,
+    /// Counts for the key, where there is one.
+    ticket: Option<Ticket>,
 }
 
 impl Running {
+    /// Counts tokens of answers, as they come.
+    pub(crate) fn took(&self, tokens: usize) {
+        if let Some(ticket) = &self.ticket {
+            ticket.took(tokens as u64);
+        }
+    }
+
     /// What is known of an answer's cost when a stop string ends it here, before the engine's own
     /// account of it.
     pub(crate) fn accounting_so_far(&self, completion_tokens: u32) -> Accounting {
@@ -56,11 +68,12 @@ impl Running {
 pub(crate) async fn complete<B: Backend>(
     backend: &B,
     kind: Kind,
+    caller: &Caller,
     headers: &HeaderMap,
     body: Bytes,
 ) -> Response<Body> {
     let request = RequestId::from_bits(random());
-    let mut response = match begin(backend, kind, request, headers, &body).await {
+    let mut response = match begin(backend, kind, request, caller, headers, &body).await {
         Ok(running) => {
             let headers = [
                 ("x-pomona-node", running.node.to_string()),
@@ -79,7 +92,8 @@ pub(crate) async fn complete<B: Backend>(
             }
             response
         }
-        Err(failure) => {
+        Err(Refusal::Denied(denied)) => error::denied(&denied),
+        Err(Refusal::Failed(failure)) => {
             if matches!(failure, Failure::Internal { .. }) {
                 tracing::error!(%request, %failure, "request failed");
             }
@@ -96,13 +110,18 @@ async fn begin<B: Backend>(
     backend: &B,
     kind: Kind,
     request: RequestId,
+    caller: &Caller,
     headers: &HeaderMap,
     body: &[u8],
-) -> Result<Running, Failure> {
+) -> Result<Running, Refusal> {
     let began = Instant::now();
     let ask = request::parse(kind, body)?;
     let (model, alias) = find_model(backend, &ask.model)?;
-    let (class, class_reason) = class_of(headers, &ask, alias)?;
+    caller.may_ask(&model.name)?;
+    let of_key = caller.terms().and_then(|terms| terms.class);
+    let (class, class_reason) = class_of(of_key, headers, &ask, alias)?;
+    caller.may_be(class)?;
+    let mut ticket = backend.access().begin(caller, &model.name)?;
     backend.entry_stats().count(class, class_reason);
     tracing::debug!(%request, %class, reason = class_reason.as_str(), model = %model.name, "request");
     let text = backend.text(&model).await?;
@@ -120,6 +139,10 @@ async fn begin<B: Backend>(
     };
     let (prompt, echo) = resolved?;
     let room = model.context - prompt.len() as u32;
+    let max_tokens = ask.max_tokens.unwrap_or(limits::DEFAULT_MAX_TOKENS).min(room);
+    if let Some(ticket) = &mut ticket {
+        ticket.reserve(prompt.len() as u64 + u64::from(max_tokens) * u64::from(ask.choices))?;
+    }
     let seed = if ask.seeded {
         ask.sampling.seed
     } else {
@@ -139,16 +162,20 @@ async fn begin<B: Backend>(
             class_reason,
             prompt: prompt.clone(),
             resume: Vec::new(),
-            max_tokens: ask.max_tokens.unwrap_or(limits::DEFAULT_MAX_TOKENS).min(room),
+            max_tokens,
             stop_tokens: if ask.ignore_eos {
                 Vec::new()
             } else {
                 text.stop_tokens().to_vec()
             },
             sampling,
-            cache_salt: 0,
+            cache_salt: caller.cache_salt(),
+            pools: caller.terms().map(KeyTerms::reach).unwrap_or_default(),
         };
         streams.push(backend.generate(generation).await?);
+    }
+    if let Some(ticket) = &ticket {
+        ticket.took(prompt.len() as u64);
     }
     Ok(Running {
         prompt_tokens: prompt.len() as u32,
@@ -167,6 +194,7 @@ async fn begin<B: Backend>(
         ask,
         echo,
         streams,
+        ticket,
     })
 }
 
@@ -180,9 +208,15 @@ fn find_model<B: Backend>(backend: &B, name: &str) -> Result<(ModelRecord, Optio
     aliased.ok_or_else(|| Failure::unknown_model(name))
 }
 
-fn class_of(headers: &HeaderMap, ask: &Ask, alias: Option<Class>) -> Result<(Class, ClassReason), Failure> {
+fn class_of(
+    key: Option<Class>,
+    headers: &HeaderMap,
+    ask: &Ask,
+    alias: Option<Class>,
+) -> Result<(Class, ClassReason), Failure> {
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let hints = Hints {
+        key,
         class: header("x-pomona-class"),
         priority: header("x-smg-priority"),
         service_tier: ask.service_tier.as_deref(),

@@ -4,7 +4,27 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use pomona_common::Failure;
 use pomona_common::failure::InvalidCode;
+use pomona_keys::Denied;
 use serde_json::{Value, json};
+
+/// Why a request is not answered.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    Failed(Failure),
+    Denied(Denied),
+}
+
+impl From<Failure> for Refusal {
+    fn from(failure: Failure) -> Self {
+        Refusal::Failed(failure)
+    }
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Refusal::Denied(denied)
+    }
+}
 
 /// Status, `type` and `code` of a failure.
 fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
@@ -53,11 +73,15 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
 pub(crate) fn envelope(failure: &Failure) -> Value {
     let (_, kind, code) = classify(failure);
     let parameter = match failure {
-        Failure::Invalid { parameter, .. } => parameter.clone(),
-        Failure::UnknownModel { .. } => Some("model".to_owned()),
+        Failure::Invalid { parameter, .. } => parameter.as_deref(),
+        Failure::UnknownModel { .. } => Some("model"),
         _ => None,
     };
-    json!({ "error": { "message": failure.to_string(), "type": kind, "param": parameter, "code": code } })
+    body(&failure.to_string(), kind, parameter, code)
+}
+
+fn body(message: &str, kind: &str, parameter: Option<&str>, code: &str) -> Value {
+    json!({ "error": { "message": message, "type": kind, "param": parameter, "code": code } })
 }
 
 /// A whole response.
@@ -72,10 +96,47 @@ pub(crate) fn response(failure: &Failure) -> Response<Body> {
     response
 }
 
+/// A whole response, for whoever holds the key or shows none.
+pub(crate) fn denied(denied: &Denied) -> Response<Body> {
+    let (status, kind, code) = match denied {
+        Denied::Missing => (
+            StatusCode::UNAUTHORIZED,
+            "authentication_error",
+            "missing_api_key",
+        ),
+        Denied::Invalid => (
+            StatusCode::UNAUTHORIZED,
+            "authentication_error",
+            "invalid_api_key",
+        ),
+        Denied::Model(_) => (StatusCode::FORBIDDEN, "permission_error", "model_not_allowed"),
+        Denied::Class(_) => (StatusCode::FORBIDDEN, "permission_error", "class_not_allowed"),
+        Denied::Limited { .. } => (
+            StatusCode::TOO_MANY_REQUESTS,
+            "rate_limit_error",
+            "rate_limit_exceeded",
+        ),
+        Denied::TooMuch { .. } => (
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            "key_limit_exceeded",
+        ),
+    };
+    let parameter = matches!(denied, Denied::Model(_)).then_some("model");
+    let mut response = json_response(status, &body(&denied.to_string(), kind, parameter, code));
+    let headers = response.headers_mut();
+    if let Denied::Limited { retry_after_s, .. } = denied {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(*retry_after_s));
+    }
+    if status == StatusCode::UNAUTHORIZED {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
+    response
+}
+
 /// A response for what no route answers.
 pub(crate) fn plain(status: StatusCode, code: &'static str, message: &str) -> Response<Body> {
-    let body = json!({ "error": { "message": message, "type": "invalid_request_error", "param": null, "code": code } });
-    json_response(status, &body)
+    json_response(status, &body(message, "invalid_request_error", None, code))
 }
 
 /// JSON with a status.

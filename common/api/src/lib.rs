@@ -2,6 +2,7 @@
 //! it. Parsing, validation, tokenising, streaming and errors are here once for both.
 #![forbid(unsafe_code)]
 
+mod access;
 mod attribution;
 pub mod backend;
 mod completions;
@@ -29,6 +30,7 @@ pub fn check_body(chat: bool, body: &[u8]) -> Result<(), pomona_common::Failure>
     request::parse(kind, body).map(drop)
 }
 
+pub use access::Access;
 pub use backend::{Backend, GenerationStream, Reported};
 pub use entry_stats::EntryStats;
 pub use router::{ROUTES, RouteRow, router};

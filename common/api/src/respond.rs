@@ -62,6 +62,7 @@ async fn collect(
                 return Ok(choice);
             }
             Some(GenerationEvent::Chunk(chunk)) => {
+                running.took(chunk.tokens.len());
                 choice
                     .logprobs
                     .extend(chunk.tokens.iter().copied().zip(chunk.logprobs));

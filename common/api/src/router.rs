@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
-use axum::extract::{Path, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::routing::{get, post};
@@ -14,6 +14,7 @@ use pomona_common::failure::InvalidCode;
 use pomona_common::{Failure, limits};
 use serde_json::{Value, json};
 
+use crate::access::Caller;
 use crate::backend::Backend;
 use crate::completions::complete;
 use crate::request::Kind;
@@ -26,18 +27,21 @@ pub struct RouteRow {
     pub method: &'static str,
     /// Path.
     pub path: &'static str,
-    /// Who may call it without a key: everybody, or callers on a loopback bind.
+    /// Who may call it without a key: [`EVERYBODY`], or callers of a loopback bind.
     pub open_to: &'static str,
     /// What it does beyond reading.
     pub effect: &'static str,
 }
+
+/// See [`RouteRow::open_to`].
+const EVERYBODY: &str = "everybody";
 
 /// Every path of `/v1` and its neighbours.
 pub const ROUTES: &[RouteRow] = &[
     RouteRow {
         method: "GET",
         path: "/healthz",
-        open_to: "everybody",
+        open_to: EVERYBODY,
         effect: "none",
     },
     RouteRow {
@@ -109,13 +113,38 @@ pub fn router<B: Backend>(backend: Arc<B>) -> Router {
                 "no such path; see `GET /v1/models` for a start",
             )
         })
-        .layer(middleware::from_fn(guard))
+        .layer(middleware::from_fn_with_state(backend.clone(), identify::<B>))
+        .layer(middleware::from_fn_with_state(backend.clone(), guard::<B>))
         .with_state(backend)
 }
 
-/// Keeps browsers' pages of other sites away from a loopback endpoint: the `Host` must be this
-/// machine, and a cross-site request is refused (DNS rebinding, CVE-2024-28224).
-async fn guard(request: Request, next: Next) -> Response<Body> {
+/// Finds out who asks, before anything else is read. What is open to everybody is not asked for a key.
+async fn identify<B: Backend>(
+    State(backend): State<Arc<B>>,
+    mut request: Request,
+    next: Next,
+) -> Response<Body> {
+    let path = request.uri().path();
+    let is_open = ROUTES
+        .iter()
+        .any(|row| row.path == path && row.open_to == EVERYBODY);
+    let caller = if is_open {
+        Ok(Caller::default())
+    } else {
+        backend.access().caller(request.headers())
+    };
+    match caller {
+        Ok(caller) => {
+            request.extensions_mut().insert(caller);
+            next.run(request).await
+        }
+        Err(denied) => error::denied(&denied),
+    }
+}
+
+/// Keeps browsers' pages of other sites away: a cross-site request is refused, and the `Host` must be this
+/// machine where no key is needed (DNS rebinding, CVE-2024-28224).
+async fn guard<B: Backend>(State(backend): State<Arc<B>>, request: Request, next: Next) -> Response<Body> {
     let headers = request.headers();
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
     let host = text("host").unwrap_or_default();
@@ -126,7 +155,8 @@ async fn guard(request: Request, next: Next) -> Response<Body> {
             host
         }
     });
-    if !matches!(name, "localhost" | "127.0.0.1" | "[::1]" | "") {
+    let is_here = matches!(name, "localhost" | "127.0.0.1" | "[::1]" | "");
+    if !is_here && !backend.access().is_required() {
         return error::plain(
             StatusCode::FORBIDDEN,
             "host_not_allowed",
@@ -150,17 +180,33 @@ async fn guard(request: Request, next: Next) -> Response<Body> {
     next.run(request).await
 }
 
-async fn chat<B: Backend>(State(backend): State<Arc<B>>, headers: HeaderMap, body: Body) -> Response<Body> {
-    generate(&*backend, Kind::Chat, &headers, body).await
+async fn chat<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
+    generate(&*backend, Kind::Chat, &caller, &headers, body).await
 }
 
-async fn text<B: Backend>(State(backend): State<Arc<B>>, headers: HeaderMap, body: Body) -> Response<Body> {
-    generate(&*backend, Kind::Text, &headers, body).await
+async fn text<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
+    headers: HeaderMap,
+    body: Body,
+) -> Response<Body> {
+    generate(&*backend, Kind::Text, &caller, &headers, body).await
 }
 
-async fn generate<B: Backend>(backend: &B, kind: Kind, headers: &HeaderMap, body: Body) -> Response<Body> {
+async fn generate<B: Backend>(
+    backend: &B,
+    kind: Kind,
+    caller: &Caller,
+    headers: &HeaderMap,
+    body: Body,
+) -> Response<Body> {
     match read_body(body).await {
-        Ok(body) => complete(backend, kind, headers, body).await,
+        Ok(body) => complete(backend, kind, caller, headers, body).await,
         Err(failure) => error::response(&failure),
     }
 }
@@ -199,14 +245,27 @@ async fn read_body(body: Body) -> Result<Bytes, Failure> {
         .map_err(|message| Failure::invalid("", InvalidCode::BodyTooLarge, message))
 }
 
-async fn models<B: Backend>(State(backend): State<Arc<B>>) -> Response<Body> {
-    let data: Vec<Value> = backend.models().iter().map(model_json).collect();
+/// The models that the caller may ask for.
+async fn models<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
+) -> Response<Body> {
+    let models = backend.models();
+    let allowed = models.iter().filter(|model| caller.may_ask(&model.name).is_ok());
+    let data: Vec<Value> = allowed.map(model_json).collect();
     error::json_response(StatusCode::OK, &json!({ "object": "list", "data": data }))
 }
 
-async fn model<B: Backend>(State(backend): State<Arc<B>>, Path(id): Path<String>) -> Response<Body> {
+async fn model<B: Backend>(
+    State(backend): State<Arc<B>>,
+    Extension(caller): Extension<Caller>,
+    Path(id): Path<String>,
+) -> Response<Body> {
     match backend.model(&id) {
-        Some(record) => error::json_response(StatusCode::OK, &model_json(&record)),
+        Some(record) => match caller.may_ask(&record.name) {
+            Ok(()) => error::json_response(StatusCode::OK, &model_json(&record)),
+            Err(denied) => error::denied(&denied),
+        },
         None => error::response(&Failure::unknown_model(&id)),
     }
 }

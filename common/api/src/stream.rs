@@ -150,6 +150,7 @@ impl Sse {
     }
 
     fn on_chunk(&mut self, index: usize, chunk: Chunk) -> String {
+        self.running.took(chunk.tokens.len());
         let logprobs: Vec<_> = chunk.tokens.iter().copied().zip(chunk.logprobs).collect();
         let logprobs = logprobs_json(self.running.kind, &self.running.text, &logprobs);
         let mut text = String::new();

@@ -83,8 +83,12 @@ pub async fn ask(
         tracing::debug!(%error, "stream to peer failed");
         Failure::NodeLost
     };
+    let request = StreamRequest::generate(generation);
+    if request.since() > session.version() {
+        // It would not know where it may not be answered.
+        return Err(Failure::NodeLost);
+    }
     let (mut send, mut receive) = session.open().await.map_err(lost)?;
-    let request = StreamRequest::Generate(Box::new(generation));
     send.send(&request).await.map_err(lost)?;
     let node = match receive.expect::<GenerationEvent>(patience).await.map_err(lost)? {
         GenerationEvent::Granted => node,

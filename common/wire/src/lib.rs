@@ -269,6 +269,7 @@ mod tests {
             stop_tokens: vec![2],
             sampling: Sampling::greedy(),
             cache_salt: 0,
+            pools: pomona_common::Pools::default(),
         })
     }
 

@@ -195,6 +195,7 @@ mod tests {
             stop_tokens: Vec::new(),
             sampling: Sampling::greedy(),
             cache_salt: 0,
+            pools: pomona_common::Pools::default(),
         })
     }
 

@@ -14,7 +14,7 @@ use pomona_decide::{ClusterState, Command, MadeSet};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, current, reply, write};
+use super::{Admin, Answer, bad, current, parsed, reply, write};
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -55,10 +55,9 @@ struct Change {
 }
 
 async fn change(State(admin): State<Admin>, body: Bytes) -> Answer {
-    let bad = |why: String| reply(StatusCode::BAD_REQUEST, &json!({ "error": why }));
-    let change: Change = match serde_json::from_slice(&body) {
+    let change: Change = match parsed(&body) {
         Ok(change) => change,
-        Err(error) => return bad(error.to_string()),
+        Err(answer) => return answer,
     };
     let state = match current(&admin).await {
         Ok(state) => state,

@@ -8,10 +8,9 @@ use axum::routing::{post, put};
 use pomona_clocks::wall_s;
 use pomona_decide::{Command, Lease, lease};
 use serde::Deserialize;
-use serde_json::json;
 
 use super::membership::find;
-use super::{Admin, Answer, current, reply, write};
+use super::{Admin, Answer, current, parsed, write};
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -42,9 +41,9 @@ impl Wanted {
 }
 
 async fn set(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
-    let wanted: Wanted = match serde_json::from_slice(&body) {
+    let wanted: Wanted = match parsed(&body) {
         Ok(wanted) => wanted,
-        Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": error.to_string() })),
+        Err(answer) => return answer,
     };
     let now_s = wall_s();
     change(&admin, &node, Some(wanted.from(now_s)), now_s).await

@@ -14,7 +14,7 @@ use pomona_link::JoinToken;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, current, leases, reply, write};
+use super::{Admin, Answer, bad, current, leases, parsed, reply, unavailable, write};
 use crate::address::reachable;
 
 /// The paths below `/admin/v1`.
@@ -39,10 +39,9 @@ struct Wanted {
 }
 
 async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
-    let bad = |why: String| reply(StatusCode::BAD_REQUEST, &json!({ "error": why }));
-    let wanted: Wanted = match serde_json::from_slice(&body) {
+    let wanted: Wanted = match parsed(&body) {
         Ok(wanted) => wanted,
-        Err(error) => return bad(error.to_string()),
+        Err(answer) => return answer,
     };
     let admits = match wanted.role.as_deref() {
         None => Admits::Node(MachineRole::default()),
@@ -54,15 +53,12 @@ async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
     };
     let life = wanted.ttl_s.map_or(limits::TOKEN_LIFE, Duration::from_secs);
     if life.is_zero() || life > limits::TOKEN_LIFE_MAX {
-        return bad("a token lives for 1 second to 24 hours".into());
+        return bad("a token lives for 1 second to 24 hours");
     }
     let token = match JoinToken::draw(admin.authority.cluster(), admin.authority.print()) {
         Ok(token) => token,
         Err(error) => {
-            return reply(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &json!({ "error": error.to_string() }),
-            );
+            return unavailable(&error);
         }
     };
     let now_s = wall_s();
@@ -112,7 +108,7 @@ async fn tokens(State(admin): State<Admin>) -> Answer {
 async fn revoke_token(State(admin): State<Admin>, UrlPath(id): UrlPath<String>) -> Answer {
     match id.parse::<TokenId>() {
         Ok(id) => write(&admin, Command::RevokeToken(id)).await,
-        Err(error) => reply(StatusCode::BAD_REQUEST, &json!({ "error": error.to_string() })),
+        Err(error) => bad(error.to_string()),
     }
 }
 
@@ -163,9 +159,9 @@ struct Change {
 }
 
 async fn rename_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
-    let change: Change = match serde_json::from_slice(&body) {
+    let change: Change = match parsed(&body) {
         Ok(change) => change,
-        Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": error.to_string() })),
+        Err(answer) => return answer,
     };
     match find(&admin, &node).await {
         Ok(node) => {

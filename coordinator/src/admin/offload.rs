@@ -3,13 +3,11 @@
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::{Path as UrlPath, State};
-use axum::http::StatusCode;
 use axum::routing::put;
 use pomona_decide::{Comfort, Command};
-use serde_json::json;
 
 use super::membership::find;
-use super::{Admin, Answer, reply, write};
+use super::{Admin, Answer, bad, write};
 
 /// More watts than any machine of a team takes.
 const WATTS_MAX: u16 = 1000;
@@ -20,7 +18,6 @@ pub(super) fn routes() -> Router<Admin> {
 }
 
 async fn set_comfort(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
-    let bad = |why: String| reply(StatusCode::BAD_REQUEST, &json!({ "error": why }));
     let comfort = match serde_json::from_slice(&body) {
         Ok(Comfort::Watts(watts)) if !(1..=WATTS_MAX).contains(&watts) => {
             return bad(format!("comfort is 1 to {WATTS_MAX} watts, or \"off\""));

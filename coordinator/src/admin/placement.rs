@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::membership::{find, named};
-use super::{Admin, Answer, current, reply, write};
+use super::{Admin, Answer, bad, current, parsed, reply, write};
 use crate::inventory::inventory;
 
 /// Longest time that a drain may be given, in seconds: a day.
@@ -29,10 +29,6 @@ pub(super) fn routes() -> Router<Admin> {
         .route("/admin/v1/plan/moves", get(moves))
         .route("/admin/v1/plan/explain/{*name}", get(explained))
         .route("/admin/v1/nodes/{node}/availability", put(set_availability))
-}
-
-fn bad(why: &str) -> Answer {
-    reply(StatusCode::BAD_REQUEST, &json!({ "error": why }))
 }
 
 /// What people call a node.
@@ -166,9 +162,9 @@ pub(super) async fn change_policy(
     let Ok(model) = name.parse::<ModelName>() else {
         return bad("this is no name of a model");
     };
-    let change: Change = match serde_json::from_slice(&body) {
+    let change: Change = match parsed(&body) {
         Ok(change) => change,
-        Err(error) => return bad(&error.to_string()),
+        Err(answer) => return answer,
     };
     let state = match current(&admin).await {
         Ok(state) => state,
@@ -230,7 +226,7 @@ async fn set_availability(State(admin): State<Admin>, UrlPath(node): UrlPath<Str
             until_s: wall_s() + within_s,
         },
         Ok(Wanted::Draining { .. }) => return bad("a drain takes a day at most"),
-        Err(error) => return bad(&error.to_string()),
+        Err(error) => return bad(error.to_string()),
     };
     match find(&admin, &node).await {
         Ok(node) => write(&admin, Command::SetAvailability { node, availability }).await,

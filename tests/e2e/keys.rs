@@ -1,0 +1,249 @@
+//! API keys at the coordinator's endpoint: real processes, the admin socket, and `pomona key`.
+
+use std::time::Duration;
+
+use pomona_tests::lan::Lan;
+use pomona_tests::{Cluster, MODEL, Machine, agent, eventually, greedy};
+use serde_json::{Value, json};
+
+/// What came back.
+struct Answered {
+    status: u16,
+    headers: Vec<(String, String)>,
+    body: Value,
+}
+
+impl Answered {
+    fn header(&self, name: &str) -> &str {
+        let found = self.headers.iter().find(|(own, _)| own == name);
+        found.map_or("", |(_, value)| value)
+    }
+
+    fn code(&self) -> &str {
+        self.body["error"]["code"].as_str().unwrap_or_default()
+    }
+}
+
+fn answered(mut response: ureq::http::Response<ureq::Body>) -> Answered {
+    let headers = response.headers().iter();
+    let text = |value: &ureq::http::HeaderValue| value.to_str().unwrap_or_default().to_owned();
+    let headers = headers
+        .map(|(name, value)| (name.to_string(), text(value)))
+        .collect();
+    let body = response.body_mut().read_to_string().unwrap();
+    Answered {
+        status: response.status().as_u16(),
+        headers,
+        body: serde_json::from_str(&body).unwrap_or(Value::Null),
+    }
+}
+
+fn ask(port: u16, key: &str, body: &Value) -> Answered {
+    let url = format!("http://127.0.0.1:{port}/v1/chat/completions");
+    let request = agent()
+        .post(url)
+        .header("authorization", &format!("Bearer {key}"));
+    answered(request.send_json(body).unwrap())
+}
+
+fn get(port: u16, key: &str, path: &str) -> Answered {
+    let url = format!("http://127.0.0.1:{port}{path}");
+    answered(agent().get(url).header("x-api-key", key).call().unwrap())
+}
+
+fn make(cluster: &Cluster, name: &str, terms: &[&str]) -> String {
+    let made = cluster.json(&[&["key", "create", name], terms].concat());
+    made["key"].as_str().unwrap().to_owned()
+}
+
+fn say(max_tokens: u32) -> Value {
+    greedy("Hello", max_tokens)
+}
+
+/// What a key took today, as the cluster has counted it.
+fn today(cluster: &Cluster, name: &str) -> Value {
+    let keys = cluster.json(&["key", "list"]);
+    let keys = keys.as_array().unwrap();
+    let key = keys.iter().find(|key| key["name"] == name).unwrap();
+    key["spent"]["day"].clone()
+}
+
+/// Asks until the key is known: an endpoint hears of it with the next change of the state.
+fn known(cluster: &Cluster, key: &str, opens: bool) {
+    eventually("the endpoint knows the key", Duration::from_secs(5), || {
+        (get(cluster.coordinator, key, "/v1/models").status == 200) == opens
+    });
+}
+
+#[test]
+fn keys_give_classes_scopes_and_limits_and_end_at_once() {
+    let mut cluster = Cluster::start("echo");
+    let port = cluster.coordinator;
+    assert_eq!(
+        ask(port, "none", &say(4)).status,
+        200,
+        "no key is needed on loopback"
+    );
+    let plain = make(&cluster, "plain", &[]);
+    known(&cluster, &plain, true);
+    let wrong = format!("{}AAAA", &plain[..plain.len() - 4]);
+    let refused = ask(port, &wrong, &say(4));
+    assert_eq!((refused.status, refused.code()), (401, "invalid_api_key"));
+    assert_eq!(refused.header("www-authenticate"), "Bearer");
+
+    let listed = cluster.pomona(&["--json", "key", "list"]).1;
+    assert!(!listed.contains(&plain) && !listed.contains("secret"), "{listed}");
+    let table = cluster.pomona(&["key", "list"]).1;
+    assert!(
+        table.contains("plain") && table.lines().all(|line| line.chars().count() <= 140),
+        "{table}"
+    );
+
+    classes_and_scopes(&cluster);
+    limits(&mut cluster);
+
+    let rotated = cluster.json(&["key", "rotate", "plain", "--grace-hours", "1"]);
+    let rotated = rotated["key"].as_str().unwrap();
+    for key in [rotated, &plain] {
+        known(&cluster, key, true);
+    }
+    let again = cluster.json(&["key", "rotate", "plain", "--grace-hours", "0"]);
+    for (key, opens) in [
+        (again["key"].as_str().unwrap(), true),
+        (rotated, false),
+        (&plain, false),
+    ] {
+        known(&cluster, key, opens);
+    }
+    assert!(cluster.pomona(&["key", "revoke", "plain"]).0);
+    known(&cluster, again["key"].as_str().unwrap(), false);
+    let (ok, _, errors) = cluster.pomona(&["key", "revoke", "plain"]);
+    assert!(!ok && errors.contains("pomona key list"), "{errors}");
+}
+
+fn classes_and_scopes(cluster: &Cluster) {
+    let port = cluster.coordinator;
+    let batch = make(cluster, "nightly", &["--class", "batch", "--pool", "laptop"]);
+    known(cluster, &batch, true);
+    let answer = ask(port, &batch, &say(4));
+    assert_eq!(answer.status, 200);
+    let class = (
+        answer.header("x-pomona-class"),
+        answer.header("x-pomona-class-reason"),
+    );
+    assert_eq!(class, ("batch", "key"));
+
+    let narrow = make(
+        cluster,
+        "narrow",
+        &["--allow-class", "interactive", "--model", "org/other"],
+    );
+    known(cluster, &narrow, true);
+    let refused = ask(port, &narrow, &say(4));
+    assert_eq!((refused.status, refused.code()), (403, "model_not_allowed"));
+    assert_eq!(get(port, &narrow, "/v1/models").body["data"], json!([]));
+    assert_eq!(get(port, &narrow, &format!("/v1/models/{MODEL}")).status, 403);
+    assert!(cluster.pomona(&["key", "change", "narrow", "--model", "any"]).0);
+    eventually("the change is known", Duration::from_secs(5), || {
+        ask(port, &narrow, &say(4)).status == 200
+    });
+    let mut flex = say(4);
+    flex["service_tier"] = "flex".into();
+    let refused = ask(port, &narrow, &flex);
+    assert_eq!((refused.status, refused.code()), (403, "class_not_allowed"));
+
+    let elsewhere = make(cluster, "elsewhere", &["--pool", "rack"]);
+    known(cluster, &elsewhere, true);
+    let refused = ask(port, &elsewhere, &say(4));
+    assert_eq!((refused.status, refused.code()), (503, "model_not_loaded"));
+    let message = refused.body["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("this API key reaches") && message.contains("rack"),
+        "{message}"
+    );
+
+    let (ok, _, errors) = cluster.pomona(&[
+        "key",
+        "create",
+        "odd",
+        "--class",
+        "batch",
+        "--allow-class",
+        "interactive",
+    ]);
+    assert!(!ok && errors.contains("batch is not among"), "{errors}");
+}
+
+fn limits(cluster: &mut Cluster) {
+    let port = cluster.coordinator;
+    let limited = make(
+        cluster,
+        "limited",
+        &["--limit", "rpm=3", "--limit", "tokens_per_day=100"],
+    );
+    known(cluster, &limited, true);
+    let refused = ask(port, &limited, &say(200));
+    assert_eq!((refused.status, refused.code()), (400, "key_limit_exceeded"));
+    let answer = ask(port, &limited, &say(4));
+    assert_eq!(answer.status, 200);
+    let used = &answer.body["usage"]["total_tokens"];
+    eventually("the cluster has counted it", Duration::from_secs(10), || {
+        today(cluster, "limited") == json!({ "requests": 2, "tokens": used })
+    });
+    // Whoever is asked next has to know, also after the process that let them in is gone.
+    cluster.kill_and_restart();
+    known(cluster, &limited, true);
+    let mut streamed = say(4);
+    streamed["stream"] = true.into();
+    assert_eq!(ask(port, &limited, &streamed).status, 200);
+    let refused = ask(port, &limited, &say(4));
+    assert_eq!((refused.status, refused.code()), (429, "rate_limit_exceeded"));
+    let wait_s: u64 = refused.header("retry-after").parse().unwrap();
+    assert!((1..=60).contains(&wait_s), "{wait_s}");
+    let twice = used.as_u64().map(|tokens| 2 * tokens);
+    eventually(
+        "a streamed answer counts the same",
+        Duration::from_secs(10),
+        || today(cluster, "limited")["tokens"].as_u64() == twice,
+    );
+    assert_eq!(
+        today(cluster, "limited")["requests"],
+        3,
+        "what is over the limit counts nothing"
+    );
+}
+
+#[test]
+fn an_endpoint_that_other_machines_reach_lets_nobody_in_without_a_key() {
+    let Some(mut lan) = Lan::new() else {
+        println!("SKIPPED keys on a LAN: network namespaces need root");
+        return;
+    };
+    let names = ["10.77.0.10", "10.77.0.11"].map(|address| lan.host(address));
+    let [mut server, mut client] = names.map(|name| Machine::on_lan(&name));
+    server.set("POMONA_COORDINATOR_HTTP", "0.0.0.0:7711");
+    let (ok, _, errors) = server.pomona(&["coordinator"]);
+    assert!(!ok && errors.contains("pomona key create"), "{errors}");
+
+    server.set("POMONA_COORDINATOR_HTTP", "127.0.0.1:7711");
+    server.start_coordinator();
+    let made = || server.pomona(&["--json", "key", "create", "team"]);
+    let mut key = None;
+    eventually("a key is made", Duration::from_secs(10), || {
+        let (ok, out, _) = made();
+        key = ok.then(|| serde_json::from_str::<Value>(&out).unwrap()["key"].clone());
+        ok
+    });
+    let key = key.unwrap().as_str().unwrap().to_owned();
+    server.stop();
+    server.set("POMONA_COORDINATOR_HTTP", "0.0.0.0:7711");
+    server.start_coordinator();
+    client.set("POMONA_COORDINATOR_HTTP", "10.77.0.10:7711");
+    let models = |client: &Machine| client.pomona(&["chat", "Hello"]).2;
+    eventually("the endpoint asks for a key", Duration::from_secs(10), || {
+        models(&client).contains("needs an API key")
+    });
+    client.set("POMONA_API_KEY", key);
+    let said = models(&client);
+    assert!(said.contains("no model is stored"), "the key opens it: {said}");
+}
