@@ -7,18 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelRecord;
 use crate::generation::Generation;
-use crate::id::{ModelName, NodeId};
+use crate::id::{KeyId, ModelName, NodeId};
+use crate::key::KeyRecord;
 use crate::knobs::KnobSet;
-use crate::machine::Pools;
+use crate::machine::{MachineRole, Pools};
 use crate::plan::NodeTarget;
 use crate::relief::Relief;
 use crate::report::NodeReport;
 use crate::signs::Signs;
+use crate::spending::{Account, Batch, Charged, Windows};
 use crate::store_key::StoreKey;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
-/// 5 pools. A message that is new gets its version in `since`: peers that do not know it are not sent it.
+/// 5 API keys and pools. A message that is new gets its version in `since`: peers that do not know it are not sent it.
 pub const PROTOCOL: u16 = 5;
 
 /// Sent by the node.
@@ -66,6 +68,9 @@ pub enum NodeMessage {
     },
     /// What gates count, after each report.
     Signs(Box<Signs>),
+    /// What API keys took at the node's own endpoint; said again in other sessions until
+    /// [`CoordinatorMessage::Spent`] has it.
+    Spent(Batch),
 }
 
 impl NodeMessage {
@@ -75,6 +80,7 @@ impl NodeMessage {
             NodeMessage::Woke { .. } | NodeMessage::Evicted => 2,
             NodeMessage::Room { .. } => 3,
             NodeMessage::Signs(_) => 4,
+            NodeMessage::Spent(_) => 5,
             _ => 1,
         }
     }
@@ -140,6 +146,34 @@ pub enum CoordinatorMessage {
     /// The knobs that the cluster agrees on, after the welcome and whenever they change; not said before there
     /// are any.
     Knobs(Box<KnobSet>),
+    /// The API keys there are, and what the node is to the cluster, after the welcome and whenever either
+    /// changes: others are none any more. Rented nodes are told of none.
+    Keys {
+        /// Index of the log up to which the sender knows: of several the newest is right.
+        applied: u64,
+        /// Their names.
+        ids: Vec<KeyId>,
+        /// The node's role.
+        role: MachineRole,
+    },
+    /// One of them, when the node does not know it as it is.
+    Key {
+        /// As above.
+        applied: u64,
+        /// Its name.
+        id: KeyId,
+        /// What it is good for.
+        record: Box<KeyRecord>,
+    },
+    /// What keys have taken, as far as that is news.
+    Spent {
+        /// As above.
+        applied: u64,
+        /// By account, the latest minutes and the day.
+        spent: Vec<(Account, Windows)>,
+        /// The node's latest batch that is in it.
+        charged: Option<Charged>,
+    },
 }
 
 impl CoordinatorMessage {
@@ -149,6 +183,9 @@ impl CoordinatorMessage {
             CoordinatorMessage::Lease { .. } | CoordinatorMessage::Evict => 2,
             CoordinatorMessage::Through(_) | CoordinatorMessage::Give | CoordinatorMessage::StoreKey(_) => 3,
             CoordinatorMessage::Relief { .. } | CoordinatorMessage::Knobs(_) => 4,
+            CoordinatorMessage::Keys { .. }
+            | CoordinatorMessage::Key { .. }
+            | CoordinatorMessage::Spent { .. } => 5,
             _ => 1,
         }
     }

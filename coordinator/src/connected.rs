@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use pomona_common::control::CoordinatorMessage;
 use pomona_common::report::NodeReport;
 use pomona_common::signs::Signs;
+use pomona_common::spending::Batch;
 use pomona_common::{MachineRole, ModelRecord, limits};
 use pomona_decide::{Heard, Presence, presence};
 use pomona_link::Session;
@@ -49,6 +50,8 @@ struct Soft {
     serves: Option<u16>,
     /// Free bytes of the disk with its store.
     disk_free: Option<u64>,
+    /// What API keys took at its endpoint, as told last.
+    spent: Option<Batch>,
     /// How long its machine slept before this session, if that is why there is a new one.
     slept_ms: Option<u64>,
 }
@@ -95,6 +98,15 @@ impl Connected {
     pub(crate) fn set_signs(&self, mut signs: Signs) {
         signs.keep_plausible();
         self.soft().signs = Some(Arc::new(signs));
+    }
+
+    pub(crate) fn set_spent(&self, batch: Batch) {
+        self.soft().spent = Some(batch);
+    }
+
+    /// What API keys took at its endpoint, as told last.
+    pub(crate) fn spent(&self) -> Option<Batch> {
+        self.soft().spent.clone()
     }
 
     /// What gates count, as told last.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_clocks::wall_s;
+use pomona_common::spending::EntryId;
 use pomona_decide::gates::{Choices, are_counted};
 use pomona_decide::{ClusterState, Command, GateWatch, Ladder, Patience, Reply, plan};
 use pomona_raft::{RaftError, Replica};
@@ -126,6 +127,7 @@ async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> 
         let now_s = used_s;
         commit(replica, Command::UseModels { models, now_s }).await?;
     }
+    charge(replica, sessions, now_s).await?;
     relieve(replica, sessions, leading, now_s).await?;
     let seen = replica.known();
     let inventory = inventory(sessions);
@@ -142,6 +144,26 @@ async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> 
             tracing::info!(model = %one.model, node = %one.node.short(), why = one.reason, "plan: {what}");
         }
         commit(replica, Command::Replan { step, now_s }).await?;
+    }
+    Ok(())
+}
+
+/// Counts what API keys took at nodes' own endpoints.
+async fn charge(replica: &Replica, sessions: &Sessions, now_s: u64) -> Result<(), RaftError> {
+    for (node, connected) in sessions.all() {
+        let entry = EntryId::Node(node);
+        let Some(batch) = connected.spent() else {
+            continue;
+        };
+        let state = replica.known();
+        if state.keys_for(node).is_some() && !state.keys.has_counted(entry, &batch) {
+            let charges = vec![(entry, batch)];
+            let command = Command::ChargeKeys { charges, now_s };
+            // A coordinator that cannot read it is there for a while: the batch waits.
+            if replica.too_new(&command).is_none() {
+                commit(replica, command).await?;
+            }
+        }
     }
     Ok(())
 }

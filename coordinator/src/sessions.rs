@@ -198,6 +198,7 @@ impl Sessions {
                 self.changed.notify_one();
             }
             NodeMessage::Signs(signs) => connected.set_signs(*signs),
+            NodeMessage::Spent(batch) => connected.set_spent(batch),
             NodeMessage::Report(mut report) => {
                 self.collector.ingest(id, &mut report);
                 if connected.set_report(*report) {

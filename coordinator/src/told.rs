@@ -1,7 +1,10 @@
 //! What a node has been told, so that it is told only what is new.
 
+mod keys;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use pomona_common::control::CoordinatorMessage;
 use pomona_common::{ModelName, ModelRecord, NodeId, Relief};
@@ -23,6 +26,7 @@ pub(crate) struct Told {
     knobs: Option<u64>,
     /// As the lease.
     relief: Option<Relief>,
+    keys: keys::KeysTold,
     /// By model who was named as having it, and whether it comes through here.
     sources: BTreeMap<ModelName, (Vec<SocketAddr>, bool)>,
 }
@@ -31,7 +35,7 @@ impl Told {
     /// What it does not know yet.
     pub(crate) fn news(
         &mut self,
-        state: &ClusterState,
+        state: &Arc<ClusterState>,
         node: NodeId,
         own_number: u64,
         applied: u64,
@@ -70,6 +74,7 @@ impl Told {
                 self.relief = Some(relief);
                 news.push(CoordinatorMessage::Relief { applied, relief });
             }
+            news.extend(self.keys.news(state, node, applied));
         }
         if !self.members.iter().eq(state.nodes.keys()) {
             self.members = state.nodes.keys().copied().collect();

@@ -12,11 +12,11 @@ use pomona_common::plan::NodeTarget;
 use pomona_common::renew::{RenewAnswer, RenewRequest};
 use pomona_common::report::{EngineReport, NodeReport};
 use pomona_common::signs::{FirstToken, Signs};
-use pomona_common::spending::{Account, Amount, Batch, EntryId, Spent};
+use pomona_common::spending::{Account, Amount, Batch, EntryId, Spent, Windows};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
     Class, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint, KnobSet,
-    MachineRole, ModelDigests, ModelRecord, NodeId, Relief, Rung, TokenId, TokenVerifier,
+    MachineRole, ModelDigests, ModelRecord, NodeId, Pools, Relief, Rung, TokenId, TokenVerifier,
 };
 use pomona_decide::gates::{Sample, Transition};
 use pomona_decide::{
@@ -136,7 +136,36 @@ fn frames() -> Vec<Vec<u8>> {
             },
         ),
         framed(1, &CoordinatorMessage::Knobs(Box::new(knob_set()))),
+        framed(
+            1,
+            &CoordinatorMessage::Keys {
+                applied: 9,
+                ids: vec![KeyId::from_bits(7)],
+                role: MachineRole::Rack,
+            },
+        ),
+        framed(
+            1,
+            &CoordinatorMessage::Key {
+                applied: 9,
+                id: KeyId::from_bits(7),
+                record: Box::new(key()),
+            },
+        ),
+        framed(
+            1,
+            &CoordinatorMessage::Spent {
+                applied: 9,
+                spent: vec![(batch().spent[0].account.clone(), Windows::default())],
+                charged: Some((3, 1)),
+            },
+        ),
+        framed(0, &NodeMessage::Spent(batch())),
         framed(2, &StreamRequest::Generate(generation.clone())),
+        framed(
+            2,
+            &StreamRequest::GenerateIn(generation.clone(), Pools::only([MachineRole::Rack])),
+        ),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),
         framed(

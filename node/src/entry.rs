@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::coordinators::Coordinators;
 use crate::instructions::Instructions;
+use crate::keys::Keys;
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 
@@ -27,6 +28,7 @@ pub(crate) struct Entry {
     supervisor: Supervisor,
     instructions: watch::Receiver<Instructions>,
     coordinators: Coordinators,
+    keys: Keys,
     moves: Arc<Semaphore>,
 }
 
@@ -36,6 +38,7 @@ impl Entry {
         store: Store,
         (supervisor, instructions): (Supervisor, watch::Receiver<Instructions>),
         coordinators: Coordinators,
+        keys: Keys,
     ) -> Self {
         Self {
             id,
@@ -43,6 +46,7 @@ impl Entry {
             supervisor,
             instructions,
             coordinators,
+            keys,
             moves: pomona_dispatch::moves(),
         }
     }
@@ -114,7 +118,7 @@ impl Entry {
     }
 
     fn here(&self, generation: &Generation) -> Here {
-        if self.check_digests(generation).is_err() {
+        if self.check_digests(generation).is_err() || !self.keys.is_in(&generation.pools) {
             return Here::Absent;
         }
         if generation.class == Class::Batch && self.rung() > Rung::Normal {
@@ -144,6 +148,14 @@ impl Entry {
         Err(not_loaded(&generation.model, detail))
     }
 
+    fn not_answered(&self, generation: &Generation) -> Failure {
+        if self.coordinators.any() || self.keys.is_in(&generation.pools) {
+            return self.not_in_reach(&generation.model);
+        }
+        let detail = "this API key does not reach this machine, and no coordinator is in reach";
+        not_loaded(&generation.model, detail)
+    }
+
     fn not_in_reach(&self, model: &ModelName) -> Failure {
         if self.coordinators.any() {
             not_loaded(model, "no node of the cluster could be asked for it")
@@ -162,7 +174,7 @@ impl Places for Entry {
         avoid: &[EntryPlace],
         seek: Seek,
     ) -> Result<(EntryPlace, Promise), Failure> {
-        let mut refusal = self.not_in_reach(&generation.model);
+        let mut refusal = self.not_answered(generation);
         let places = entry(self.here(generation), &self.coordinators.reachable(), avoid);
         let is_wanted = |place: &EntryPlace| seek == Seek::Any || !avoid.contains(place);
         for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {

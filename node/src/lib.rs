@@ -11,6 +11,7 @@ mod fetcher;
 mod files;
 mod giver;
 mod instructions;
+mod keys;
 mod lease;
 mod neighbours;
 mod paths;
@@ -50,6 +51,7 @@ use coordinators::Coordinators;
 use credentials::Credentials;
 use entry::Entry;
 use instructions::Instructed;
+use keys::Keys;
 use lease::Lease;
 use neighbours::Neighbours;
 use reporter::Reporter;
@@ -85,6 +87,14 @@ pub enum NodeError {
         "pomona-engine is not beside this program; build it with `cargo xtask up`, or set engine.program"
     )]
     NoEngine,
+    /// Other machines would reach an endpoint that nobody can be let in at.
+    #[error(
+        "http.node is {address}, which other machines reach, and this node knows of no API key: make one with `pomona key create NAME`, and start it on loopback until it has heard of it from a coordinator"
+    )]
+    NoKeys {
+        /// The address.
+        address: SocketAddr,
+    },
     /// The system gives no randomness.
     #[error("the system gives no randomness: {0}")]
     Random(String),
@@ -179,6 +189,8 @@ impl Node {
                 address: config.node_http,
                 source,
             })?;
+        let instance = random()? as u64;
+        let keys = open_keys(config, &folder, instance)?;
         let program = engine_program(config)?;
         let name = default_name(config);
         let stop = CancellationToken::new();
@@ -232,9 +244,8 @@ impl Node {
             store.clone(),
             (supervisor.clone(), instructed.watch()),
             coordinators.clone(),
+            keys.clone(),
         );
-        let instance = random()? as u64;
-        let access = Access::new(!config.node_http.ip().is_loopback(), instance);
         let backend = Arc::new(NodeBackend::new(
             id,
             name.clone(),
@@ -242,7 +253,7 @@ impl Node {
             supervisor.clone(),
             entry.clone(),
             reporter.clone(),
-            (entry_stats, access),
+            (entry_stats, keys.access().clone()),
         ));
         let router = pomona_api::router(backend);
         let http = HttpServer::start(listener, router);
@@ -270,10 +281,12 @@ impl Node {
                     lease: lease.clone(),
                     vault: vault.clone(),
                     instructed: instructed.clone(),
+                    keys: keys.clone(),
                     dialler: Dialler::default(),
                 };
                 let own = (id, context.serves);
                 discovery = discover(config, cluster, own, &coordinators, &sharing.neighbours);
+                tasks.spawn(keys.run(working.clone()));
                 tasks.spawn(lease.clone().run(supervisor, working, stopped.clone()));
                 tasks.spawn(notice_sleep(coordinators.clone(), stopped.clone()));
                 let reach = coordinators.clone();
@@ -426,6 +439,16 @@ fn node_id(path: &Path) -> Result<NodeId, NodeError> {
     let id = NodeId::from_bits(random()?);
     files::write_whole(path, &id.to_string()).map_err(state_error(path))?;
     Ok(id)
+}
+
+fn open_keys(config: &Config, folder: &Path, instance: u64) -> Result<Keys, NodeError> {
+    let address = config.node_http;
+    let required = !address.ip().is_loopback();
+    let keys = Keys::open(folder, Access::new(required, instance)).map_err(state_error(folder))?;
+    if required && keys.is_empty() {
+        return Err(NodeError::NoKeys { address });
+    }
+    Ok(keys)
 }
 
 fn random() -> Result<u128, NodeError> {

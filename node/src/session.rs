@@ -21,6 +21,7 @@ use crate::entry::Entry;
 use crate::fetcher::{Fetcher, Wish};
 use crate::giver::Giver;
 use crate::instructions::Instructed;
+use crate::keys::Keys;
 use crate::lease::Lease;
 use crate::reporter::Reporter;
 use crate::store::Store;
@@ -32,6 +33,8 @@ const RENEW_LOOK: Duration = Duration::from_secs(60);
 /// How often is looked how much room there is on the disk, and by how much it changes before that is said.
 const ROOM_LOOK: Duration = Duration::from_secs(10);
 const ROOM_CHANGE_BYTES: u64 = 256 * 1024 * 1024;
+/// What API keys took here is told this often at most.
+const SPENDING: Duration = Duration::from_secs(1);
 /// A coordinator answers a hello, and a peer sends its first frame, within this time.
 const ANSWER: Duration = Duration::from_secs(5);
 
@@ -57,6 +60,7 @@ pub(crate) struct SessionContext {
     pub(crate) lease: Lease,
     pub(crate) vault: Arc<Vault>,
     pub(crate) instructed: Instructed,
+    pub(crate) keys: Keys,
     pub(crate) dialler: Dialler,
 }
 
@@ -129,6 +133,9 @@ impl SessionContext {
         let mut reports = self.reporter.latest();
         let mut renewals = tokio::time::interval(RENEW_LOOK);
         let mut rooms = tokio::time::interval(ROOM_LOOK);
+        let mut spending = tokio::time::interval(SPENDING);
+        spending.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut told = None;
         let mut gone = self.lease.gone();
         gone.mark_changed();
         loop {
@@ -141,6 +148,11 @@ impl SessionContext {
                 // The first tick comes at once here as well.
                 _ = rooms.tick() => if let Some(room) = self.room(&mut said) {
                     send.send(&room).await?;
+                },
+                _ = spending.tick() => if let Some(batch) = self.keys.access().batch()
+                    && told.replace(batch.number) != Some(batch.number)
+                {
+                    send.send(&NodeMessage::Spent(batch)).await?;
                 },
                 message = receive.next::<CoordinatorMessage>() => match message? {
                     Some(CoordinatorMessage::Renewed { certificate }) => {
@@ -262,6 +274,9 @@ impl SessionContext {
             CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Relief { applied, relief } => self.instructed.relieve(applied, relief),
             CoordinatorMessage::Knobs(set) => self.instructed.set_knobs(*set),
+            CoordinatorMessage::Keys { .. }
+            | CoordinatorMessage::Key { .. }
+            | CoordinatorMessage::Spent { .. } => self.keys.learn(message),
             CoordinatorMessage::Target(target) => {
                 let models = target.models.into_keys();
                 let models = models

@@ -7,11 +7,13 @@
 #![forbid(unsafe_code)]
 
 mod denied;
+mod learned;
 mod meter;
 mod ring;
 mod secret;
 
 pub use denied::{Bound, Denied};
+pub use learned::Learned;
 pub use meter::{Meter, Reserved};
 pub use ring::KeyRing;
 pub use secret::{KeySecret, PREFIX};

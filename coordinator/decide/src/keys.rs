@@ -39,6 +39,11 @@ impl Counted {
 }
 
 impl KeyBook {
+    /// Whether a batch of an entry was counted.
+    pub fn has_counted(&self, entry: EntryId, batch: &Batch) -> bool {
+        self.charged.get(&entry).is_some_and(|counted| counted.has(batch))
+    }
+
     /// A key by its name or id.
     pub fn find(&self, text: &str) -> Option<KeyId> {
         let by_name = self.keys.iter().find(|(_, record)| record.name == text);
@@ -137,11 +142,10 @@ pub(crate) fn charge(state: &mut ClusterState, charges: &[(EntryId, Batch)], now
             EntryId::Node(node) => state.keys_for(*node).is_some(),
         };
         let book = &mut state.keys;
-        let counted = book.charged.get(entry).copied();
-        if !has_keys || counted.is_some_and(|counted| counted.has(batch)) {
+        if !has_keys || book.has_counted(*entry, batch) {
             continue;
         }
-        let before = match counted {
+        let before = match book.charged.get(entry) {
             Some(counted) if counted.latest.0 != batch.instance => Some(counted.latest.0),
             Some(counted) => counted.before,
             None => None,
