@@ -52,6 +52,15 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TokenCommand,
     },
+    /// Show who changed what in the cluster, and check that nothing was altered afterwards.
+    Audit {
+        /// How many of the latest changes are shown.
+        #[arg(long, default_value_t = 50)]
+        last: usize,
+        /// NUMBER:HASH that an earlier `pomona audit` ended with: fails unless the log still has it.
+        #[arg(long)]
+        noted: Option<String>,
+    },
     /// Make, list, change, rotate and end API keys: who may ask, for what, and how much of it.
     ///
     /// An endpoint on loopback needs none, and counts for one that is shown; an endpoint that other machines

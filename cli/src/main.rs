@@ -3,6 +3,7 @@
 
 mod admin;
 mod arguments;
+mod audit;
 mod chat;
 mod coordinators;
 mod doctor;
@@ -79,6 +80,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
             command: Some(command),
         } => node_commands::run(config, file, &command),
         Command::Token { command } => membership::token(config, &command, json),
+        Command::Audit { last, noted } => audit::run(config, last, noted.as_deref(), json),
         Command::Key { command } => keys::run(config, &command, json),
         Command::Join {
             token,

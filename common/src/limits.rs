@@ -96,6 +96,10 @@ pub const KEY_MODELS: usize = 16;
 pub const BATCH_ENTRIES: usize = 256;
 /// The longest time for which the secret before a rotation still opens; longer ones are shortened to it.
 pub const KEY_GRACE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Entries of the audit log in the replicated state, which is written with every command.
+pub const AUDIT_KEPT: usize = 256;
+/// Characters that an entry of the audit log says of what was changed, and how.
+pub const AUDIT_DETAIL_CHARS: usize = 512;
 /// Open join tokens of a cluster.
 pub const TOKENS: usize = 64;
 /// Nodes ever revoked; beyond it nobody joins any more.

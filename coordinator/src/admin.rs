@@ -1,5 +1,7 @@
 //! The admin API, on a Unix socket whose peer must be the same user.
 
+mod asked;
+mod audit;
 mod coordinators;
 mod gates;
 mod history;
@@ -13,11 +15,11 @@ mod placement;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
+use axum::extract::{DefaultBodyLimit, Path as UrlPath};
 use axum::http::{StatusCode, header};
 use axum::routing::{delete, get};
 use hyper::server::conn::http1;
@@ -27,7 +29,7 @@ use pomona_api::Backend;
 use pomona_clocks::wall_s;
 use pomona_common::{ModelName, limits};
 use pomona_decide::gates::Choices;
-use pomona_decide::{ClusterState, Command, Reply, presence};
+use pomona_decide::{Audited, ClusterState, Command, Reply, presence};
 use pomona_link::Authority;
 use serde_json::{Value, json};
 use tokio::net::UnixListener;
@@ -36,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::backend::CoordinatorBackend;
 use crate::peers::Peers;
+use asked::Asked;
 
 /// Admin connections at once: a few terminals and a dashboard.
 const CONNECTIONS: usize = 32;
@@ -48,6 +51,8 @@ pub(crate) struct Admin {
     pub(crate) peers: Peers,
     /// What the operator chose about gates.
     pub(crate) choices: Choices,
+    /// Where the audit log is.
+    pub(crate) audit: PathBuf,
     /// Where nodes dial in.
     pub(crate) quic: SocketAddr,
 }
@@ -71,6 +76,7 @@ pub(crate) fn serve(
             delete(remove_model).patch(placement::change_policy),
         )
         .merge(membership::routes())
+        .merge(audit::routes())
         .merge(coordinators::routes())
         .merge(gates::routes())
         .merge(history::routes())
@@ -138,8 +144,8 @@ fn parsed<T: serde::de::DeserializeOwned>(body: &[u8]) -> Result<T, Answer> {
     serde_json::from_slice(body).map_err(|error| bad(error.to_string()))
 }
 
-async fn status(State(admin): State<Admin>) -> Answer {
-    let backend = admin.backend;
+async fn status(admin: Asked) -> Answer {
+    let backend = &admin.backend;
     let raft = backend.replica.summary();
     let member = backend.replica.belongs().await;
     let state = backend.replica.known();
@@ -204,7 +210,7 @@ async fn status(State(admin): State<Admin>) -> Answer {
 
 /// Takes a model out of the catalogue. One that a connected node still stores comes back with
 /// the next round, so the store is cleared first.
-async fn remove_model(State(admin): State<Admin>, UrlPath(name): UrlPath<String>) -> Answer {
+async fn remove_model(admin: Asked, UrlPath(name): UrlPath<String>) -> Answer {
     let name: ModelName = match name.parse() {
         Ok(name) => name,
         Err(error) => return bad(error.to_string()),
@@ -222,9 +228,18 @@ async fn current(admin: &Admin) -> Result<Arc<ClusterState>, Answer> {
         .map_err(|error| unavailable(&error))
 }
 
-/// Commits a command, and says how that went.
-async fn write(admin: &Admin, command: Command) -> Answer {
-    match admin.backend.replica.write(command).await {
+/// Commits a command with who wants it, and says how that went.
+async fn write(asked: &Asked, command: Command) -> Answer {
+    let replica = &asked.backend.replica;
+    let deed = audit::deed(&replica.known(), &command, &asked.by);
+    let mut audited = Command::Audited(Box::new(Audited { deed, command }));
+    // While a coordinator is there that knows of no log, changes are made without.
+    if replica.too_new(&audited).is_some()
+        && let Command::Audited(inner) = audited
+    {
+        audited = inner.command;
+    }
+    match replica.write(audited).await {
         Ok(Reply::Done) => reply(StatusCode::OK, &json!({ "changed": true })),
         Ok(Reply::Unchanged) => reply(StatusCode::OK, &json!({ "changed": false })),
         Ok(Reply::Refused(why)) => reply(StatusCode::CONFLICT, &json!({ "error": why })),

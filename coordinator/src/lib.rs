@@ -4,6 +4,7 @@
 
 mod address;
 mod admin;
+mod audit;
 mod backend;
 mod certificate;
 mod connected;
@@ -252,6 +253,8 @@ impl Coordinator {
         let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
         let access = Access::new(!config.coordinator_http.ip().is_loopback(), random()? as u64);
+        let audit = audit::folder(&config.state);
+        tasks.spawn(audit::keep(replica.clone(), audit.clone(), stop.clone()));
         tasks.spawn(keys::follow(replica.clone(), access.clone(), stop.clone()));
         tasks.spawn(keys::tell(replica.clone(), access.clone(), stop.clone()));
         let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone(), access));
@@ -299,6 +302,7 @@ impl Coordinator {
         let admin = admin::Admin {
             backend,
             choices,
+            audit,
             authority,
             peers,
             quic: announcement.listens,

@@ -20,8 +20,8 @@ use pomona_common::{
 };
 use pomona_decide::gates::{Sample, Transition};
 use pomona_decide::{
-    Admits, Availability, ClusterState, Comfort, Command, Keep, Lease, MadeSet, ModelPolicy, Move, PlanStep,
-    Proposal, Relieved, Replicas, TokenRecord, apply_proposal,
+    Admits, Audited, Availability, ClusterState, Comfort, Command, Deed, Keep, Lease, MadeSet, ModelPolicy,
+    Move, PlanStep, Proposal, Relieved, Replicas, TokenRecord, apply_proposal,
 };
 use pomona_wire::{Message, stored};
 
@@ -343,6 +343,10 @@ fn commands() -> Vec<Command> {
             now_s,
         },
         Command::RevokeKey(KeyId::from_bits(8)),
+        Command::Audited(Box::new(Audited {
+            deed: Deed::default(),
+            command: Command::RevokeKey(KeyId::from_bits(8)),
+        })),
         Command::DoubtNode(node),
         Command::ApproveNode(node),
         Command::TrustNode(node),

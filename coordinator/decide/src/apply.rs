@@ -3,6 +3,7 @@
 use pomona_common::plan::Plan;
 use pomona_common::{NodeId, limits};
 
+use crate::audit;
 use crate::command::{Command, Reply};
 use crate::coordinators;
 use crate::gates;
@@ -61,6 +62,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         } => keys::rotate(state, *id, *secret, *grace_until_s, *now_s),
         Command::ChangeKey { id, terms } => keys::change(state, *id, terms),
         Command::RevokeKey(id) => keys::revoke(state, *id),
+        Command::Audited(audited) => audit::apply_audited(state, audited),
         Command::ChargeKeys { charges, now_s } => keys::charge(state, charges, *now_s),
         Command::SetComfort { node, comfort } => offload::set_comfort(state, *node, *comfort),
         Command::Evict { node, seen, now_s } => lease::evict(state, *node, *seen, *now_s),

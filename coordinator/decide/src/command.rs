@@ -9,6 +9,7 @@ use pomona_common::spending::{Batch, EntryId};
 use pomona_common::{ClusterId, KeyId, KeyPrint, ModelName, ModelRecord, NodeId, Rung, TokenId};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::Audited;
 use crate::gates::Transition;
 use crate::knob_sets::MadeSet;
 use crate::lease::Lease;
@@ -248,6 +249,8 @@ pub enum Command {
         /// Now, in seconds since 1970.
         now_s: u64,
     },
+    /// A change that an operator makes, written down with who did it.
+    Audited(Box<Audited>),
 }
 
 /// What a command did.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+pub mod audit;
 pub mod command;
 pub mod coordinators;
 pub mod entry;
@@ -30,6 +31,7 @@ pub mod telemetry;
 mod upgrade;
 
 pub use apply::apply;
+pub use audit::{AuditBook, AuditEntry, AuditHash, Audited, Deed};
 pub use command::{Command, Reply};
 pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_change};
 pub use entry::{EntryPlace, Here, Reachable, entry};

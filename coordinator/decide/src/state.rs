@@ -9,6 +9,7 @@ use pomona_common::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::audit::AuditBook;
 use crate::coordinators::CoordinatorRecord;
 use crate::gates::GateBook;
 use crate::keys::KeyBook;
@@ -51,9 +52,11 @@ pub struct ClusterState {
     pub knobs: KnobSets,
     /// How far gates have acted.
     pub gates: GateBook,
-    /// API keys, and what they took. What comes later is added after it: stored states of before end where it
-    /// begins, see `pomona_raft`.
+    /// API keys, and what they took.
     pub keys: KeyBook,
+    /// Who changed what. What comes later is added after it: stored states of before end where it begins, see
+    /// `pomona_raft`.
+    pub audit: AuditBook,
 }
 
 /// A node as the cluster knows it.

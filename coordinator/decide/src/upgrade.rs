@@ -2,6 +2,7 @@
 //! version of the program is needed to read it, by what is in it; nothing that some coordinator cannot
 //! read is written while it is there.
 
+use crate::audit::AuditBook;
 use crate::command::Command;
 use crate::gates::GateBook;
 use crate::keys::KeyBook;
@@ -55,6 +56,7 @@ impl Command {
             | Command::ChangeKey { .. }
             | Command::RevokeKey(_)
             | Command::ChargeKeys { .. } => 8,
+            Command::Audited(_) => 9,
         }
     }
 }
@@ -64,7 +66,9 @@ impl ClusterState {
     /// knows none.
     pub fn since(&self) -> u8 {
         let gates = GateBook::default();
-        if self.keys != KeyBook::default() {
+        if self.audit != AuditBook::default() {
+            9
+        } else if self.keys != KeyBook::default() {
             8
         } else if self.offload != Offload::default()
             || self.knobs != KnobSets::default()

@@ -20,8 +20,15 @@ use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
 /// the two of `Leases`, the nodes that are doubted, the two of `Offload` with the sets of
-/// knobs, the five of the gates, and the three of the keys.
-const ADDED: Added<'static> = &[(4, &[0; 4]), (5, &[0; 2]), (6, &[0]), (7, &[0; 8]), (8, &[0; 3])];
+/// knobs, the five of the gates, the three of the keys, and the audit log.
+const ADDED: Added<'static> = &[
+    (4, &[0; 4]),
+    (5, &[0; 2]),
+    (6, &[0]),
+    (7, &[0; 8]),
+    (8, &[0; 3]),
+    (9, &[0; 33]),
+];
 
 /// Writes a state so that every program reads it that knows what is in it.
 ///
@@ -207,12 +214,7 @@ mod tests {
         ] {
             let mut state = decode_state(&bytes(golden))?;
             assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
-            let coordinator = pomona_common::spending::EntryId::Coordinator(1);
-            let counted = pomona_decide::Counted {
-                latest: (7, 1),
-                before: None,
-            };
-            state.keys.charged.insert(coordinator, counted);
+            state.audit.before = pomona_decide::AuditHash([1; 32]);
             let newest = encode_state(&state)?;
             assert_eq!(newest[0], pomona_wire::stored::VERSION);
             assert_eq!(decode_state(&newest)?, state);
@@ -251,6 +253,7 @@ mod tests {
                 pomona_decide::GateBook::default(),
             ))?,
             encode(&pomona_decide::KeyBook::default())?,
+            encode(&pomona_decide::AuditBook::default())?,
         ];
         for ((version, added), empty) in ADDED.iter().zip(empty) {
             assert_eq!(**added, empty[1..], "what version {version} added");

@@ -1,14 +1,14 @@
 //! The coordinators: who they are, which of them vote, and who leaves.
 
 use axum::Router;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::Path as UrlPath;
 use axum::http::StatusCode;
 use axum::routing::{delete, get};
 use pomona_decide::Command;
 use pomona_raft::{Replica, Transport};
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, reply, write};
+use super::{Admin, Answer, Asked, reply, write};
 use crate::peers::Peers;
 
 /// The paths below `/admin/v1`.
@@ -18,12 +18,12 @@ pub(super) fn routes() -> Router<Admin> {
         .route("/admin/v1/coordinators/{number}", delete(remove))
 }
 
-async fn list(State(admin): State<Admin>) -> Answer {
+async fn list(admin: Asked) -> Answer {
     let listed = listed(&admin.backend.replica, &admin.peers);
     reply(StatusCode::OK, &listed.into())
 }
 
-async fn remove(State(admin): State<Admin>, UrlPath(number): UrlPath<String>) -> Answer {
+async fn remove(admin: Asked, UrlPath(number): UrlPath<String>) -> Answer {
     match number.parse() {
         Ok(number) => write(&admin, Command::RemoveCoordinator(number)).await,
         Err(_) => {

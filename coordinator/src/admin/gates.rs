@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::Path as UrlPath;
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
 use axum::routing::{delete, get};
 use futures_util::stream;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use super::membership::find;
-use super::{Admin, Answer, current, reply, write};
+use super::{Admin, Answer, Asked, current, reply, write};
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -60,7 +60,7 @@ fn rule(rule: &Rule, choices: Choices) -> Value {
     })
 }
 
-async fn show(State(admin): State<Admin>) -> Answer {
+async fn show(admin: Asked) -> Answer {
     let state = match current(&admin).await {
         Ok(state) => state,
         Err(answer) => return answer,
@@ -106,7 +106,7 @@ async fn show(State(admin): State<Admin>) -> Answer {
 
 /// Transitions as server-sent events: those that come, and those after the one that `Last-Event-ID` names, as
 /// far as they are remembered.
-async fn events(State(admin): State<Admin>, headers: HeaderMap) -> Response<Body> {
+async fn events(admin: Asked, headers: HeaderMap) -> Response<Body> {
     let state = admin.backend.replica.state();
     let asked = headers
         .get("last-event-id")
@@ -138,11 +138,11 @@ async fn next_events(state: &mut watch::Receiver<Arc<ClusterState>>, seen: u64) 
     Some((frames.collect::<String>().into(), known.gates.last_number()))
 }
 
-async fn close(State(admin): State<Admin>, UrlPath(number): UrlPath<u64>) -> Answer {
+async fn close(admin: Asked, UrlPath(number): UrlPath<u64>) -> Answer {
     write(&admin, Command::CloseTicket(number)).await
 }
 
-async fn forgive(State(admin): State<Admin>, UrlPath((node, model)): UrlPath<(String, String)>) -> Answer {
+async fn forgive(admin: Asked, UrlPath((node, model)): UrlPath<(String, String)>) -> Answer {
     let model: ModelName = match model.parse() {
         Ok(model) => model,
         Err(error) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": format!("{error}") })),

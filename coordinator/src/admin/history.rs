@@ -1,19 +1,19 @@
 //! `GET /admin/v1/history/SERIES/SECONDS`: what the nodes reported over time.
 
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::Path;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_decide::Series;
 use serde_json::{Map, Value, json};
 
-use super::{Admin, Answer, reply};
+use super::{Admin, Answer, Asked, reply};
 
 pub(super) fn routes() -> Router<Admin> {
     Router::new().route("/admin/v1/history/{series}/{span_s}", get(history))
 }
 
-async fn history(State(admin): State<Admin>, Path((series, span_s)): Path<(String, u64)>) -> Answer {
+async fn history(admin: Asked, Path((series, span_s)): Path<(String, u64)>) -> Answer {
     let series: Series = match series.parse() {
         Ok(series) => series,
         Err(why) => return reply(StatusCode::BAD_REQUEST, &json!({ "error": why })),

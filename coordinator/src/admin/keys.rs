@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::Path as UrlPath;
 use axum::http::StatusCode;
 use axum::routing::{get, patch, post};
 use pomona_clocks::wall_s;
@@ -16,7 +16,7 @@ use pomona_keys::KeySecret;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, bad, current, parsed, reply, unavailable, write};
+use super::{Admin, Answer, Asked, bad, current, parsed, reply, unavailable, write};
 use crate::random;
 
 /// The paths below `/admin/v1`.
@@ -79,7 +79,7 @@ struct Wanted {
     terms: Change,
 }
 
-async fn create(State(admin): State<Admin>, body: Bytes) -> Answer {
+async fn create(admin: Asked, body: Bytes) -> Answer {
     let wanted: Wanted = match parsed(&body) {
         Ok(wanted) => wanted,
         Err(answer) => return answer,
@@ -115,7 +115,7 @@ struct Rotation {
     grace_s: u64,
 }
 
-async fn rotate(State(admin): State<Admin>, UrlPath(key): UrlPath<String>, body: Bytes) -> Answer {
+async fn rotate(admin: Asked, UrlPath(key): UrlPath<String>, body: Bytes) -> Answer {
     let rotation: Rotation = match parsed(&body) {
         Ok(rotation) => rotation,
         Err(answer) => return answer,
@@ -143,7 +143,7 @@ async fn rotate(State(admin): State<Admin>, UrlPath(key): UrlPath<String>, body:
     )
 }
 
-async fn change(State(admin): State<Admin>, UrlPath(key): UrlPath<String>, body: Bytes) -> Answer {
+async fn change(admin: Asked, UrlPath(key): UrlPath<String>, body: Bytes) -> Answer {
     let change: Change = match parsed(&body) {
         Ok(change) => change,
         Err(answer) => return answer,
@@ -162,14 +162,14 @@ async fn change(State(admin): State<Admin>, UrlPath(key): UrlPath<String>, body:
     }
 }
 
-async fn revoke(State(admin): State<Admin>, UrlPath(key): UrlPath<String>) -> Answer {
+async fn revoke(admin: Asked, UrlPath(key): UrlPath<String>) -> Answer {
     match find(&admin, &key).await {
         Ok((_, id)) => write(&admin, Command::RevokeKey(id)).await,
         Err(answer) => answer,
     }
 }
 
-async fn list(State(admin): State<Admin>) -> Answer {
+async fn list(admin: Asked) -> Answer {
     let state = match current(&admin).await {
         Ok(state) => state,
         Err(answer) => return answer,

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::State;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
@@ -14,7 +13,7 @@ use pomona_decide::{ClusterState, Command, MadeSet};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, bad, current, parsed, reply, write};
+use super::{Admin, Answer, Asked, bad, current, parsed, reply, write};
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -26,7 +25,7 @@ fn in_force(state: &ClusterState) -> KnobSet {
     state.knobs.current().cloned().unwrap_or_else(usual)
 }
 
-async fn show(State(admin): State<Admin>) -> Answer {
+async fn show(admin: Asked) -> Answer {
     let state = match current(&admin).await {
         Ok(state) => state,
         Err(answer) => return answer,
@@ -54,7 +53,7 @@ struct Change {
     force: bool,
 }
 
-async fn change(State(admin): State<Admin>, body: Bytes) -> Answer {
+async fn change(admin: Asked, body: Bytes) -> Answer {
     let change: Change = match parsed(&body) {
         Ok(change) => change,
         Err(answer) => return answer,

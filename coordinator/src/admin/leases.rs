@@ -2,7 +2,7 @@
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::Path as UrlPath;
 use axum::http::StatusCode;
 use axum::routing::{post, put};
 use pomona_clocks::wall_s;
@@ -10,7 +10,7 @@ use pomona_decide::{Command, Lease, lease};
 use serde::Deserialize;
 
 use super::membership::find;
-use super::{Admin, Answer, current, parsed, write};
+use super::{Admin, Answer, Asked, current, parsed, write};
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -40,7 +40,7 @@ impl Wanted {
     }
 }
 
-async fn set(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
+async fn set(admin: Asked, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
     let wanted: Wanted = match parsed(&body) {
         Ok(wanted) => wanted,
         Err(answer) => return answer,
@@ -49,18 +49,18 @@ async fn set(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: B
     change(&admin, &node, Some(wanted.from(now_s)), now_s).await
 }
 
-async fn remove(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+async fn remove(admin: Asked, UrlPath(node): UrlPath<String>) -> Answer {
     change(&admin, &node, None, wall_s()).await
 }
 
-async fn change(admin: &Admin, node: &str, lease: Option<Lease>, now_s: u64) -> Answer {
+async fn change(admin: &Asked, node: &str, lease: Option<Lease>, now_s: u64) -> Answer {
     match find(admin, node).await {
         Ok(node) => write(admin, Command::SetLease { node, lease, now_s }).await,
         Err(answer) => answer,
     }
 }
 
-async fn evict(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+async fn evict(admin: Asked, UrlPath(node): UrlPath<String>) -> Answer {
     let node = match find(&admin, &node).await {
         Ok(node) => node,
         Err(answer) => return answer,

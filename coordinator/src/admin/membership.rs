@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::Path as UrlPath;
 use axum::http::StatusCode;
 use axum::routing::{delete, get, post};
 use pomona_clocks::wall_s;
@@ -14,7 +14,7 @@ use pomona_link::JoinToken;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::{Admin, Answer, bad, current, leases, parsed, reply, unavailable, write};
+use super::{Admin, Answer, Asked, bad, current, leases, parsed, reply, unavailable, write};
 use crate::address::reachable;
 
 /// The paths below `/admin/v1`.
@@ -38,7 +38,7 @@ struct Wanted {
     lease: Option<leases::Wanted>,
 }
 
-async fn make_token(State(admin): State<Admin>, body: Bytes) -> Answer {
+async fn make_token(admin: Asked, body: Bytes) -> Answer {
     let wanted: Wanted = match parsed(&body) {
         Ok(wanted) => wanted,
         Err(answer) => return answer,
@@ -90,7 +90,7 @@ fn token_json(id: TokenId, token: &TokenRecord) -> Value {
     json!({ "id": id, "role": token.admits.to_string(), "name": token.name, "expires_s": token.expires_s })
 }
 
-async fn tokens(State(admin): State<Admin>) -> Answer {
+async fn tokens(admin: Asked) -> Answer {
     let state = match current(&admin).await {
         Ok(state) => state,
         Err(answer) => return answer,
@@ -105,14 +105,14 @@ async fn tokens(State(admin): State<Admin>) -> Answer {
     reply(StatusCode::OK, &open.into())
 }
 
-async fn revoke_token(State(admin): State<Admin>, UrlPath(id): UrlPath<String>) -> Answer {
+async fn revoke_token(admin: Asked, UrlPath(id): UrlPath<String>) -> Answer {
     match id.parse::<TokenId>() {
         Ok(id) => write(&admin, Command::RevokeToken(id)).await,
         Err(error) => bad(error.to_string()),
     }
 }
 
-async fn revoke_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+async fn revoke_node(admin: Asked, UrlPath(node): UrlPath<String>) -> Answer {
     match find(&admin, &node).await {
         Ok(node) => {
             write(
@@ -128,7 +128,7 @@ async fn revoke_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>)
     }
 }
 
-async fn show_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+async fn show_node(admin: Asked, UrlPath(node): UrlPath<String>) -> Answer {
     let state = match current(&admin).await {
         Ok(state) => state,
         Err(answer) => return answer,
@@ -145,7 +145,7 @@ async fn show_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -
     reply(StatusCode::OK, &shown)
 }
 
-async fn approve_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>) -> Answer {
+async fn approve_node(admin: Asked, UrlPath(node): UrlPath<String>) -> Answer {
     match find(&admin, &node).await {
         Ok(node) => write(&admin, Command::ApproveNode(node)).await,
         Err(answer) => answer,
@@ -158,7 +158,7 @@ struct Change {
     name: String,
 }
 
-async fn rename_node(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
+async fn rename_node(admin: Asked, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
     let change: Change = match parsed(&body) {
         Ok(change) => change,
         Err(answer) => return answer,

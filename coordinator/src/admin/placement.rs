@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use axum::Router;
 use axum::body::Bytes;
-use axum::extract::{Path as UrlPath, State};
+use axum::extract::Path as UrlPath;
 use axum::http::StatusCode;
 use axum::routing::{get, put};
 use pomona_clocks::wall_s;
@@ -16,7 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::membership::{find, named};
-use super::{Admin, Answer, bad, current, parsed, reply, write};
+use super::{Admin, Answer, Asked, bad, current, parsed, reply, write};
 use crate::inventory::inventory;
 
 /// Longest time that a drain may be given, in seconds: a day.
@@ -38,7 +38,7 @@ fn name_of(state: &ClusterState, node: NodeId) -> String {
 }
 
 /// The target by model, with what has no place. Any coordinator answers, from what it sees.
-async fn show(State(admin): State<Admin>) -> Answer {
+async fn show(admin: Asked) -> Answer {
     let state = admin.backend.replica.known();
     let inventory = inventory(&admin.backend.sessions);
     let outcome = plan(&state, &inventory, wall_s());
@@ -71,7 +71,7 @@ async fn show(State(admin): State<Admin>) -> Answer {
 }
 
 /// How the latest plans differ from the ones before, and what the next one would change.
-async fn moves(State(admin): State<Admin>) -> Answer {
+async fn moves(admin: Asked) -> Answer {
     let state = admin.backend.replica.known();
     let outcome = plan(&state, &inventory(&admin.backend.sessions), wall_s());
     let listed = |moves: &[Move]| -> Vec<Value> {
@@ -93,7 +93,7 @@ async fn moves(State(admin): State<Admin>) -> Answer {
     reply(StatusCode::OK, &json!({ "history": history, "next": next }))
 }
 
-async fn explained(State(admin): State<Admin>, UrlPath(name): UrlPath<String>) -> Answer {
+async fn explained(admin: Asked, UrlPath(name): UrlPath<String>) -> Answer {
     let Ok(model) = name.parse::<ModelName>() else {
         return bad("this is no name of a model");
     };
@@ -154,11 +154,7 @@ struct Change {
     keep: Option<Value>,
 }
 
-pub(super) async fn change_policy(
-    State(admin): State<Admin>,
-    UrlPath(name): UrlPath<String>,
-    body: Bytes,
-) -> Answer {
+pub(super) async fn change_policy(admin: Asked, UrlPath(name): UrlPath<String>, body: Bytes) -> Answer {
     let Ok(model) = name.parse::<ModelName>() else {
         return bad("this is no name of a model");
     };
@@ -218,7 +214,7 @@ enum Wanted {
     },
 }
 
-async fn set_availability(State(admin): State<Admin>, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
+async fn set_availability(admin: Asked, UrlPath(node): UrlPath<String>, body: Bytes) -> Answer {
     let availability = match serde_json::from_slice::<Wanted>(&body) {
         Ok(Wanted::Open) => Availability::Open,
         Ok(Wanted::Cordoned) => Availability::Cordoned,
