@@ -84,13 +84,14 @@ async fn answer(response: Response<Incoming>) -> anyhow::Result<Value> {
 }
 
 /// Who types this, also where an administrator does it in another's name.
-fn user() -> String {
-    let named = ["SUDO_USER", "USER"].into_iter();
-    let name = named.filter_map(|name| std::env::var(name).ok()).next();
-    name.unwrap_or_default()
-        .chars()
-        .filter(char::is_ascii_graphic)
-        .collect()
+fn user(config: &Config) -> String {
+    let names = ["SUDO_USER", "USER", "LOGNAME"].into_iter();
+    let mut names = names.filter_map(|name| std::env::var(name).ok());
+    let name = names.find(|name| !name.is_empty() && name.chars().all(|c| c.is_ascii_graphic()));
+    name.unwrap_or_else(|| {
+        let owner = std::fs::metadata(&config.state).map(|state| std::os::unix::fs::MetadataExt::uid(&state));
+        owner.map_or_else(|_| "unknown".to_owned(), |uid| format!("uid:{uid}"))
+    })
 }
 
 fn exchange<T>(
@@ -117,7 +118,7 @@ fn exchange<T>(
                 .method(method)
                 .uri(path)
                 .header("host", "localhost")
-                .header("x-pomona-user", user())
+                .header("x-pomona-user", user(config))
                 .body(Full::new(body))?;
             read(sender.send_request(request).await?).await
         };

@@ -35,6 +35,10 @@ pub const VARIABLES: &[(&str, &str)] = &[
         "POMONA_MDNS",
         "true or false: find coordinators on the LAN, and be found (true)",
     ),
+    (
+        "POMONA_REQUIRE_KEYS",
+        "true or false: ask for API keys on loopback as well (false)",
+    ),
     ("POMONA_NODE_NAME", "what people call this node (host name)"),
     ("POMONA_ENGINE", "mlx, echo, echo:MILLISECONDS or none (mlx)"),
     ("POMONA_ENGINE_PROGRAM", "path of pomona-engine"),
@@ -85,6 +89,7 @@ pub(crate) fn apply(mut config: Config, environment: &dyn Environment, problems:
     reader.parse("POMONA_QUIC", address, &mut config.quic);
     reader.parse("POMONA_NODE_QUIC", address, &mut config.node_quic);
     reader.parse("POMONA_MDNS", "true or false", &mut config.mdns);
+    reader.parse("POMONA_REQUIRE_KEYS", "true or false", &mut config.require_keys);
     reader.parse("POMONA_NODE_NAME", "a name", &mut config.node_name);
     if let Some(kind) = reader.text("POMONA_ENGINE") {
         match engine_kind(&kind) {

@@ -23,6 +23,7 @@ fn default() -> Config {
         coordinators: Vec::new(),
         mdns: true,
         approve_manually: false,
+        require_keys: false,
         literal_swap: false,
         node_name: String::new(),
         engine: EngineKind::Mlx,
@@ -85,6 +86,7 @@ pub(crate) fn parse(text: &str, problems: &mut Vec<String>) -> Config {
                                 .push(format!("{name}: `{other}` is neither `token` nor `manual`")),
                         }
                     }
+                    "security.require_keys" => reader.boolean(name, value, &mut config.require_keys),
                     _ => return false,
                 }
                 true

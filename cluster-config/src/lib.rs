@@ -35,6 +35,8 @@ pub struct Config {
     pub mdns: bool,
     /// Whether an operator approves every node that joins, besides its token.
     pub approve_manually: bool,
+    /// Whether endpoints ask for API keys on loopback as well: other machines reach it through a proxy.
+    pub require_keys: bool,
     /// Whether the swap gate counts all swap in use, whenever it came.
     pub literal_swap: bool,
     /// What people call this node.
@@ -127,6 +129,11 @@ impl Config {
     /// Where the coordinator of this machine is dialled.
     pub fn own_coordinator(&self) -> SocketAddr {
         from_here(self.quic)
+    }
+
+    /// Whether an endpoint that listens on this address lets nobody in without an API key.
+    pub fn needs_keys(&self, listens: SocketAddr) -> bool {
+        self.require_keys || !listens.ip().is_loopback()
     }
 
     /// Where the cluster's `/v1` of this machine is asked.

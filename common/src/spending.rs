@@ -148,6 +148,11 @@ impl Windows {
         [now.of_minute, now.of_minute_before, now.of_day] == [Amount::default(); 3]
     }
 
+    /// Whether nothing of it counts any more by any clock that is wrong by two days at most.
+    pub fn is_long_over(&self, at_s: u64) -> bool {
+        self.day.abs_diff(at_s / DAY_S) > 2
+    }
+
     /// As they are at this time. A clock that is a little behind does not turn them back; windows that are
     /// far ahead were made by a clock that was wrong, and would never end.
     fn at(&self, at_s: u64) -> Self {

@@ -30,6 +30,9 @@ pub(crate) fn entries(folder: &Path, book: &AuditBook) -> Vec<AuditEntry> {
         .iter()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
+    if is_foreign(entries.last(), book) {
+        entries.clear();
+    }
     let last = entries.last().map_or(0, |last| last.number);
     entries.extend(book.latest.iter().filter(|entry| entry.number > last).cloned());
     entries
@@ -60,12 +63,27 @@ pub(crate) async fn keep(replica: Replica, folder: PathBuf, stop: CancellationTo
     }
 }
 
+/// Whether an entry on disk is of another cluster: what was written here was in the state before.
+fn is_foreign(on_disk: Option<&AuditEntry>, book: &AuditBook) -> bool {
+    on_disk.is_some_and(|last| {
+        let same = book.latest.iter().find(|entry| entry.number == last.number);
+        last.number > book.head().0 || same.is_some_and(|same| same.hash != last.hash)
+    })
+}
+
 fn write(folder: &Path, book: &AuditBook) -> std::io::Result<()> {
     let lines = pomona_journal::lines(folder)?;
     let last = lines
         .iter()
         .rev()
         .find_map(|line| serde_json::from_str::<AuditEntry>(line).ok());
+    if is_foreign(last.as_ref(), book) {
+        // Kept, and out of the way.
+        let aside = folder.with_extension(format!("before-{}", pomona_clocks::wall_s()));
+        std::fs::rename(folder, &aside)?;
+        tracing::warn!(moved = %aside.display(), "the audit log here is another cluster's");
+        return write(folder, book);
+    }
     let last = last.map_or(0, |last| last.number);
     let mut journal = Journal::open(folder, BOUNDS)?;
     for entry in book.latest.iter().filter(|entry| entry.number > last) {

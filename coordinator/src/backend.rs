@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache};
+use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache, UsageLog};
 use pomona_common::control::TextBundle;
 use pomona_common::{Failure, Generation, ModelName, ModelRecord};
 use pomona_raft::Replica;
@@ -19,10 +19,15 @@ pub(crate) struct CoordinatorBackend {
     texts: TextCache,
     entry_stats: Arc<EntryStats>,
     access: Access,
+    usage: UsageLog,
 }
 
 impl CoordinatorBackend {
-    pub(crate) fn new(replica: Replica, sessions: Arc<Sessions>, access: Access) -> Self {
+    pub(crate) fn new(
+        replica: Replica,
+        sessions: Arc<Sessions>,
+        (access, usage): (Access, UsageLog),
+    ) -> Self {
         Self {
             dispatcher: Dispatcher::new(replica.clone(), sessions.clone()),
             replica,
@@ -30,6 +35,7 @@ impl CoordinatorBackend {
             texts: TextCache::default(),
             entry_stats: Arc::default(),
             access,
+            usage,
         }
     }
 
@@ -56,6 +62,10 @@ impl CoordinatorBackend {
 impl Backend for CoordinatorBackend {
     fn access(&self) -> &Access {
         &self.access
+    }
+
+    fn usage(&self) -> &UsageLog {
+        &self.usage
     }
 
     fn models(&self) -> Vec<ModelRecord> {

@@ -51,7 +51,7 @@ struct Soft {
     /// Free bytes of the disk with its store.
     disk_free: Option<u64>,
     /// What API keys took at its endpoint, as told last.
-    spent: Option<Batch>,
+    spent: Option<(Instant, Batch)>,
     /// How long its machine slept before this session, if that is why there is a new one.
     slept_ms: Option<u64>,
 }
@@ -100,12 +100,13 @@ impl Connected {
         self.soft().signs = Some(Arc::new(signs));
     }
 
-    pub(crate) fn set_spent(&self, batch: Batch) {
-        self.soft().spent = Some(batch);
+    pub(crate) fn set_spent(&self, mut batch: Batch) {
+        batch.spent.truncate(limits::BATCH_ENTRIES);
+        self.soft().spent = Some((Instant::now(), batch));
     }
 
-    /// What API keys took at its endpoint, as told last.
-    pub(crate) fn spent(&self) -> Option<Batch> {
+    /// What API keys took at its endpoint, as told last, and when that was.
+    pub(crate) fn spent(&self) -> Option<(Instant, Batch)> {
         self.soft().spent.clone()
     }
 

@@ -12,6 +12,11 @@ use tokio_util::sync::CancellationToken;
 /// Spending is told this often: what other entries let through meanwhile is the slack of all limits.
 const TELLS: Duration = Duration::from_secs(1);
 
+/// A write takes as long as an election at most.
+const TELLS_WITHIN: Duration = Duration::from_secs(10);
+/// How long a coordinator that stops waits for what it has not told yet.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
 /// Keeps what the endpoint knows as the cluster has it, until the stop.
 pub(crate) async fn follow(replica: Replica, access: Access, stop: CancellationToken) {
     let mut state = replica.state();
@@ -28,7 +33,7 @@ pub(crate) async fn follow(replica: Replica, access: Access, stop: CancellationT
     }
 }
 
-fn learn(access: &Access, state: &ClusterState, entry: EntryId) {
+pub(crate) fn learn(access: &Access, state: &ClusterState, entry: EntryId) {
     let book = &state.keys;
     access.learn(|ring| {
         if ring.keys != book.keys {
@@ -47,16 +52,22 @@ pub(crate) async fn tell(replica: Replica, access: Access, stop: CancellationTok
     let mut ticks = tokio::time::interval(TELLS);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        tokio::select! {
-            _ = ticks.tick() => {}
-            () = stop.cancelled() => return,
-        }
+        let is_last = tokio::select! {
+            _ = ticks.tick() => false,
+            () = stop.cancelled() => true,
+        };
         if let Some(batch) = access.batch() {
             let charges = vec![(entry, batch)];
             let now_s = wall_s();
-            if let Err(error) = replica.write(Command::ChargeKeys { charges, now_s }).await {
-                tracing::debug!(%error, "what keys took here is not counted yet");
+            let written = replica.write(Command::ChargeKeys { charges, now_s });
+            match tokio::time::timeout(if is_last { LAST_WORD } else { TELLS_WITHIN }, written).await {
+                Ok(Ok(_)) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "what keys took here is not counted yet"),
+                Err(_) => tracing::debug!("what keys took here is not counted in time"),
             }
+        }
+        if is_last {
+            return;
         }
     }
 }

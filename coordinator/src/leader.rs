@@ -2,10 +2,11 @@
 //! are in use, watch gates, relieve nodes, plan.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pomona_clocks::wall_s;
-use pomona_common::spending::EntryId;
+use pomona_common::limits;
+use pomona_common::spending::{Batch, EntryId};
 use pomona_decide::gates::{Choices, are_counted};
 use pomona_decide::{ClusterState, Command, GateWatch, Ladder, Patience, Reply, plan};
 use pomona_raft::{RaftError, Replica};
@@ -127,7 +128,10 @@ async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> 
         let now_s = used_s;
         commit(replica, Command::UseModels { models, now_s }).await?;
     }
-    charge(replica, sessions, now_s).await?;
+    if let Err(error) = charge(replica, sessions, now_s).await {
+        // Nodes say it again, and what follows is more urgent.
+        tracing::debug!(%error, "what keys took is not counted yet");
+    }
     relieve(replica, sessions, leading, now_s).await?;
     let seen = replica.known();
     let inventory = inventory(sessions);
@@ -148,22 +152,34 @@ async fn lead(replica: &Replica, sessions: &Sessions, leading: &mut Leading) -> 
     Ok(())
 }
 
-/// Counts what API keys took at nodes' own endpoints.
+/// Counts what API keys took at nodes' own endpoints: as much as one command holds, those that wait longest
+/// first.
 async fn charge(replica: &Replica, sessions: &Sessions, now_s: u64) -> Result<(), RaftError> {
-    for (node, connected) in sessions.all() {
-        let entry = EntryId::Node(node);
-        let Some(batch) = connected.spent() else {
-            continue;
+    let state = replica.known();
+    let mut waiting: Vec<(Instant, EntryId, Batch)> = sessions
+        .all()
+        .into_iter()
+        .filter(|(node, _)| state.keys_for(*node).is_some())
+        .filter_map(|(node, connected)| {
+            let (since, batch) = connected.spent()?;
+            let entry = EntryId::Node(node);
+            (!state.keys.has_counted(entry, &batch)).then_some((since, entry, batch))
+        })
+        .collect();
+    waiting.sort_by_key(|(since, ..)| *since);
+    let mut room = limits::BATCH_ENTRIES;
+    let mut charges = Vec::new();
+    for (_, entry, batch) in waiting {
+        let Some(rest) = room.checked_sub(batch.spent.len().max(1)) else {
+            break;
         };
-        let state = replica.known();
-        if state.keys_for(node).is_some() && !state.keys.has_counted(entry, &batch) {
-            let charges = vec![(entry, batch)];
-            let command = Command::ChargeKeys { charges, now_s };
-            // A coordinator that cannot read it is there for a while: the batch waits.
-            if replica.too_new(&command).is_none() {
-                commit(replica, command).await?;
-            }
-        }
+        room = rest;
+        charges.push((entry, batch));
+    }
+    let command = Command::ChargeKeys { charges, now_s };
+    // While a coordinator is there that cannot read it, it waits.
+    if room < limits::BATCH_ENTRIES && replica.too_new(&command).is_none() {
+        commit(replica, command).await?;
     }
     Ok(())
 }

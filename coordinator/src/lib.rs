@@ -30,8 +30,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::{Access, HttpServer};
+use pomona_api::{Access, HttpServer, UsageLog};
 use pomona_cluster_config::Config;
+use pomona_common::spending::EntryId;
 use pomona_common::{ClusterId, limits};
 use pomona_decide::Command;
 use pomona_decide::gates::Choices;
@@ -218,12 +219,9 @@ impl Coordinator {
             members::announce_once(&replica, &announcement, &peers).await;
         }
         let http = config.coordinator_http;
-        // One that has not learned of its cluster yet will know its keys in a moment, or lets nobody in.
-        let (knows, keys) = {
-            let state = replica.known();
-            (state.cluster.is_some(), state.keys.keys.len())
-        };
-        if !http.ip().is_loopback() && knows && keys == 0 {
+        // One of several may only be behind: it lets nobody in until it knows keys.
+        let has_keys = !replica.known().keys.keys.is_empty();
+        if !http.ip().is_loopback() && !has_keys && replica.is_alone().await? {
             replica.stop().await;
             return Err(CoordinatorError::NoKeys { address: http });
         }
@@ -252,12 +250,16 @@ impl Coordinator {
         let (replica, stop) = (&self.replica, &self.stop);
         let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
-        let access = Access::new(!config.coordinator_http.ip().is_loopback(), random()? as u64);
+        let access = Access::new(config.needs_keys(config.coordinator_http), random()? as u64);
         let audit = audit::folder(&config.state);
         tasks.spawn(audit::keep(replica.clone(), audit.clone(), stop.clone()));
+        keys::learn(&access, &replica.known(), EntryId::Coordinator(replica.number()));
         tasks.spawn(keys::follow(replica.clone(), access.clone(), stop.clone()));
         tasks.spawn(keys::tell(replica.clone(), access.clone(), stop.clone()));
-        let backend = Arc::new(CoordinatorBackend::new(replica.clone(), sessions.clone(), access));
+        let usage = config.state.join("coordinator/usage");
+        let usage = UsageLog::start(&usage).map_err(state_error(&usage))?;
+        let backend = CoordinatorBackend::new(replica.clone(), sessions.clone(), (access, usage));
+        let backend = Arc::new(backend);
         let weights = Arc::new(WeightsRelay::new(sessions.clone(), replica.clone()));
         let reception = Reception {
             backend: backend.clone(),

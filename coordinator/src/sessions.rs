@@ -131,9 +131,8 @@ impl Sessions {
         let mut renewed: Option<Instant> = None;
         let mut looks = tokio::time::interval(LOOK);
         loop {
-            let applied = replica.summary().applied;
             let seen = state.borrow_and_update().clone();
-            let news = told.news(&seen, id, replica.number(), applied);
+            let news = told.news(&seen, id, replica.number());
             let wishes = told.wishes(&seen, id, &connected, self);
             for message in news.into_iter().chain(wishes) {
                 send.send(&message).await?;

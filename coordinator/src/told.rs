@@ -38,8 +38,8 @@ impl Told {
         state: &Arc<ClusterState>,
         node: NodeId,
         own_number: u64,
-        applied: u64,
     ) -> Vec<CoordinatorMessage> {
+        let applied = state.recent.index();
         let mut news = Vec::new();
         // One that was removed knows no better than the others.
         if !state.has_removed_coordinator(own_number) {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache};
+use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache, UsageLog};
 use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
 use pomona_text::ModelText;
 
@@ -23,6 +23,7 @@ pub(crate) struct NodeBackend {
     texts: TextCache,
     entry_stats: Arc<EntryStats>,
     access: Access,
+    usage: UsageLog,
 }
 
 impl NodeBackend {
@@ -33,7 +34,7 @@ impl NodeBackend {
         supervisor: Supervisor,
         entry: Entry,
         reporter: Reporter,
-        (entry_stats, access): (Arc<EntryStats>, Access),
+        (entry_stats, access, usage): (Arc<EntryStats>, Access, UsageLog),
     ) -> Self {
         Self {
             id,
@@ -45,6 +46,7 @@ impl NodeBackend {
             texts: TextCache::default(),
             entry_stats,
             access,
+            usage,
         }
     }
 }
@@ -52,6 +54,10 @@ impl NodeBackend {
 impl Backend for NodeBackend {
     fn access(&self) -> &Access {
         &self.access
+    }
+
+    fn usage(&self) -> &UsageLog {
+        &self.usage
     }
 
     fn models(&self) -> Vec<ModelRecord> {

@@ -10,8 +10,9 @@ use std::time::Duration;
 use pomona_api::Access;
 use pomona_clocks::wall_s;
 use pomona_common::control::CoordinatorMessage;
-use pomona_common::{MachineRole, Pools};
+use pomona_common::{ClusterId, MachineRole, Pools};
 use pomona_keys::Learned;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::files::write_whole;
@@ -26,31 +27,46 @@ pub(crate) struct Keys {
     learned: Arc<Mutex<Kept>>,
 }
 
+/// The file.
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct OnDisk {
+    cluster: Option<ClusterId>,
+    learned: Learned,
+}
+
 #[derive(Debug)]
 struct Kept {
+    cluster: Option<ClusterId>,
     learned: Learned,
     path: PathBuf,
     is_written: bool,
 }
 
 impl Keys {
-    /// What the node whose state is in `folder` knew last.
+    /// What the node whose state is in `folder` knew last of its cluster's keys.
     ///
     /// # Errors
     /// The file is there and cannot be read.
-    pub(crate) fn open(folder: &Path, access: Access) -> io::Result<Self> {
+    pub(crate) fn open(folder: &Path, access: Access, cluster: Option<ClusterId>) -> io::Result<Self> {
         let path = folder.join("keys");
-        let learned: Learned = match fs::read(&path) {
+        let on_disk: OnDisk = match fs::read(&path) {
             Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
                 // Coordinators tell it again.
                 tracing::warn!(%error, path = %path.display(), "the API keys on disk are not readable");
-                Learned::default()
+                OnDisk::default()
             }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Learned::default(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => OnDisk::default(),
             Err(error) => return Err(error),
+        };
+        // Another cluster's keys open nothing here.
+        let learned = if on_disk.cluster == cluster {
+            on_disk.learned
+        } else {
+            Learned::default()
         };
         access.learn(|ring| learned.fill(ring));
         let kept = Kept {
+            cluster,
             learned,
             path,
             is_written: true,
@@ -86,8 +102,16 @@ impl Keys {
         let mut kept = self.kept();
         let learned = &mut kept.learned;
         let is_new = match message {
-            CoordinatorMessage::Keys { applied, ids, role } => learned.learn_keys(applied, &ids, role),
-            CoordinatorMessage::Key { applied, id, record } => learned.learn_key(applied, id, *record),
+            CoordinatorMessage::Keys { applied, ids, role } => {
+                let is_new = learned.learn_keys(applied, &ids, role);
+                self.access.learn(|ring| learned.fill(ring));
+                is_new
+            }
+            CoordinatorMessage::Key { applied, id, record } => {
+                let is_new = learned.learn_key(applied, id, *record);
+                self.access.learn(|ring| learned.fill_key(ring, id));
+                is_new
+            }
             CoordinatorMessage::Spent {
                 applied,
                 spent,
@@ -95,42 +119,88 @@ impl Keys {
             } => {
                 learned.learn_spent(applied, spent, charged, wall_s());
                 self.access.learn(|ring| learned.fill_spent(ring));
-                return;
+                // Not on disk: it is of this minute and this day.
+                false
             }
-            _ => return,
+            _ => false,
         };
-        if is_new {
-            kept.is_written = false;
-            self.access.learn(|ring| kept.learned.fill(ring));
-        }
+        kept.is_written &= !is_new;
     }
 
-    /// Writes down what is new, until the stop.
+    /// Writes down what is new, until the stop, and then once more: what was revoked a moment ago must not
+    /// open after the next start.
     pub(crate) async fn run(self, stopped: CancellationToken) {
-        while tokio::time::timeout(WRITES, stopped.cancelled()).await.is_err() {
-            let Some((path, learned)) = self.unwritten() else {
-                continue;
-            };
-            let write = move || {
-                let text = serde_json::to_string(&learned).map_err(io::Error::from);
-                if let Err(error) = text.and_then(|text| write_whole(&path, &text)) {
-                    tracing::error!(%error, path = %path.display(), "API keys are not on disk");
+        loop {
+            let is_last = tokio::time::timeout(WRITES, stopped.cancelled()).await.is_ok();
+            // A rented machine that leaves destroys its folder, and has nothing to keep.
+            if let Some((path, on_disk)) = self.unwritten()
+                && !(is_last && self.role() == Some(MachineRole::Rented))
+            {
+                let write = move || {
+                    let text = serde_json::to_string(&on_disk).map_err(io::Error::from)?;
+                    write_whole(&path, &text)
+                };
+                // Disks may be slow, and requests ask what is known.
+                match tokio::task::spawn_blocking(write).await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => {
+                        tracing::error!(%error, "API keys are not on disk");
+                        self.kept().is_written = false;
+                    }
+                    Err(_) => return,
                 }
-            };
-            // Disks may be slow, and requests ask what is known.
-            if tokio::task::spawn_blocking(write).await.is_err() {
+            }
+            if is_last {
                 return;
             }
         }
     }
 
-    fn unwritten(&self) -> Option<(PathBuf, Learned)> {
+    fn unwritten(&self) -> Option<(PathBuf, OnDisk)> {
         let mut kept = self.kept();
         let is_written = std::mem::replace(&mut kept.is_written, true);
-        (!is_written).then(|| (kept.path.clone(), kept.learned.clone()))
+        let on_disk = || OnDisk {
+            cluster: kept.cluster,
+            learned: kept.learned.clone(),
+        };
+        (!is_written).then(|| (kept.path.clone(), on_disk()))
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
         self.learned.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::KeyId;
+    use pomona_common::key::{KeyHash, KeyRecord};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_was_learned_last_is_there_again_and_another_clusters_is_not() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let cluster = |bits| Some(ClusterId::from_bits(bits));
+        let open = |cluster| Keys::open(folder.path(), Access::new(false, 1), cluster);
+        let keys = open(cluster(1))?;
+        let id = KeyId::from_bits(7);
+        let (applied, role) = (9, MachineRole::Laptop);
+        keys.learn(CoordinatorMessage::Keys {
+            applied,
+            ids: vec![id],
+            role,
+        });
+        let record = Box::new(KeyRecord::new("ci", KeyHash([1; 32]), 0));
+        keys.learn(CoordinatorMessage::Key { applied, id, record });
+        // Stopped before the first look: it is written all the same.
+        let stopped = CancellationToken::new();
+        stopped.cancel();
+        keys.run(stopped).await;
+        let again = open(cluster(1))?;
+        assert!(!again.is_empty() && again.role() == Some(role));
+        let other = open(cluster(2))?;
+        assert!(other.is_empty() && other.role().is_none());
+        Ok(())
     }
 }

@@ -34,7 +34,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::{Access, EntryStats, HttpServer};
+use pomona_api::{Access, EntryStats, HttpServer, UsageLog};
 use pomona_clocks::SleepWatch;
 use pomona_cluster_config::{Config, EngineKind};
 use pomona_common::{ClusterId, ModelName, NodeId};
@@ -190,7 +190,10 @@ impl Node {
                 source,
             })?;
         let instance = random()? as u64;
-        let keys = open_keys(config, &folder, instance)?;
+        let usage_folder = folder.join("usage");
+        let usage = UsageLog::start(&usage_folder).map_err(state_error(&usage_folder))?;
+        let cluster = credentials.as_ref().map(Credentials::cluster);
+        let keys = open_keys(config, &folder, cluster, instance)?;
         let program = engine_program(config)?;
         let name = default_name(config);
         let stop = CancellationToken::new();
@@ -253,7 +256,7 @@ impl Node {
             supervisor.clone(),
             entry.clone(),
             reporter.clone(),
-            (entry_stats, keys.access().clone()),
+            (entry_stats, keys.access().clone(), usage),
         ));
         let router = pomona_api::router(backend);
         let http = HttpServer::start(listener, router);
@@ -441,11 +444,16 @@ fn node_id(path: &Path) -> Result<NodeId, NodeError> {
     Ok(id)
 }
 
-fn open_keys(config: &Config, folder: &Path, instance: u64) -> Result<Keys, NodeError> {
+fn open_keys(
+    config: &Config,
+    folder: &Path,
+    cluster: Option<ClusterId>,
+    instance: u64,
+) -> Result<Keys, NodeError> {
     let address = config.node_http;
-    let required = !address.ip().is_loopback();
-    let keys = Keys::open(folder, Access::new(required, instance)).map_err(state_error(folder))?;
-    if required && keys.is_empty() {
+    let access = Access::new(config.needs_keys(address), instance);
+    let keys = Keys::open(folder, access, cluster).map_err(state_error(folder))?;
+    if !address.ip().is_loopback() && keys.is_empty() {
         return Err(NodeError::NoKeys { address });
     }
     Ok(keys)

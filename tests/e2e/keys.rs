@@ -101,6 +101,7 @@ fn keys_give_classes_scopes_and_limits_and_end_at_once() {
 
     classes_and_scopes(&cluster);
     limits(&mut cluster);
+    what_was_changed_is_written_down(&mut cluster);
 
     let rotated = cluster.json(&["key", "rotate", "plain", "--grace-hours", "1"]);
     let rotated = rotated["key"].as_str().unwrap();
@@ -121,6 +122,36 @@ fn keys_give_classes_scopes_and_limits_and_end_at_once() {
     assert!(!ok && errors.contains("pomona key list"), "{errors}");
 }
 
+fn what_was_changed_is_written_down(cluster: &mut Cluster) {
+    let log = cluster.json(&["audit", "--last", "1000"]);
+    let entries = log.as_array().unwrap();
+    let of = |action: &str| entries.iter().find(|entry| entry["deed"]["action"] == action);
+    let made = &of("key.create").unwrap()["deed"];
+    assert!(made["subject"].as_str().unwrap().starts_with("plain "), "{made}");
+    assert!(!made["by"].as_str().unwrap().is_empty(), "{made}");
+    let changed = &of("key.change").unwrap()["deed"];
+    assert!(
+        changed["subject"].as_str().unwrap().starts_with("narrow "),
+        "{changed}"
+    );
+    let last = &entries[entries.len() - 1];
+    let noted = format!("{}:{}", last["number"], last["hash"].as_str().unwrap());
+    let folder = cluster.state.path().join("coordinator/audit");
+    let on_disk = || pomona_journal::lines(&folder).unwrap();
+    eventually("it is on disk", Duration::from_secs(5), || {
+        on_disk().len() == entries.len()
+    });
+    cluster.kill_and_restart();
+    let (ok, table, errors) = cluster.pomona(&["audit", "--noted", &noted]);
+    assert!(
+        ok && table.contains("key.create") && table.contains(&noted),
+        "{table}{errors}"
+    );
+    let wrong = format!("{}:{}", last["number"], "0".repeat(64));
+    let (ok, _, errors) = cluster.pomona(&["audit", "--noted", &wrong]);
+    assert!(!ok && errors.contains("altered"), "{errors}");
+}
+
 fn classes_and_scopes(cluster: &Cluster) {
     let port = cluster.coordinator;
     let batch = make(cluster, "nightly", &["--class", "batch", "--pool", "laptop"]);
@@ -132,6 +163,7 @@ fn classes_and_scopes(cluster: &Cluster) {
         answer.header("x-pomona-class-reason"),
     );
     assert_eq!(class, ("batch", "key"));
+    what_it_took_is_written_down(cluster, &answer);
 
     let narrow = make(
         cluster,
@@ -172,6 +204,40 @@ fn classes_and_scopes(cluster: &Cluster) {
         "interactive",
     ]);
     assert!(!ok && errors.contains("batch is not among"), "{errors}");
+}
+
+fn what_it_took_is_written_down(cluster: &Cluster, answer: &Answered) {
+    let folder = cluster.state.path().join("coordinator/usage");
+    let request = answer.header("x-pomona-request-id");
+    let record = || {
+        let lines = pomona_journal::lines(&folder).unwrap();
+        let line = lines.iter().find(|line| line.contains(request));
+        line.map(|line| serde_json::from_str::<Value>(line).unwrap())
+    };
+    eventually("a record is written", Duration::from_secs(5), || {
+        record().is_some()
+    });
+    let record = record().unwrap();
+    let of_class = (&record["outcome"], &record["class"], &record["class_reason"]);
+    assert_eq!(of_class, (&json!("finished"), &json!("batch"), &json!("key")));
+    assert!(
+        record["key"].is_string() && record["took_ms"].as_f64() > Some(0.0),
+        "{record}"
+    );
+    let (took, told) = (&record["answers"][0], &answer.body["pomona"][0]);
+    for field in [
+        "prompt_tokens",
+        "completion_tokens",
+        "node",
+        "knob_version",
+        "decode_ms",
+    ] {
+        assert!(
+            took[field] == told[field] && !took[field].is_null(),
+            "{field}: {record}"
+        );
+    }
+    assert!(!record.to_string().contains("Hello"), "no prompt is written down");
 }
 
 fn limits(cluster: &mut Cluster) {
@@ -272,7 +338,8 @@ fn nodes_let_in_by_keys_count_for_all_and_rented_machines_hold_none() {
     let kept = || std::fs::read_to_string(rented.state.path().join("node/keys")).unwrap_or_default();
     eventually("it knows only that it is rented", Duration::from_secs(5), || {
         let kept: Value = serde_json::from_str(&kept()).unwrap_or_default();
-        kept["keys"] == json!({}) && kept["role"] == "rented"
+        let learned = &kept["learned"];
+        learned["keys"] == json!({}) && learned["role"] == "rented"
     });
 
     // Without any coordinator, and after a start, the laptop's own endpoint opens as before.

@@ -55,7 +55,7 @@ pub(crate) struct KeyTerms {
     #[arg(long = "pool", value_name = "ROLE")]
     pub(crate) pools: Vec<String>,
     /// Rented machines see nothing of it, unless `--pool rented` says so.
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "true|false")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "true|false")]
     pub(crate) private: Option<bool>,
     /// NAME=N, or MODEL:NAME=N for one model (may be repeated): concurrency, requests_per_minute,
     /// tokens_per_minute, tokens_per_day; LiteLLM's max_parallel_requests, rpm and tpm mean the same.

@@ -1,6 +1,5 @@
 //! Who may ask at this entry, and how much they have left: the shell around `pomona_keys`.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::http::HeaderMap;
@@ -33,10 +32,19 @@ pub(crate) struct Caller(Option<(KeyId, Arc<KeyRecord>)>);
 pub(crate) struct Ticket {
     access: Access,
     record: Arc<KeyRecord>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug)]
+struct Held {
     /// Until the drop.
     reserved: Option<Reserved>,
-    tokens: AtomicU64,
+    /// Tokens that the meter was not told of yet.
+    untold: u64,
 }
+
+/// Tokens after which the meter hears of them: a long answer counts while it is made, at all entries.
+const TOLD_TOKENS: u64 = 64;
 
 impl Access {
     /// Of an entry whose process drew this number.
@@ -104,8 +112,10 @@ impl Access {
         Ok(Some(Ticket {
             access: self.clone(),
             record: record.clone(),
-            reserved: Some(reserved),
-            tokens: AtomicU64::new(0),
+            held: Mutex::new(Held {
+                reserved: Some(reserved),
+                untold: 0,
+            }),
         }))
     }
 
@@ -118,6 +128,11 @@ impl Caller {
     /// What the key is good for.
     pub(crate) fn terms(&self) -> Option<&KeyTerms> {
         self.0.as_ref().map(|(_, record)| &record.terms)
+    }
+
+    /// Its name.
+    pub(crate) fn key(&self) -> Option<KeyId> {
+        self.0.as_ref().map(|(id, _)| *id)
     }
 
     /// Checks that a model may be asked for.
@@ -147,10 +162,11 @@ impl Caller {
 
 impl Ticket {
     /// Keeps so many tokens free, prompt and answers together.
-    pub(crate) fn reserve(&mut self, tokens: u64) -> Result<(), Denied> {
+    pub(crate) fn reserve(&self, tokens: u64) -> Result<(), Denied> {
+        let mut held = self.held();
         let mut inner = self.access.inner();
         let Inner { ring, meter } = &mut *inner;
-        match &mut self.reserved {
+        match &mut held.reserved {
             Some(reserved) => meter.reserve(ring, &self.record, reserved, tokens, wall_s()),
             None => Ok(()),
         }
@@ -158,15 +174,28 @@ impl Ticket {
 
     /// Counts tokens that were read or made.
     pub(crate) fn took(&self, tokens: u64) {
-        self.tokens.fetch_add(tokens, Ordering::Relaxed);
+        let mut held = self.held();
+        held.untold += tokens;
+        if held.untold < TOLD_TOKENS {
+            return;
+        }
+        let untold = std::mem::take(&mut held.untold);
+        if let Some(reserved) = &mut held.reserved {
+            self.access.inner().meter.take(reserved, untold, wall_s());
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let tokens = self.tokens.load(Ordering::Relaxed);
-        if let Some(reserved) = self.reserved.take() {
-            self.access.inner().meter.end(reserved, tokens, wall_s());
+        let mut held = self.held();
+        let untold = held.untold;
+        if let Some(reserved) = held.reserved.take() {
+            self.access.inner().meter.end(reserved, untold, wall_s());
         }
     }
 }
@@ -272,22 +301,39 @@ mod tests {
         let Ok(model) = "org/a".parse() else {
             return Err(Denied::Invalid);
         };
-        let mut first = access.begin(&caller, &model)?;
-        if let Some(ticket) = &mut first {
+        let first = access.begin(&caller, &model)?;
+        if let Some(ticket) = &first {
             ticket.reserve(100)?;
-            ticket.took(60);
+            (0..59).for_each(|_| ticket.took(1));
+            ticket.took(1);
         }
         assert!(matches!(
             access.begin(&caller, &model),
             Err(Denied::Limited { .. })
         ));
         drop(first);
-        let mut second = access.begin(&caller, &model)?;
-        let ticket = second.as_mut().ok_or(Denied::Missing)?;
+        let second = access.begin(&caller, &model)?;
+        let ticket = second.as_ref().ok_or(Denied::Missing)?;
         assert!(matches!(ticket.reserve(41), Err(Denied::Limited { .. })));
         ticket.reserve(40)?;
         let spent = access.batch().map(|batch| batch.spent[0].amount.tokens);
         assert_eq!(spent, Some(60));
+        Ok(())
+    }
+
+    #[test]
+    fn a_long_answer_counts_while_it_is_made() -> Result<(), Denied> {
+        let access = entry(true, KeyTerms::default());
+        let bearer = format!("Bearer {}", key());
+        let caller = access.caller(&headers(&[("authorization", &bearer)]))?;
+        let Ok(model) = "org/a".parse() else {
+            return Err(Denied::Invalid);
+        };
+        let ticket = access.begin(&caller, &model)?.ok_or(Denied::Missing)?;
+        ticket.reserve(1000)?;
+        (0..100).for_each(|_| ticket.took(1));
+        let spent = access.batch().map(|batch| batch.spent[0].amount.tokens);
+        assert_eq!(spent, Some(TOLD_TOKENS));
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 
 use crate::access::Access;
 use crate::entry_stats::EntryStats;
+use crate::usage::UsageLog;
 
 /// An answer being made. Dropping it cancels it, wherever it is.
 #[derive(Debug)]
@@ -46,6 +47,9 @@ pub struct Reported {
 pub trait Backend: Send + Sync + 'static {
     /// Who may ask.
     fn access(&self) -> &Access;
+
+    /// Where it is written down what requests took.
+    fn usage(&self) -> &UsageLog;
 
     /// Models that may be asked for.
     fn models(&self) -> Vec<ModelRecord>;

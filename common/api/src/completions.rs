@@ -14,11 +14,12 @@ use pomona_common::{
 };
 use pomona_text::{ModelText, TemplateError};
 
-use crate::access::{Caller, Ticket};
+use crate::access::Caller;
 use crate::backend::{Backend, GenerationStream};
 use crate::entry_stats::EntryStats;
 use crate::error::Refusal;
 use crate::request::{self, Ask, Kind, Prompt};
+use crate::usage::{Asked, Tally};
 use crate::{error, respond, stream};
 
 /// A request whose answers are being made.
@@ -40,18 +41,11 @@ pub(crate) struct Running {
     /// Text of the prompt, where it is to be echoed.
     pub(crate) echo: String,
     pub(crate) streams: Vec<GenerationStream>,
-    /// Counts for the key, where there is one.
-    ticket: Option<Ticket>,
+    /// What it takes.
+    pub(crate) tally: Tally,
 }
 
 impl Running {
-    /// Counts tokens of answers, as they come.
-    pub(crate) fn took(&self, tokens: usize) {
-        if let Some(ticket) = &self.ticket {
-            ticket.took(tokens as u64);
-        }
-    }
-
     /// What is known of an answer's cost when a stop string ends it here, before the engine's own
     /// account of it.
     pub(crate) fn accounting_so_far(&self, completion_tokens: u32) -> Accounting {
@@ -66,7 +60,7 @@ impl Running {
 
 /// Answers a chat or completion request.
 pub(crate) async fn complete<B: Backend>(
-    backend: &B,
+    backend: &Arc<B>,
     kind: Kind,
     caller: &Caller,
     headers: &HeaderMap,
@@ -107,7 +101,7 @@ pub(crate) async fn complete<B: Backend>(
 }
 
 async fn begin<B: Backend>(
-    backend: &B,
+    backend: &Arc<B>,
     kind: Kind,
     request: RequestId,
     caller: &Caller,
@@ -116,12 +110,12 @@ async fn begin<B: Backend>(
 ) -> Result<Running, Refusal> {
     let began = Instant::now();
     let ask = request::parse(kind, body)?;
-    let (model, alias) = find_model(backend, &ask.model)?;
+    let (model, alias) = find_model(&**backend, &ask.model)?;
     caller.may_ask(&model.name)?;
     let of_key = caller.terms().and_then(|terms| terms.class);
     let (class, class_reason) = class_of(of_key, headers, &ask, alias)?;
     caller.may_be(class)?;
-    let mut ticket = backend.access().begin(caller, &model.name)?;
+    let ticket = backend.access().begin(caller, &model.name)?;
     backend.entry_stats().count(class, class_reason);
     tracing::debug!(%request, %class, reason = class_reason.as_str(), model = %model.name, "request");
     let text = backend.text(&model).await?;
@@ -140,7 +134,7 @@ async fn begin<B: Backend>(
     let (prompt, echo) = resolved?;
     let room = model.context - prompt.len() as u32;
     let max_tokens = ask.max_tokens.unwrap_or(limits::DEFAULT_MAX_TOKENS).min(room);
-    if let Some(ticket) = &mut ticket {
+    if let Some(ticket) = &ticket {
         ticket.reserve(prompt.len() as u64 + u64::from(max_tokens) * u64::from(ask.choices))?;
     }
     let seed = if ask.seeded {
@@ -173,11 +167,22 @@ async fn begin<B: Backend>(
             pools: caller.terms().map(KeyTerms::reach).unwrap_or_default(),
         };
         streams.push(backend.generate(generation).await?);
+        // It is read once, and by now somebody reads it.
+        if let Some(ticket) = ticket.as_ref().filter(|_| choice == 0) {
+            ticket.took(prompt.len() as u64);
+        }
     }
-    if let Some(ticket) = &ticket {
-        ticket.took(prompt.len() as u64);
-    }
+    let asked = Asked {
+        request,
+        key: caller.key(),
+        model: model.name.clone(),
+        class,
+        class_reason,
+        began,
+        choices: ask.choices,
+    };
     Ok(Running {
+        tally: Tally::new(asked, ticket, backend.usage().clone(), backend.clone()),
         prompt_tokens: prompt.len() as u32,
         began,
         entry_stats: backend.entry_stats().clone(),
@@ -194,7 +199,6 @@ async fn begin<B: Backend>(
         ask,
         echo,
         streams,
-        ticket,
     })
 }
 

@@ -69,6 +69,11 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
     }
 }
 
+/// The stable code of a failure.
+pub(crate) fn code(failure: &Failure) -> &'static str {
+    classify(failure).2
+}
+
 /// The OpenAI envelope.
 pub(crate) fn envelope(failure: &Failure) -> Value {
     let (_, kind, code) = classify(failure);

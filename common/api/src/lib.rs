@@ -16,6 +16,7 @@ mod serve;
 mod stats;
 mod stream;
 mod text_cache;
+mod usage;
 
 /// Whether the body of a request can be understood: what `/v1` does with it before anything else.
 ///
@@ -36,3 +37,4 @@ pub use entry_stats::EntryStats;
 pub use router::{ROUTES, RouteRow, router};
 pub use serve::HttpServer;
 pub use text_cache::TextCache;
+pub use usage::UsageLog;

@@ -12,8 +12,14 @@ use pomona_common::report::{EngineReport, MachineReport};
 use crate::backend::Reported;
 use crate::entry_stats::EntryStats;
 
-pub(crate) fn render(reports: &[Reported], entry: &EntryStats) -> String {
+pub(crate) fn render(reports: &[Reported], entry: &EntryStats, usage_lost: u64) -> String {
     let mut out = Text::default();
+    out.value(
+        "pomona_usage_records_lost_total",
+        "counter",
+        "",
+        usage_lost as f64,
+    );
     for ((class, reason), count) in entry.requests() {
         let labels = format!("class=\"{class}\",reason=\"{}\"", reason.as_str());
         out.value("pomona_requests_total", "counter", &labels, count as f64);

@@ -33,8 +33,15 @@ pub(crate) async fn respond(mut running: Running) -> Response<Body> {
     let collected = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, try_join_all(answers)).await;
     let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
     match collected.unwrap_or(Err(Failure::TimedOut { limit_s })) {
-        Ok(choices) => error::json_response(StatusCode::OK, &whole(&running, &choices)),
-        Err(failure) => error::response(&failure),
+        Ok(choices) => {
+            let accountings = choices.iter().map(|choice| &choice.accounting);
+            accountings.for_each(|accounting| running.tally.finished(accounting));
+            error::json_response(StatusCode::OK, &whole(&running, &choices))
+        }
+        Err(failure) => {
+            running.tally.failed(error::code(&failure));
+            error::response(&failure)
+        }
     }
 }
 
@@ -62,7 +69,7 @@ async fn collect(
                 return Ok(choice);
             }
             Some(GenerationEvent::Chunk(chunk)) => {
-                running.took(chunk.tokens.len());
+                running.tally.took(chunk.tokens.len());
                 choice
                     .logprobs
                     .extend(chunk.tokens.iter().copied().zip(chunk.logprobs));

@@ -186,7 +186,7 @@ async fn chat<B: Backend>(
     headers: HeaderMap,
     body: Body,
 ) -> Response<Body> {
-    generate(&*backend, Kind::Chat, &caller, &headers, body).await
+    generate(&backend, Kind::Chat, &caller, &headers, body).await
 }
 
 async fn text<B: Backend>(
@@ -195,11 +195,11 @@ async fn text<B: Backend>(
     headers: HeaderMap,
     body: Body,
 ) -> Response<Body> {
-    generate(&*backend, Kind::Text, &caller, &headers, body).await
+    generate(&backend, Kind::Text, &caller, &headers, body).await
 }
 
 async fn generate<B: Backend>(
-    backend: &B,
+    backend: &Arc<B>,
     kind: Kind,
     caller: &Caller,
     headers: &HeaderMap,
@@ -299,6 +299,7 @@ async fn metrics_text<B: Backend>(State(backend): State<Arc<B>>) -> Response<Bod
     let mut response = Response::new(Body::from(metrics::render(
         &backend.reports(),
         backend.entry_stats(),
+        backend.usage().lost(),
     )));
     let kind = HeaderValue::from_static("text/plain; version=0.0.4");
     response.headers_mut().insert(header::CONTENT_TYPE, kind);

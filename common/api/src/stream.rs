@@ -141,7 +141,7 @@ impl Sse {
             Some(GenerationEvent::Chunk(chunk)) => self.on_chunk(index, chunk),
             Some(GenerationEvent::Finished { reason, accounting }) => {
                 let rest = self.answers[index].finish();
-                self.accountings.entry(index).or_insert(accounting);
+                self.account(index, accounting);
                 self.end(index, rest, reason)
             }
             Some(GenerationEvent::Failed(failure)) => self.fail(&failure),
@@ -150,7 +150,7 @@ impl Sse {
     }
 
     fn on_chunk(&mut self, index: usize, chunk: Chunk) -> String {
-        self.running.took(chunk.tokens.len());
+        self.running.tally.took(chunk.tokens.len());
         let logprobs: Vec<_> = chunk.tokens.iter().copied().zip(chunk.logprobs).collect();
         let logprobs = logprobs_json(self.running.kind, &self.running.text, &logprobs);
         let mut text = String::new();
@@ -163,7 +163,7 @@ impl Sse {
         }
         if stopped {
             let accounting = self.running.accounting_so_far(self.tokens[index]);
-            self.accountings.insert(index, accounting);
+            self.account(index, accounting);
             self.cancel[index].abort();
             return self.end(index, text, FinishReason::Stop);
         }
@@ -178,6 +178,11 @@ impl Sse {
                 .record_first_byte(self.running.class, waited);
         }
         self.text(index, text, logprobs)
+    }
+
+    fn account(&mut self, index: usize, accounting: Accounting) {
+        self.running.tally.finished(&accounting);
+        self.accountings.insert(index, accounting);
     }
 
     fn text(&self, index: usize, text: String, logprobs: Value) -> String {
@@ -211,6 +216,7 @@ impl Sse {
     fn fail(&mut self, failure: &Failure) -> String {
         self.done = true;
         self.events.clear();
+        self.running.tally.failed(error::code(failure));
         format!("data: {}\n\ndata: [DONE]\n\n", error::envelope(failure))
     }
 

@@ -22,7 +22,7 @@ pub enum Denied {
     #[error("this API key may not send {0} requests")]
     Class(Class),
     /// A limit of the key is reached.
-    #[error("this API key has reached its limit of {bound}; {} s from now there is room again", .retry_after_s)]
+    #[error("this API key has reached its limit of {bound}; come back in {retry_after_s} s")]
     Limited {
         /// Which.
         bound: Bound,

@@ -93,6 +93,14 @@ impl Learned {
         self.fill_spent(ring);
     }
 
+    /// Writes one key into an entry's ring.
+    pub fn fill_key(&self, ring: &mut KeyRing, id: KeyId) {
+        match self.keys.get(&id) {
+            Some(Some((_, record))) => ring.keys.insert(id, record.clone()),
+            Some(None) | None => ring.keys.remove(&id),
+        };
+    }
+
     /// Writes only what was spent into an entry's ring.
     pub fn fill_spent(&self, ring: &mut KeyRing) {
         ring.spent.clone_from(&self.spending.spent);

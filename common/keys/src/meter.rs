@@ -170,8 +170,22 @@ impl Meter {
         Ok(())
     }
 
-    /// A request has ended, which took so many tokens. Its key may be gone meanwhile.
-    pub fn end(&mut self, reserved: Reserved, tokens: u64, now_s: u64) {
+    /// A request that goes on took so many tokens more, of those that are kept free for it.
+    pub fn take(&mut self, reserved: &mut Reserved, tokens: u64, now_s: u64) {
+        let of_reserved = tokens.min(reserved.tokens);
+        reserved.tokens -= of_reserved;
+        for account in &reserved.accounts {
+            if let Some(running) = self.running.get_mut(account) {
+                running.reserved = running.reserved.saturating_sub(of_reserved);
+            }
+            let requests = 0;
+            self.spend(account, Amount { requests, tokens }, now_s);
+        }
+    }
+
+    /// A request has ended, which took so many tokens more. Its key may be gone meanwhile.
+    pub fn end(&mut self, mut reserved: Reserved, tokens: u64, now_s: u64) {
+        self.take(&mut reserved, tokens, now_s);
         for account in &reserved.accounts {
             if let Some(running) = self.running.get_mut(account) {
                 running.requests = running.requests.saturating_sub(1);
@@ -180,8 +194,6 @@ impl Meter {
                     self.running.remove(account);
                 }
             }
-            let requests = 0;
-            self.spend(account, Amount { requests, tokens }, now_s);
         }
     }
 

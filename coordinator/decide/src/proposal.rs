@@ -36,6 +36,14 @@ struct Done {
     reply: Reply,
 }
 
+impl Recent {
+    /// Index of the log up to which a state is, as far as commands go: of two states the one with the higher
+    /// index is the newer one, and with the same they are the same.
+    pub fn index(&self) -> u64 {
+        self.0.back().map_or(0, |last| last.index)
+    }
+}
+
 /// Applies a proposal at this index of the log, unless it was applied before: then its reply is
 /// given again. One that is so late that nobody remembers whether it was is refused as [`TOO_LATE`].
 pub fn apply_proposal(state: &mut ClusterState, index: u64, proposal: &Proposal) -> Reply {

@@ -7,7 +7,7 @@ use pomona_clocks::wall_s;
 use pomona_common::{KeyId, NodeId};
 use pomona_decide::{ClusterState, Command, Deed};
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{Admin, Answer, Asked, current, reply, unavailable};
 use crate::audit::entries;
@@ -58,7 +58,7 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
             let detail = json!({
                 "admits": token.admits.to_string(), "name": token.name, "expires_s": token.expires_s, "lease": lease,
             });
-            ("token.create", id.to_string(), detail.to_string())
+            ("token.create", id.to_string(), text(&detail))
         }
         Command::RevokeToken(id) => ("token.revoke", id.to_string(), none()),
         Command::ApproveNode(id) => ("node.approve", node(id), none()),
@@ -79,13 +79,13 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
         Command::ForgiveKills { node: id, model } => ("kills.forgive", node(id), model.to_string()),
         Command::MakeKey { id, record } => {
             let detail = json!({ "terms": record.terms, "expires_s": record.expires_s });
-            ("key.create", format!("{} {id}", record.name), detail.to_string())
+            ("key.create", format!("{} {id}", record.name), text(&detail))
         }
         Command::RotateKey {
             id, grace_until_s, ..
         } => {
             let detail = json!({ "grace_until_s": grace_until_s });
-            ("key.rotate", key(id), detail.to_string())
+            ("key.rotate", key(id), text(&detail))
         }
         Command::ChangeKey { id, terms } => ("key.change", key(id), text(terms)),
         Command::RevokeKey(id) => ("key.revoke", key(id), none()),
@@ -111,8 +111,28 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
     }
 }
 
+/// What it says, without what it leaves open.
 fn text(value: &impl Serialize) -> String {
-    serde_json::to_string(value).unwrap_or_default()
+    let value = serde_json::to_value(value).unwrap_or_default();
+    said_only(value).map_or_else(String::new, |value| value.to_string())
+}
+
+fn said_only(value: Value) -> Option<Value> {
+    let kept = match value {
+        Value::Object(fields) => {
+            let fields = fields.into_iter();
+            let said = fields.filter_map(|(name, value)| Some((name, said_only(value)?)));
+            Value::Object(said.collect())
+        }
+        other => other,
+    };
+    let is_open = match &kept {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+    };
+    (!is_open).then_some(kept)
 }
 
 #[cfg(test)]

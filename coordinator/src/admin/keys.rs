@@ -136,6 +136,12 @@ async fn rotate(admin: Asked, UrlPath(key): UrlPath<String>, body: Bytes) -> Ans
         now_s,
     };
     let record = &state.keys.keys[&id];
+    if record.expires_s.is_some_and(|end_s| end_s <= now_s) {
+        return reply(
+            StatusCode::CONFLICT,
+            &json!({ "error": "this key has ended: make another one with `pomona key create`" }),
+        );
+    }
     show_once(
         write(&admin, command).await,
         &secret,
@@ -201,6 +207,12 @@ fn shown(id: KeyId, record: &KeyRecord, spent: &BTreeMap<Account, Windows>, now_
 
 /// The only answer with a key's text: the cluster keeps a hash.
 fn show_once(written: Answer, secret: &KeySecret, rest: impl FnOnce() -> Value) -> Answer {
+    if written.0 == StatusCode::SERVICE_UNAVAILABLE {
+        // If it was done all the same, nobody would ever see what opens it, or what replaced a key in use.
+        let why = serde_json::from_str::<Value>(&written.2).unwrap_or_default();
+        let why = why["error"].as_str().unwrap_or_default();
+        return unavailable(&format!("{why}. If it was done, this is the key: {secret}"));
+    }
     if written.0 != StatusCode::OK {
         return written;
     }

@@ -1,0 +1,306 @@
+//! What each request took, one line of JSON a request, for reports: who asked, what for, where it was answered,
+//! tokens, time by phase, the version of the knobs, and the share of energy. Neither prompts nor answers.
+
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use pomona_clocks::wall_ms;
+use pomona_common::{Accounting, Class, ClassReason, KeyId, ModelName, NodeId, RequestId};
+use pomona_journal::{Bounds, Journal};
+use serde::Serialize;
+
+use crate::access::Ticket;
+use crate::backend::Backend;
+
+/// 256 MiB: half a million requests and more.
+const BOUNDS: Bounds = Bounds {
+    file_bytes: 8 << 20,
+    files: 32,
+};
+/// Records that wait for the disk; what comes then is lost, and counted.
+const WAITING: usize = 1024;
+
+/// Where records go. Clones share it.
+#[derive(Debug, Clone)]
+pub struct UsageLog {
+    queue: SyncSender<Record>,
+    lost: Arc<AtomicU64>,
+}
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Record {
+    /// When it came, in milliseconds since 1970.
+    at_ms: u64,
+    request: RequestId,
+    key: Option<KeyId>,
+    model: ModelName,
+    class: Class,
+    class_reason: &'static str,
+    /// `finished`, `left` when the client went, else the code of the failure.
+    outcome: &'static str,
+    /// From arrival to the end.
+    took_ms: f64,
+    answers: Vec<Answer>,
+}
+
+/// One of the answers. What is not known stays out.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Answer {
+    #[serde(flatten)]
+    accounting: Accounting,
+    /// The machine's power at the end, for as long as the engine worked for this answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    joules: Option<f64>,
+    /// What that power was read from; `scripted` is no measurement.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    power_source: Option<String>,
+}
+
+impl UsageLog {
+    /// Writes to this folder, on a thread of its own, until the last clone is gone.
+    ///
+    /// # Errors
+    /// The folder cannot be used.
+    pub fn start(folder: &Path) -> io::Result<Self> {
+        let mut journal = Journal::open(folder, BOUNDS)?;
+        let (queue, records) = sync_channel::<Record>(WAITING);
+        let lost = Arc::new(AtomicU64::new(0));
+        let losses = lost.clone();
+        let write = move || {
+            for record in records {
+                let line = serde_json::to_string(&record).map_err(io::Error::from);
+                if let Err(error) = line.and_then(|line| journal.add(&line, false))
+                    && losses.fetch_add(1, Ordering::Relaxed) == 0
+                {
+                    tracing::warn!(%error, "usage is not written down");
+                }
+            }
+        };
+        std::thread::Builder::new()
+            .name("usage".into())
+            .spawn(write)
+            .map(|_| Self { queue, lost })
+    }
+
+    /// Records that could not be written since the start.
+    pub fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, record: Record) {
+        // A disk that is stuck must not keep answers waiting.
+        if self.queue.try_send(record).is_err() {
+            self.lost.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// The power of machines, by what they reported last: watts, and what they were read from.
+pub(crate) trait Power: Send + Sync {
+    fn power(&self, node: NodeId) -> Option<(f64, String)>;
+}
+
+impl<B: Backend> Power for B {
+    fn power(&self, node: NodeId) -> Option<(f64, String)> {
+        let reports = self.reports();
+        let machine = &reports.iter().find(|one| one.node == node)?.report.machine;
+        Some((machine.power.value()?.0.into(), machine.power_source.clone()))
+    }
+}
+
+/// Who asked, and what for.
+#[derive(Debug, Clone)]
+pub(crate) struct Asked {
+    pub(crate) request: RequestId,
+    pub(crate) key: Option<KeyId>,
+    pub(crate) model: ModelName,
+    pub(crate) class: Class,
+    pub(crate) class_reason: ClassReason,
+    pub(crate) began: Instant,
+    pub(crate) choices: u32,
+}
+
+/// Counts what a request takes, for its key and for the log; dropping it closes the account.
+pub(crate) struct Tally {
+    asked: Asked,
+    at_ms: u64,
+    ticket: Option<Ticket>,
+    log: UsageLog,
+    power: Arc<dyn Power>,
+    so_far: Mutex<SoFar>,
+}
+
+#[derive(Debug, Default)]
+struct SoFar {
+    finished: Vec<Accounting>,
+    /// Of all answers, as they came.
+    tokens: u64,
+    failed: Option<&'static str>,
+}
+
+impl Tally {
+    pub(crate) fn new(asked: Asked, ticket: Option<Ticket>, log: UsageLog, power: Arc<dyn Power>) -> Self {
+        Self {
+            at_ms: wall_ms(),
+            asked,
+            ticket,
+            log,
+            power,
+            so_far: Mutex::default(),
+        }
+    }
+
+    /// Tokens of answers, as they come.
+    pub(crate) fn took(&self, tokens: usize) {
+        self.so_far().tokens += tokens as u64;
+        if let Some(ticket) = &self.ticket {
+            ticket.took(tokens as u64);
+        }
+    }
+
+    /// One of the answers is whole.
+    pub(crate) fn finished(&self, accounting: &Accounting) {
+        self.so_far().finished.push(accounting.clone());
+    }
+
+    /// The rest will not come.
+    pub(crate) fn failed(&self, code: &'static str) {
+        self.so_far().failed = Some(code);
+    }
+
+    fn so_far(&self) -> MutexGuard<'_, SoFar> {
+        self.so_far.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn record(&self) -> Record {
+        let mut so_far = self.so_far();
+        let is_whole = so_far.finished.len() >= self.asked.choices as usize;
+        let outcome = so_far
+            .failed
+            .unwrap_or(if is_whole { "finished" } else { "left" });
+        let known: u64 = so_far
+            .finished
+            .iter()
+            .map(|one| u64::from(one.completion_tokens))
+            .sum();
+        let rest = so_far.tokens.saturating_sub(known);
+        if rest > 0 && !is_whole {
+            so_far.finished.push(Accounting {
+                completion_tokens: u32::try_from(rest).unwrap_or(u32::MAX),
+                ..Accounting::default()
+            });
+        }
+        let answer = |accounting: &Accounting| {
+            let power = accounting.node.and_then(|node| self.power.power(node));
+            let busy_s = accounting.step_share_ms / 1e3;
+            let (watts, power_source) = power.unzip();
+            Answer {
+                accounting: accounting.clone(),
+                joules: watts.map(|watts| watts * busy_s),
+                power_source,
+            }
+        };
+        let asked = &self.asked;
+        Record {
+            at_ms: self.at_ms,
+            request: asked.request,
+            key: asked.key,
+            model: asked.model.clone(),
+            class: asked.class,
+            class_reason: asked.class_reason.as_str(),
+            outcome,
+            took_ms: asked.began.elapsed().as_secs_f64() * 1e3,
+            answers: so_far.finished.iter().map(answer).collect(),
+        }
+    }
+}
+
+impl Drop for Tally {
+    fn drop(&mut self) {
+        self.log.add(self.record());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::Value;
+
+    use super::*;
+
+    struct Fixed;
+
+    impl Power for Fixed {
+        fn power(&self, _node: NodeId) -> Option<(f64, String)> {
+            Some((50.0, "scripted".into()))
+        }
+    }
+
+    fn tally(log: &UsageLog, choices: u32) -> Option<Tally> {
+        let asked = Asked {
+            request: RequestId::from_bits(1),
+            key: Some(KeyId::from_bits(2)),
+            model: "org/a".parse().ok()?,
+            class: Class::Batch,
+            class_reason: ClassReason::Key,
+            began: Instant::now(),
+            choices,
+        };
+        Some(Tally::new(asked, None, log.clone(), Arc::new(Fixed)))
+    }
+
+    fn accounting(node: Option<NodeId>) -> Accounting {
+        Accounting {
+            step_share_ms: 200.0,
+            completion_tokens: 4,
+            knob_version: 3,
+            node,
+            ..Accounting::default()
+        }
+    }
+
+    #[test]
+    fn a_record_says_what_was_taken_however_it_ended() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let log = UsageLog::start(folder.path())?;
+        let node = Some(NodeId::from_bits(9));
+        for (finished, failed) in [(2, None), (1, None), (0, Some("node_lost"))] {
+            let tally = tally(&log, 2).ok_or(io::ErrorKind::Other)?;
+            tally.took(10);
+            (0..finished).for_each(|_| tally.finished(&accounting(node)));
+            failed.into_iter().for_each(|code| tally.failed(code));
+        }
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while pomona_journal::lines(folder.path())?.len() < 3 && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let lines = pomona_journal::lines(folder.path())?;
+        let records: Vec<Value> = lines
+            .iter()
+            .filter_map(|line| serde_json::from_str(line).ok())
+            .collect();
+        let outcomes: Vec<&str> = records.iter().filter_map(|one| one["outcome"].as_str()).collect();
+        assert_eq!(outcomes, ["finished", "left", "node_lost"]);
+        let answer = &records[0]["answers"][0];
+        assert_eq!(
+            (&answer["joules"], &answer["power_source"]),
+            (&10.0.into(), &"scripted".into())
+        );
+        assert_eq!(
+            (&answer["knob_version"], &records[0]["class"]),
+            (&3.into(), &"batch".into())
+        );
+        // What the client did not wait for was made all the same.
+        let rest = &records[1]["answers"][1];
+        assert_eq!(rest["completion_tokens"], 6);
+        assert!(rest["joules"].is_null(), "nobody knows");
+        assert_eq!(log.lost(), 0);
+        Ok(())
+    }
+}
