@@ -8,11 +8,17 @@ use pomona_tests::{Cluster, MODEL, root};
 fn the_openai_package_and_curl_are_served() {
     let _lock = super::engine_lock();
     let cluster = Cluster::start("mlx");
+    let make = |arguments: &[&str]| {
+        let made = cluster.json(&[&["key", "create"], arguments].concat());
+        made["key"].as_str().unwrap().to_owned()
+    };
+    let key = make(&["helpers", "--class", "background"]);
+    let hasty = make(&["hasty", "--limit", "rpm=1"]);
     match std::env::var_os("POMONA_TEST_CLIENTS") {
         Some(packages) => {
             let output = Command::new("python3")
                 .arg(root().join("tests/e2e/openai_client.py"))
-                .args([cluster.base(), MODEL.to_owned()])
+                .args([cluster.base(), MODEL.to_owned(), key, hasty])
                 .env("PYTHONPATH", packages)
                 .output()
                 .expect("python3");

@@ -1,9 +1,9 @@
 """Drives a cluster with the openai package as its documentation shows.
-usage: openai_client.py BASE_URL MODEL"""
+usage: openai_client.py BASE_URL MODEL KEY HASTY_KEY, which may ask once a minute"""
 import sys
 import openai
 
-base, model = sys.argv[1:3]
+base, model, key, hasty_key = sys.argv[1:5]
 client = openai.OpenAI(base_url=base, api_key="unused", max_retries=0)
 assert [m.id for m in client.models.list()] == [model]
 assert client.models.retrieve(model).id == model
@@ -42,4 +42,25 @@ from concurrent.futures import ThreadPoolExecutor
 with ThreadPoolExecutor(4) as pool:
     answers = list(pool.map(lambda _: client.chat.completions.create(**ask).choices[0].message.content, range(4)))
 assert set(answers) == {"The capital of France is Paris."}, answers
+keyed = openai.OpenAI(base_url=base, api_key=key, max_retries=0)
+raw = keyed.chat.completions.with_raw_response.create(**ask)
+assert raw.headers["x-pomona-class"] == "background" and raw.headers["x-pomona-class-reason"] == "key"
+
+wrong = openai.OpenAI(base_url=base, api_key=key[:-4] + "AAAA", max_retries=0)
+try:
+    wrong.chat.completions.create(**ask)
+    raise SystemExit("accepted a wrong key")
+except openai.AuthenticationError as caught:
+    assert caught.code == "invalid_api_key", caught
+
+hasty = openai.OpenAI(base_url=base, api_key=hasty_key, max_retries=0)
+hasty.chat.completions.create(**dict(ask, max_tokens=1))
+# The minute slides: of two more one may still be let in.
+caught = None
+for _ in range(3):
+    try:
+        hasty.chat.completions.create(**dict(ask, max_tokens=1))
+    except openai.RateLimitError as error:
+        caught = error
+assert caught.code == "rate_limit_exceeded" and int(caught.response.headers["retry-after"]) >= 1, caught
 print("all good", openai.__version__)
