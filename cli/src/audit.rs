@@ -20,13 +20,26 @@ pub(crate) fn run(config: &Config, last: usize, noted: Option<&str>, json: bool)
         show(shown);
     }
     check(&entries, noted)?;
+    for (last, next) in gaps(&entries).filter(|_| !json) {
+        tables::say(&format!(
+            "Entries {} to {} are not on this coordinator; ask another one.",
+            last + 1,
+            next - 1
+        ));
+    }
     if let (Some(last), false) = (entries.last(), json) {
         tables::say(&format!(
-            "The chain holds from {} to {}. Note its end, to check it later with --noted:\n{}:{}",
+            "The chain holds, from {} to {}. Note its end, to check it later with --noted:\n{}:{}",
             entries[0].number, last.number, last.number, last.hash
         ));
     }
     Ok(())
+}
+
+/// Numbers between which entries are missing.
+fn gaps(entries: &[AuditEntry]) -> impl Iterator<Item = (u64, u64)> {
+    let pairs = entries.windows(2).map(|pair| (pair[0].number, pair[1].number));
+    pairs.filter(|(last, next)| *next > last + 1)
 }
 
 fn parse_noted(text: &str) -> anyhow::Result<(u64, AuditHash)> {
@@ -39,12 +52,16 @@ fn parse_noted(text: &str) -> anyhow::Result<(u64, AuditHash)> {
 }
 
 fn check(entries: &[AuditEntry], noted: Option<(u64, AuditHash)>) -> anyhow::Result<()> {
-    // The first one follows from nothing only when it is the first there ever was.
-    let before = entries.first().filter(|first| first.number == 1);
-    if let Err(number) = verify(before.map(|_| AuditHash::default()), entries) {
-        bail!(
-            "the log is broken at entry {number}: it does not follow from what is before it. Compare with the other coordinators"
-        );
+    // A coordinator that was off for long has missed some: what is there is checked by itself.
+    let runs = entries.chunk_by(|one, next| next.number <= one.number + 1);
+    for run in runs {
+        // The first one follows from nothing only when it is the first there ever was.
+        let before = run.first().filter(|first| first.number == 1);
+        if let Err(number) = verify(before.map(|_| AuditHash::default()), run) {
+            bail!(
+                "the log is broken at entry {number}: it does not follow from what is before it. Compare with the other coordinators"
+            );
+        }
     }
     let Some((number, hash)) = noted else {
         return Ok(());
@@ -90,6 +107,13 @@ mod tests {
         let (one, other) = (AuditHash([1; 32]), AuditHash([2; 32]));
         assert!(check(&[entry(one)], None).is_ok());
         assert!(check(&[entry(one), entry(one)], None).is_err());
+        let later = AuditEntry {
+            number: 9,
+            ..entry(other)
+        };
+        let missing = [entry(one), later];
+        assert!(check(&missing, None).is_ok());
+        assert_eq!(gaps(&missing).collect::<Vec<_>>(), [(7, 9)]);
         let noted = parse_noted(&format!("7:{one}"))?;
         assert!(check(&[entry(one)], Some(noted)).is_ok());
         assert!(check(&[entry(other)], Some(noted)).is_err());

@@ -19,9 +19,9 @@ pub(crate) fn folder(state: &Path) -> PathBuf {
     state.join("coordinator/audit")
 }
 
-/// All entries that are known here, the oldest first: those on disk, and what the state has after them.
-/// Reads files.
-pub(crate) fn entries(folder: &Path, book: &AuditBook) -> Vec<AuditEntry> {
+/// All entries that are known here, the oldest first: those on disk, and what the state has after them, which
+/// is looked at last. Reads files.
+pub(crate) fn entries(folder: &Path, replica: &Replica) -> Vec<AuditEntry> {
     let lines = pomona_journal::lines(folder).unwrap_or_else(|error| {
         tracing::error!(%error, folder = %folder.display(), "the audit log on disk is not readable");
         Vec::new()
@@ -30,6 +30,7 @@ pub(crate) fn entries(folder: &Path, book: &AuditBook) -> Vec<AuditEntry> {
         .iter()
         .filter_map(|line| serde_json::from_str(line).ok())
         .collect();
+    let book = &replica.known().audit;
     if is_foreign(entries.last(), book) {
         entries.clear();
     }

@@ -33,11 +33,7 @@ pub(crate) async fn respond(mut running: Running) -> Response<Body> {
     let collected = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, try_join_all(answers)).await;
     let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
     match collected.unwrap_or(Err(Failure::TimedOut { limit_s })) {
-        Ok(choices) => {
-            let accountings = choices.iter().map(|choice| &choice.accounting);
-            accountings.for_each(|accounting| running.tally.finished(accounting));
-            error::json_response(StatusCode::OK, &whole(&running, &choices))
-        }
+        Ok(choices) => error::json_response(StatusCode::OK, &whole(&running, &choices)),
         Err(failure) => {
             running.tally.failed(error::code(&failure));
             error::response(&failure)
@@ -66,6 +62,7 @@ async fn collect(
                 choice.text.push_str(&answer.finish());
                 choice.reason = reason;
                 choice.accounting = accounting;
+                running.tally.finished(&choice.accounting);
                 return Ok(choice);
             }
             Some(GenerationEvent::Chunk(chunk)) => {
@@ -80,6 +77,7 @@ async fn collect(
                     if piece.stopped {
                         // Dropping the stream cancels the rest; what it cost so far is known.
                         choice.accounting = running.accounting_so_far(tokens);
+                        running.tally.finished(&choice.accounting);
                         return Ok(choice);
                     }
                 }

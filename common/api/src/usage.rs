@@ -198,7 +198,8 @@ impl Tally {
         let answer = |accounting: &Accounting| {
             let power = accounting.node.and_then(|node| self.power.power(node));
             let busy_s = accounting.step_share_ms / 1e3;
-            let (watts, power_source) = power.unzip();
+            // Of an answer that was cut off, nobody has told for how long the engine worked.
+            let (watts, power_source) = power.filter(|_| busy_s > 0.0).unzip();
             Answer {
                 accounting: accounting.clone(),
                 joules: watts.map(|watts| watts * busy_s),

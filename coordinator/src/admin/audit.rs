@@ -19,9 +19,9 @@ pub(super) fn routes() -> Router<Admin> {
 
 async fn show(asked: Asked) -> Answer {
     match current(&asked).await {
-        Ok(state) => {
-            let folder = asked.audit.clone();
-            let read = tokio::task::spawn_blocking(move || entries(&folder, &state.audit));
+        Ok(_) => {
+            let (folder, replica) = (asked.audit.clone(), asked.backend.replica.clone());
+            let read = tokio::task::spawn_blocking(move || entries(&folder, &replica));
             match read.await {
                 Ok(entries) => reply(StatusCode::OK, &json!(entries)),
                 Err(error) => unavailable(&error),
