@@ -44,11 +44,11 @@ pub(crate) async fn keep(replica: Replica, folder: PathBuf, stop: CancellationTo
     let mut state = replica.state();
     let mut written = None;
     loop {
-        let book = state.borrow_and_update().audit.clone();
-        if written != Some(book.head()) {
-            let head = book.head();
+        let seen = state.borrow_and_update().clone();
+        let head = seen.audit.head();
+        if written != Some(head) {
             let folder = folder.clone();
-            let outcome = tokio::task::spawn_blocking(move || write(&folder, &book)).await;
+            let outcome = tokio::task::spawn_blocking(move || write(&folder, &seen.audit)).await;
             match outcome {
                 Ok(Ok(())) => written = Some(head),
                 Ok(Err(error)) => tracing::error!(%error, "the audit log is not on disk"),

@@ -48,7 +48,7 @@ struct Record {
     answers: Vec<Answer>,
 }
 
-/// One of the answers. What is not known stays out.
+/// One of the answers. Times that the engine has not told are 0, and energy that is not known stays out.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Answer {
     #[serde(flatten)]

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -132,11 +132,20 @@ fn numbers(folder: &Path) -> io::Result<Vec<u64>> {
 /// A file to add to, and how long it is. What a crash has cut off there gets an end.
 fn begin(folder: &Path, number: u64) -> io::Result<(File, u64)> {
     let path = path(folder, number);
-    let before = fs::read(&path).unwrap_or_default();
     let mut options = OpenOptions::new();
-    let mut file = options.create(true).append(true).mode(0o600).open(&path)?;
-    let mut bytes = before.len() as u64;
-    if before.last().is_some_and(|last| *last != b'\n') {
+    let mut file = options
+        .create(true)
+        .read(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)?;
+    let mut bytes = file.metadata()?.len();
+    let mut last = *b"\n";
+    if bytes > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        file.read_exact(&mut last)?;
+    }
+    if last != *b"\n" {
         file.write_all(b"\n")?;
         bytes += 1;
     }
