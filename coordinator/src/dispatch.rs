@@ -186,7 +186,7 @@ impl Dispatcher {
                     in_flight,
                     draining: state.availability(*id, now_s).is_draining()
                         || state.gates.relocates(*id, &generation.model, now_s),
-                    spared: is_batch && state.spares(*id),
+                    spared: generation.class != Class::Interactive && state.spares(*id),
                     shunned: is_batch && role == Some(MachineRole::Laptop),
                     full: is_batch && of_class >= slots,
                 })
@@ -218,7 +218,6 @@ impl Dispatcher {
     /// the request until the model is back.
     fn planned(&self, generation: &Generation) -> Vec<Candidate> {
         let model = &generation.model;
-        let is_batch = generation.class == Class::Batch;
         let now_s = wall_s();
         let state = self.replica.known();
         let nodes = state.plan.nodes.iter();
@@ -231,7 +230,7 @@ impl Dispatcher {
                 queued: 0,
                 in_flight: 0,
                 draining: state.availability(*id, now_s).is_draining(),
-                spared: is_batch && state.spares(*id),
+                spared: generation.class != Class::Interactive && state.spares(*id),
                 shunned: false,
                 full: false,
             })

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
 use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Rung};
-use pomona_decide::{EntryPlace, Here, entry};
+use pomona_decide::{EntryPlace, Held, entry};
 use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use tokio::sync::{Semaphore, watch};
 
@@ -102,7 +102,7 @@ impl Entry {
 
     /// The text side of a model that is not in this store.
     pub(crate) async fn fetch_text(&self, model: &ModelName) -> Result<TextBundle, Failure> {
-        for (place, _) in entry(Here::Absent, &self.coordinators.reachable(), &[]) {
+        for (place, _) in self.places(Class::Interactive, Held::Absent, &[]) {
             let EntryPlace::Coordinator(number) = place else {
                 continue;
             };
@@ -117,23 +117,17 @@ impl Entry {
         Err(self.not_in_reach(model))
     }
 
-    fn here(&self, generation: &Generation) -> Here {
+    fn places(&self, class: Class, held: Held, avoid: &[EntryPlace]) -> Vec<(EntryPlace, &'static str)> {
+        entry(class, held, self.rung(), &self.coordinators.reachable(), avoid)
+    }
+
+    fn held(&self, generation: &Generation) -> Held {
         if self.check_digests(generation).is_err() || !self.keys.is_in(&generation.pools) {
-            return Here::Absent;
-        }
-        if generation.class == Class::Batch && self.rung() > Rung::Normal {
-            return Here::Spared;
+            return Held::Absent;
         }
         let view = self.supervisor.view();
-        let view = view.borrow();
-        if view.loaded.contains(&generation.model) {
-            match generation.class {
-                Class::Batch => Here::Shared,
-                Class::Interactive | Class::Background => Here::Loaded,
-            }
-        } else {
-            Here::Expected
-        }
+        let is_loaded = view.borrow().loaded.contains(&generation.model);
+        if is_loaded { Held::Loaded } else { Held::Expected }
     }
 
     /// Whether this node has the content that the request was resolved for.
@@ -175,7 +169,7 @@ impl Places for Entry {
         seek: Seek,
     ) -> Result<(EntryPlace, Promise), Failure> {
         let mut refusal = self.not_answered(generation);
-        let places = entry(self.here(generation), &self.coordinators.reachable(), avoid);
+        let places = self.places(generation.class, self.held(generation), avoid);
         let is_wanted = |place: &EntryPlace| seek == Seek::Any || !avoid.contains(place);
         for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {
             tracing::debug!(?place, reason, request = %generation.request, "asked");

@@ -1,7 +1,6 @@
 //! API keys at this node's own endpoint: what coordinators tell of them, kept on disk for when none is in
 //! reach, and what they took here.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,7 +14,7 @@ use pomona_keys::Learned;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::files::write_whole;
+use crate::files::{read_json, write_json};
 
 /// Many keys come one after the other: they are written this often.
 const WRITES: Duration = Duration::from_secs(1);
@@ -49,15 +48,7 @@ impl Keys {
     /// The file is there and cannot be read.
     pub(crate) fn open(folder: &Path, access: Access, cluster: Option<ClusterId>) -> io::Result<Self> {
         let path = folder.join("keys");
-        let on_disk: OnDisk = match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).unwrap_or_else(|error| {
-                // Coordinators tell it again.
-                tracing::warn!(%error, path = %path.display(), "the API keys on disk are not readable");
-                OnDisk::default()
-            }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => OnDisk::default(),
-            Err(error) => return Err(error),
-        };
+        let on_disk: OnDisk = read_json(&path)?;
         // Another cluster's keys open nothing here.
         let learned = if on_disk.cluster == cluster {
             on_disk.learned
@@ -136,10 +127,7 @@ impl Keys {
             if let Some((path, on_disk)) = self.unwritten()
                 && !(is_last && self.role() == Some(MachineRole::Rented))
             {
-                let write = move || {
-                    let text = serde_json::to_string(&on_disk).map_err(io::Error::from)?;
-                    write_whole(&path, &text)
-                };
+                let write = move || write_json(&path, &on_disk);
                 // Disks may be slow, and requests ask what is known.
                 match tokio::task::spawn_blocking(write).await {
                     Ok(Ok(())) => {}

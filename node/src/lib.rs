@@ -12,6 +12,7 @@ mod files;
 mod giver;
 mod instructions;
 mod keys;
+mod last_told;
 mod lease;
 mod neighbours;
 mod paths;
@@ -52,6 +53,7 @@ use credentials::Credentials;
 use entry::Entry;
 use instructions::Instructed;
 use keys::Keys;
+use last_told::LastTold;
 use lease::Lease;
 use neighbours::Neighbours;
 use reporter::Reporter;
@@ -266,6 +268,8 @@ impl Node {
         match credentials.zip(sharing) {
             Some((credentials, sharing)) => {
                 let cluster = credentials.cluster();
+                let last_told = LastTold::open(&folder, cluster).map_err(state_error(&folder))?;
+                last_told.resume(&instructed, &supervisor, &store).await;
                 let context = session::SessionContext {
                     id,
                     name,
@@ -284,12 +288,14 @@ impl Node {
                     lease: lease.clone(),
                     vault: vault.clone(),
                     instructed: instructed.clone(),
+                    last_told: last_told.clone(),
                     keys: keys.clone(),
                     dialler: Dialler::default(),
                 };
                 let own = (id, context.serves);
                 discovery = discover(config, cluster, own, &coordinators, &sharing.neighbours);
                 tasks.spawn(keys.run(working.clone()));
+                tasks.spawn(last_told.run(working.clone()));
                 tasks.spawn(lease.clone().run(supervisor, working, stopped.clone()));
                 tasks.spawn(notice_sleep(coordinators.clone(), stopped.clone()));
                 let reach = coordinators.clone();

@@ -22,6 +22,7 @@ use crate::fetcher::{Fetcher, Wish};
 use crate::giver::Giver;
 use crate::instructions::Instructed;
 use crate::keys::Keys;
+use crate::last_told::LastTold;
 use crate::lease::Lease;
 use crate::reporter::Reporter;
 use crate::store::Store;
@@ -60,6 +61,7 @@ pub(crate) struct SessionContext {
     pub(crate) lease: Lease,
     pub(crate) vault: Arc<Vault>,
     pub(crate) instructed: Instructed,
+    pub(crate) last_told: LastTold,
     pub(crate) keys: Keys,
     pub(crate) dialler: Dialler,
 }
@@ -273,16 +275,16 @@ impl SessionContext {
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Relief { applied, relief } => self.instructed.relieve(applied, relief),
-            CoordinatorMessage::Knobs(set) => self.instructed.set_knobs(*set),
+            CoordinatorMessage::Knobs(set) => {
+                self.last_told.learn_knobs(&set);
+                self.instructed.set_knobs(*set);
+            }
             CoordinatorMessage::Keys { .. }
             | CoordinatorMessage::Key { .. }
             | CoordinatorMessage::Spent { .. } => self.keys.learn(message),
             CoordinatorMessage::Target(target) => {
-                let models = target.models.into_keys();
-                let models = models
-                    .map(|name| (name.clone(), self.store.path(&name)))
-                    .collect();
-                self.supervisor.set_target(target.generation, models).await;
+                self.last_told.learn_target(&target);
+                self.supervisor.follow(target, &self.store).await;
             }
         }
     }

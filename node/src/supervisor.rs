@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
+use pomona_common::plan::NodeTarget;
 use pomona_common::report::EngineReport;
 use pomona_common::signs::FirstToken;
 use pomona_common::{Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
@@ -234,6 +235,13 @@ impl Supervisor {
     pub(crate) async fn set_target(&self, generation: u64, models: BTreeMap<ModelName, PathBuf>) {
         // Fails only when the node is stopping.
         let _ = self.requests.send(Request::Target { generation, models }).await;
+    }
+
+    /// Follows what coordinators want this node to hold.
+    pub(crate) async fn follow(&self, target: NodeTarget, store: &Store) {
+        let models = target.models.into_keys();
+        let models = models.map(|name| (name.clone(), store.path(&name))).collect();
+        self.set_target(target.generation, models).await;
     }
 
     /// The engine as it is, and news of it.

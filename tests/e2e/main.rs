@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod alone;
 mod api;
 mod clients;
 mod command;

@@ -10,7 +10,7 @@ const SOON: Duration = Duration::from_secs(20);
 /// the figure is printed.
 const REPLACED: Duration = Duration::from_secs(10);
 
-fn holders(at: &Machine) -> Vec<(String, bool)> {
+pub(crate) fn holders(at: &Machine) -> Vec<(String, bool)> {
     let plan = at.json(&["plan", "show"]);
     let holders = plan["models"][0]["holders"]
         .as_array()

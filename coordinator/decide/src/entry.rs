@@ -1,5 +1,21 @@
-//! Where a request that came to a node's own endpoint is answered: here, or through which
-//! coordinator.
+//! Where a request that came to a node's own endpoint is answered: here, or through which coordinator.
+//!
+//! The table, for a machine with a coordinator in reach; *here* is its engine, *cluster* whatever machine a
+//! coordinator finds, and what is named second is asked when the first refuses (its queue is full, say):
+//!
+//! | the model is | the machine is | interactive | background | batch |
+//! |---|---|---|---|---|
+//! | loaded | well | here, cluster | here, cluster | cluster, here |
+//! | loaded | spared | here, cluster | cluster, here | cluster, here (which refuses) |
+//! | expected | well or spared | cluster, here (which waits) | likewise | likewise |
+//! | absent | well or spared | cluster | cluster | cluster |
+//!
+//! *Spared* is what the cluster says of a machine that is hot, short of memory, busy with a person, or on its
+//! battery and so asleep before long. A *drained* machine answers for what it still holds, as above, until the
+//! plan has brought that elsewhere and it is absent. With no coordinator in reach there is *here* alone, and
+//! where that is absent too the request is refused with the reason.
+
+use pomona_common::{Class, Rung};
 
 /// One place to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,16 +28,12 @@ pub enum EntryPlace {
 
 /// What this node has of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Here {
+pub enum Held {
     /// The engine answers for it.
     Loaded,
-    /// It does, and the work is such as nobody waits for: whoever sees all machines says where it goes.
-    Shared,
     /// It is to be loaded, or loaded again: requests wait for it.
     Expected,
-    /// It may be there, and the machine is spared work of this class.
-    Spared,
-    /// Nothing, or other contents under the name.
+    /// Nothing, or other contents under the name, or the request may not be answered here.
     Absent,
 }
 
@@ -34,13 +46,19 @@ pub struct Reachable {
     pub rtt_us: u64,
 }
 
-/// Orders the places, the best first; those in `avoid`, which failed this answer, come last.
-///
-/// The engine here goes first when it answers at once; batch work goes through a coordinator, which knows the
-/// racks. While it loads, a replica elsewhere is sooner; nobody in reach, the request waits here. On a machine that is spared the engine is asked
-/// last, and says why it takes nothing. Of coordinators the nearest goes first, ties by number.
+/// When the engine here is asked, beside the coordinators, and why.
+enum Turn {
+    First(&'static str),
+    Last(&'static str),
+    Never,
+}
+
+/// Orders the places, the best first; those in `avoid`, which failed this answer, come last. Of coordinators
+/// the nearest goes first, ties by number.
 pub fn entry(
-    here: Here,
+    class: Class,
+    held: Held,
+    rung: Rung,
     coordinators: &[Reachable],
     avoid: &[EntryPlace],
 ) -> Vec<(EntryPlace, &'static str)> {
@@ -48,70 +66,93 @@ pub fn entry(
     // Half a millisecond is noise.
     nearest.sort_by_key(|reachable| (reachable.rtt_us / 500, reachable.number));
     let through = nearest.into_iter().map(|reachable| {
-        (
-            EntryPlace::Coordinator(reachable.number),
-            "elsewhere in the cluster",
-        )
+        let place = EntryPlace::Coordinator(reachable.number);
+        (place, "elsewhere in the cluster")
     });
-    let mut order = Vec::with_capacity(1 + coordinators.len());
-    match here {
-        Here::Loaded => {
-            order.push((EntryPlace::Here, "loaded on this node"));
-            order.extend(through);
-        }
-        Here::Shared => {
-            order.extend(through);
-            order.push((
-                EntryPlace::Here,
-                "loaded on this node, and no coordinator has a place",
-            ));
-        }
-        Here::Expected => {
-            order.extend(through);
-            order.push((EntryPlace::Here, "about to be loaded on this node"));
-        }
-        Here::Spared => {
-            order.extend(through);
-            order.push((EntryPlace::Here, "this machine is spared"));
-        }
-        Here::Absent => order.extend(through),
+    let mut order: Vec<_> = through.collect();
+    match turn(class, held, rung) {
+        Turn::First(why) => order.insert(0, (EntryPlace::Here, why)),
+        Turn::Last(why) => order.push((EntryPlace::Here, why)),
+        Turn::Never => {}
     }
     // Stable: the order within both parts stays.
     order.sort_by_key(|(place, _)| avoid.contains(place));
     order
 }
 
+/// The module's table.
+fn turn(class: Class, held: Held, rung: Rung) -> Turn {
+    let is_spared = rung > Rung::Normal;
+    match (held, class) {
+        (Held::Absent, _) => Turn::Never,
+        // While it loads, a replica elsewhere is sooner.
+        (Held::Expected, _) => Turn::Last("about to be loaded on this node"),
+        (Held::Loaded, Class::Interactive) => Turn::First("loaded on this node"),
+        (Held::Loaded, Class::Background) if !is_spared => Turn::First("loaded on this node"),
+        (Held::Loaded, _) if is_spared => Turn::Last("loaded on this node, which is spared"),
+        // Nobody waits for it: whoever sees all machines says where it goes.
+        (Held::Loaded, _) => Turn::Last("loaded on this node, and no coordinator has a place"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn here_first_when_loaded_then_the_nearest_coordinator() {
-        use EntryPlace::{Coordinator, Here as Engine};
+    fn places(class: Class, held: Held, rung: Rung, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
         let at = |number, rtt_us| Reachable { number, rtt_us };
         let three = [at(1, 9_000), at(2, 300), at(3, 100)];
-        let places = |here, coordinators: &[Reachable], avoid: &[EntryPlace]| -> Vec<EntryPlace> {
-            let order = entry(here, coordinators, avoid);
-            order.into_iter().map(|(place, _)| place).collect()
-        };
-        let far = [Coordinator(2), Coordinator(3), Coordinator(1)];
-        assert_eq!(places(Here::Loaded, &three, &[]), [&[Engine], &far[..]].concat());
+        let order = entry(class, held, rung, &three, avoid);
+        order.into_iter().map(|(place, _)| place).collect()
+    }
+
+    #[test]
+    fn every_cell_of_the_table() {
+        use EntryPlace::{Coordinator, Here};
+        let cluster = vec![Coordinator(2), Coordinator(3), Coordinator(1)];
+        let here_first = [&[Here], &cluster[..]].concat();
+        let here_last = [&cluster[..], &[Here]].concat();
+        // Interactive, background, batch.
+        let rows = [
+            (Held::Loaded, false, [&here_first, &here_first, &here_last]),
+            (Held::Loaded, true, [&here_first, &here_last, &here_last]),
+            (Held::Expected, false, [&here_last; 3]),
+            (Held::Expected, true, [&here_last; 3]),
+            (Held::Absent, false, [&cluster; 3]),
+            (Held::Absent, true, [&cluster; 3]),
+        ];
+        for (held, is_spared, wanted) in rows {
+            let rungs = Rung::ALL
+                .into_iter()
+                .filter(|rung| (*rung > Rung::Normal) == is_spared);
+            for (rung, (class, wanted)) in rungs.flat_map(|rung| {
+                let cells = Class::ALL.into_iter().zip(wanted);
+                cells.map(move |cell| (rung, cell))
+            }) {
+                assert_eq!(
+                    places(class, held, rung, &[]),
+                    *wanted,
+                    "{class}, {held:?}, {rung}"
+                );
+                let alone = entry(class, held, rung, &[], &[]);
+                assert_eq!(
+                    alone.len(),
+                    usize::from(held != Held::Absent),
+                    "{class}, {held:?}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn what_failed_comes_last_and_nobody_is_left_out() {
+        use EntryPlace::{Coordinator, Here};
+        let failed = [Here, Coordinator(2)];
         assert_eq!(
-            places(Here::Expected, &three, &[]),
-            [&far[..], &[Engine]].concat()
+            places(Class::Interactive, Held::Loaded, Rung::Normal, &failed),
+            [Coordinator(3), Coordinator(1), Here, Coordinator(2)]
         );
-        assert_eq!(places(Here::Shared, &three, &[]), [&far[..], &[Engine]].concat());
-        assert_eq!(places(Here::Shared, &[], &[]), [Engine]);
-        assert_eq!(places(Here::Spared, &three, &[]), [&far[..], &[Engine]].concat());
-        assert_eq!(places(Here::Absent, &three, &[]), far);
-        // One that failed comes last, and nobody is left out.
-        assert_eq!(
-            places(Here::Loaded, &three, &[Engine, Coordinator(2)]),
-            [Coordinator(3), Coordinator(1), Engine, Coordinator(2)]
-        );
-        // No coordinator in reach: the engine here is all there is.
-        assert_eq!(places(Here::Loaded, &[], &[Engine]), [Engine]);
-        assert_eq!(places(Here::Expected, &[], &[]), [Engine]);
-        assert!(places(Here::Absent, &[], &[]).is_empty());
+        let alone = entry(Class::Interactive, Held::Loaded, Rung::Normal, &[], &[Here]);
+        assert_eq!(alone.len(), 1, "the engine here is all there is");
     }
 }

@@ -11,7 +11,7 @@ use pomona_probe::{KillCause, KillTally};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use crate::files::write_whole;
+use crate::files::write_json;
 use crate::supervisor::Request;
 
 /// Reports of what happened before the system started are written for some minutes after that.
@@ -84,8 +84,7 @@ impl LastRun {
             began_ms: pomona_clocks::wall_ms(),
             suspect: suspect.clone(),
         };
-        let text = serde_json::to_string(&running).map_err(io::Error::from);
-        if let Err(error) = text.and_then(|text| write_whole(&self.path, &text)) {
+        if let Err(error) = write_json(&self.path, &running) {
             tracing::warn!(%error, "what runs is not written down");
         }
         // Once: a full disk does not get emptier by trying every second.
