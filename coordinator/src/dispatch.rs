@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
 use pomona_common::{Class, Failure, Generation, MachineRole, ModelName, NodeId, Pools, Rung, limits};
-use pomona_decide::{Candidate, ClusterState, Command, Heard, plan, route};
+use pomona_decide::{Affinity, Candidate, ClusterState, Command, Heard, Marks, plan, route};
 use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
@@ -37,6 +37,8 @@ pub(crate) struct Dispatcher {
     sessions: Arc<Sessions>,
     unplaced: Arc<Mutex<Option<Unplaced>>>,
     moves: Arc<Semaphore>,
+    affinity: Arc<Mutex<Affinity>>,
+    began: Instant,
 }
 
 /// Models without a place and why, and when that was worked out.
@@ -49,6 +51,8 @@ impl Dispatcher {
             sessions,
             unplaced: Arc::default(),
             moves: pomona_dispatch::moves(),
+            affinity: Arc::default(),
+            began: Instant::now(),
         }
     }
 
@@ -161,9 +165,14 @@ impl Dispatcher {
         }
     }
 
-    fn candidates(&self, generation: &Generation) -> Vec<Candidate> {
+    fn affinity(&self) -> MutexGuard<'_, Affinity> {
+        self.affinity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn candidates(&self, generation: &Generation, marks: &Marks) -> Vec<Candidate> {
         let now_s = wall_s();
         let state = self.replica.known();
+        let warm = self.affinity().warm(marks, self.began.elapsed());
         self.sessions
             .all()
             .iter()
@@ -179,6 +188,8 @@ impl Dispatcher {
                 // Nobody waits for batch work, so it need not warm a person's machine.
                 let is_batch = generation.class == Class::Batch;
                 let role = state.nodes.get(id).map(|record| record.role);
+                let is_relieved = state.spares(*id);
+                let known = warm.get(id).copied().unwrap_or(0);
                 Some(Candidate {
                     node: *id,
                     heard: connected.heard(),
@@ -186,17 +197,23 @@ impl Dispatcher {
                     in_flight,
                     draining: state.availability(*id, now_s).is_draining()
                         || state.gates.relocates(*id, &generation.model, now_s),
-                    spared: generation.class != Class::Interactive && state.spares(*id),
+                    spared: generation.class != Class::Interactive && is_relieved,
                     shunned: is_batch && role == Some(MachineRole::Laptop),
                     full: is_batch && of_class >= slots,
+                    warm: if is_relieved { 0 } else { known },
                 })
             })
             .collect()
     }
 
     /// Nodes that may be asked for an answer.
-    async fn worth_asking(&self, generation: &Generation, avoid: &[NodeId], seek: Seek) -> Vec<Candidate> {
-        let mut candidates = self.candidates(generation);
+    async fn worth_asking(
+        &self,
+        generation: &Generation,
+        marks: &Marks,
+        (avoid, seek): (&[NodeId], Seek),
+    ) -> Vec<Candidate> {
+        let mut candidates = self.candidates(generation, marks);
         if seek == Seek::Better {
             // Who would have it wait, or stand still, is no better.
             candidates.retain(|one| !one.spared && !one.draining && !one.full && !avoid.contains(&one.node));
@@ -233,6 +250,7 @@ impl Dispatcher {
                 spared: generation.class != Class::Interactive && state.spares(*id),
                 shunned: false,
                 full: false,
+                warm: 0,
             })
             .collect()
     }
@@ -253,7 +271,8 @@ impl Places for Dispatcher {
         avoid: &[NodeId],
         seek: Seek,
     ) -> Result<(NodeId, Promise), Failure> {
-        let candidates = self.worth_asking(generation, avoid, seek).await;
+        let marks = Marks::of(generation);
+        let candidates = self.worth_asking(generation, &marks, (avoid, seek)).await;
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
@@ -273,6 +292,7 @@ impl Places for Dispatcher {
             let in_flight = InFlight::new(connected.clone());
             match pomona_dispatch::ask(&connected.session, route.node, chosen.clone(), GRANT).await {
                 Ok(promise) => {
+                    self.affinity().note(&marks, route.node, self.began.elapsed());
                     // A node answers for itself, whoever it names.
                     let promise = promise.made_by(route.node).holding(in_flight);
                     return Ok((route.node, promise));

@@ -26,6 +26,7 @@ mod resume;
 mod roles;
 mod service;
 mod sleep;
+mod sticky;
 mod telemetry;
 mod weights;
 

@@ -355,7 +355,6 @@ impl Coordinator {
     }
 
     fn candidates(&self, generation: &Generation, now: u64, now_s: u64) -> Vec<Candidate> {
-        let is_batch = generation.class == Class::Batch;
         let awake = self.machine.awake(now);
         let of_node = |(id, connected): (&NodeId, &Connected)| {
             let (at, report) = connected.report.as_ref()?;
@@ -366,9 +365,10 @@ impl Coordinator {
                 queued: loaded.running + loaded.waiting,
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
-                spared: is_batch && self.state.spares(*id),
+                spared: generation.class != Class::Interactive && self.state.spares(*id),
                 shunned: false,
                 full: false,
+                warm: 0,
             })
         };
         self.sessions.iter().filter_map(of_node).collect()

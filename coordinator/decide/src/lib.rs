@@ -4,6 +4,7 @@
 //! every decision returns its reason.
 #![forbid(unsafe_code)]
 
+pub mod affinity;
 pub mod apply;
 pub mod audit;
 pub mod command;
@@ -30,6 +31,7 @@ pub mod state;
 pub mod telemetry;
 mod upgrade;
 
+pub use affinity::{Affinity, Marks};
 pub use apply::apply;
 pub use audit::{AuditBook, AuditEntry, AuditHash, Audited, Deed};
 pub use command::{Command, Reply};

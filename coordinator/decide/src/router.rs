@@ -1,5 +1,7 @@
 //! Where a request goes: a decision over a snapshot of the nodes that hold its model.
 
+use std::cmp::Reverse;
+
 use pomona_common::NodeId;
 
 use crate::heard::Heard;
@@ -23,11 +25,24 @@ pub struct Candidate {
     pub shunned: bool,
     /// Whether all slots of its class are taken there.
     pub full: bool,
+    /// Tokens of the prompt's beginning that it has, as far as known (see [`Affinity`](crate::Affinity)).
+    pub warm: u32,
 }
+
+/// A node that has the prompt's beginning may have so many more answers than the least loaded one: they slow
+/// this answer less than its prefill would, and with more one node would do all the work for a system prompt
+/// that everybody sends.
+const WARM_SLACK: u32 = 2;
 
 impl Candidate {
     fn load(&self) -> u32 {
         self.in_flight.max(self.queued)
+    }
+
+    /// What comes before load: who is to be asked last.
+    fn misfit(&self) -> impl Ord + use<> {
+        let last = (self.draining, self.spared, self.heard.is_late());
+        (last, (self.full, self.shunned))
     }
 }
 
@@ -41,14 +56,18 @@ pub struct Route {
 }
 
 /// Orders the candidates, the best first: drained nodes last, before them spared ones, fresh before stale, free
-/// before full, machines in a rack before laptops where that matters, then the least loaded; ties by id
-/// so that the order is one. The node has the last word: a refusal goes to the next.
+/// before full, machines in a rack before laptops where that matters; then who has most of the prompt's
+/// beginning, unless it is much busier than others, then the least loaded; ties by id so that the order is one.
+/// The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate]) -> Vec<Route> {
+    let best = candidates.iter().min_by_key(|c| (c.misfit(), c.load()));
+    let least = best.map_or(0, Candidate::load);
+    let warm = |c: &Candidate| {
+        let may_wait = c.load() <= least.saturating_add(WARM_SLACK);
+        if may_wait { c.warm } else { 0 }
+    };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
-    order.sort_by_key(|c| {
-        let last = (c.draining, c.spared, c.heard.is_late());
-        (last, (c.full, c.shunned), c.load(), c.node)
-    });
+    order.sort_by_key(|c| (c.misfit(), Reverse(warm(c)), c.load(), c.node));
     let alone = order.len() == 1;
     order
         .into_iter()
@@ -58,8 +77,9 @@ pub fn route(candidates: &[Candidate]) -> Vec<Route> {
                 (true, _) => "the only replica",
                 _ if candidate.spared => "others refused, and this one is spared",
                 _ if candidate.draining => "others refused, and this one is drained",
-                (false, false) => "least loaded replica",
                 (false, true) => "its last report is stale",
+                (false, false) if warm(candidate) > 0 => "it has the beginning of the prompt",
+                (false, false) => "least loaded replica",
             },
         })
         .collect()
@@ -69,10 +89,28 @@ pub fn route(candidates: &[Candidate]) -> Vec<Route> {
 mod tests {
     use super::*;
 
+    fn idle(id: u128) -> Candidate {
+        Candidate {
+            node: NodeId::from_bits(id),
+            heard: Heard::NOW,
+            queued: 0,
+            in_flight: 0,
+            draining: false,
+            spared: false,
+            shunned: false,
+            full: false,
+            warm: 0,
+        }
+    }
+
+    fn order(candidates: &[Candidate]) -> Vec<u128> {
+        let routes = route(candidates).into_iter();
+        routes.map(|route| route.node.bits()).collect()
+    }
+
     #[test]
     fn fresh_and_idle_nodes_come_first() {
         let node = |id, age_ms, queued, in_flight| Candidate {
-            node: NodeId::from_bits(id),
             heard: Heard { age_ms, ..Heard::NOW },
             queued,
             in_flight,
@@ -80,8 +118,9 @@ mod tests {
             spared: id == 6,
             shunned: id == 7 || id == 8,
             full: id == 8 || id == 9,
+            ..idle(id)
         };
-        let order: Vec<u128> = route(&[
+        let nodes = [
             node(1, 100, 5, 0),
             node(2, 9000, 0, 0),
             node(3, 100, 0, 2),
@@ -91,10 +130,34 @@ mod tests {
             node(7, 0, 0, 0),
             node(8, 0, 0, 0),
             node(9, 0, 8, 0),
-        ])
-        .into_iter()
-        .map(|route| route.node.bits())
-        .collect();
-        assert_eq!(order, [4, 3, 1, 7, 9, 8, 2, 6, 5]);
+        ];
+        assert_eq!(order(&nodes), [4, 3, 1, 7, 9, 8, 2, 6, 5]);
+        // Having the prompt's beginning makes up for none of that.
+        let warm = nodes.map(|node| Candidate {
+            warm: if matches!(node.node.bits(), 2 | 5..=9) {
+                900
+            } else {
+                0
+            },
+            ..node
+        });
+        assert_eq!(order(&warm), [4, 3, 1, 7, 9, 8, 2, 6, 5]);
+    }
+
+    #[test]
+    fn a_conversation_stays_where_its_prefix_is_unless_that_node_is_much_busier() {
+        let at = |id, warm, in_flight| Candidate {
+            warm,
+            in_flight,
+            ..idle(id)
+        };
+        assert_eq!(order(&[at(1, 0, 0), at(2, 64, 0), at(3, 512, 2)]), [3, 2, 1]);
+        assert_eq!(order(&[at(1, 0, 0), at(2, 64, 0), at(3, 512, 3)]), [2, 1, 3]);
+        // Busy is what is beyond the least loaded one that would be asked, whatever a drained one does.
+        let drained = Candidate {
+            draining: true,
+            ..at(1, 0, 0)
+        };
+        assert_eq!(order(&[drained, at(2, 0, 5), at(3, 512, 7)]), [3, 2, 1]);
     }
 }
