@@ -1,6 +1,9 @@
 //! The command line.
 
+mod fallback;
 pub(crate) mod keys;
+
+pub(crate) use fallback::FallbackCommand;
 
 use std::path::PathBuf;
 
@@ -95,6 +98,11 @@ pub(crate) enum Command {
     Plan {
         #[command(subcommand)]
         command: PlanCommand,
+    },
+    /// Show or change where the requests of each class go, in which order, and how long they are held.
+    Fallback {
+        #[command(subcommand)]
+        command: FallbackCommand,
     },
     /// Show or change how far the classes of load may disturb each other, on all nodes at once.
     Knobs {

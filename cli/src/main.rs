@@ -7,6 +7,7 @@ mod audit;
 mod chat;
 mod coordinators;
 mod doctor;
+mod fallback;
 mod gates;
 mod keys;
 mod knobs;
@@ -92,6 +93,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
         Command::Nodes { watch: false } => nodes::list_once(config, json),
         Command::Nodes { watch: true } => nodes::watch(config, json),
         Command::Models => tables::models(config, json),
+        Command::Fallback { command } => fallback::run(config, &command, json),
         Command::Knobs { command } => knobs::run(config, &command, json),
         Command::Gates { command } => gates::run(config, command.as_ref(), json),
         Command::Plan { command } => plan::run(config, &command, json),

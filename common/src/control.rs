@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelRecord;
+use crate::fallback::Fallbacks;
 use crate::generation::Generation;
 use crate::id::{KeyId, ModelName, NodeId};
 use crate::key::KeyRecord;
@@ -20,8 +21,8 @@ use crate::store_key::StoreKey;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
-/// 5 API keys and pools. A message that is new gets its version in `since`: peers that do not know it are not sent it.
-pub const PROTOCOL: u16 = 5;
+/// 5 API keys and pools, version 6 fallbacks. A message that is new gets its version in `since`: peers that do not know it are not sent it.
+pub const PROTOCOL: u16 = 6;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -174,6 +175,8 @@ pub enum CoordinatorMessage {
         /// The node's latest batch that is in it.
         charged: Option<Charged>,
     },
+    /// Where requests go, in which order, likewise as the knobs.
+    Fallbacks(Box<Fallbacks>),
 }
 
 impl CoordinatorMessage {
@@ -186,6 +189,7 @@ impl CoordinatorMessage {
             CoordinatorMessage::Keys { .. }
             | CoordinatorMessage::Key { .. }
             | CoordinatorMessage::Spent { .. } => 5,
+            CoordinatorMessage::Fallbacks(_) => 6,
             _ => 1,
         }
     }

@@ -3,6 +3,7 @@
 mod asked;
 mod audit;
 mod coordinators;
+mod fallback;
 mod gates;
 mod history;
 mod keys;
@@ -78,6 +79,7 @@ pub(crate) fn serve(
         .merge(membership::routes())
         .merge(audit::routes())
         .merge(coordinators::routes())
+        .merge(fallback::routes())
         .merge(gates::routes())
         .merge(history::routes())
         .merge(keys::routes())

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
-use pomona_common::{Class, Failure, Generation, MachineRole, ModelName, NodeId, Pools, Rung, limits};
-use pomona_decide::{Affinity, Candidate, ClusterState, Command, Heard, Marks, plan, route};
+use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, limits};
+use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, plan, route};
 use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
@@ -29,6 +29,8 @@ const PLACED: Duration = Duration::from_secs(2);
 const UNPLACED: Duration = Duration::from_millis(500);
 /// Between two looks whether they are there.
 const LOOK: Duration = Duration::from_millis(50);
+/// Longest time between two looks for a request that is held.
+const LOOK_HELD: Duration = Duration::from_secs(1);
 
 /// Sends requests to nodes; clones share the sessions.
 #[derive(Clone)]
@@ -37,6 +39,8 @@ pub(crate) struct Dispatcher {
     sessions: Arc<Sessions>,
     unplaced: Arc<Mutex<Option<Unplaced>>>,
     moves: Arc<Semaphore>,
+    /// Requests that wait for somebody who takes them.
+    held: Arc<Semaphore>,
     affinity: Arc<Mutex<Affinity>>,
     began: Instant,
 }
@@ -51,27 +55,44 @@ impl Dispatcher {
             sessions,
             unplaced: Arc::default(),
             moves: pomona_dispatch::moves(),
+            held: Arc::new(Semaphore::new(limits::QUEUE.capacity)),
             affinity: Arc::default(),
             began: Instant::now(),
         }
     }
 
-    /// Starts an answer; it moves to another replica by itself when its node is lost.
+    /// Starts an answer; it moves to another replica by itself when its node is lost. What nobody takes is held
+    /// as long as the class's list says.
     pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        let (deadline, mut pause) = (Instant::now() + EXPECT, LOOK);
+        let (began, mut pause) = (Instant::now(), LOOK);
+        let mut held = None;
         loop {
             let outcome = pomona_dispatch::generate(self.clone(), generation.clone()).await;
-            if !matches!(outcome, Err(Failure::ModelNotLoaded { .. })) || Instant::now() >= deadline {
+            let patience = match &outcome {
+                Err(Failure::ModelNotLoaded { .. }) => EXPECT,
+                Err(Failure::Overloaded { .. }) => self.replica.known().fallback(generation.class).hold(),
+                _ => return outcome,
+            };
+            if began.elapsed() >= patience {
                 return outcome;
             }
-            // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
-            // new target after this request.
-            self.expect_replica(&generation.model).await;
-            if self.planned(&generation).is_empty() {
-                return outcome;
+            if let Err(Failure::Overloaded { .. }) = &outcome {
+                if held.is_none() {
+                    held = self.held.try_acquire().ok();
+                }
+                if held.is_none() {
+                    return outcome;
+                }
+            } else {
+                // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
+                // new target after this request.
+                self.expect_replica(&generation.model).await;
+                if self.planned(&generation).is_empty() {
+                    return outcome;
+                }
             }
             tokio::time::sleep(pause).await;
-            pause *= 2;
+            pause = (pause * 2).min(LOOK_HELD);
         }
     }
 
@@ -138,15 +159,26 @@ impl Dispatcher {
     }
 
     fn not_loaded_for(&self, generation: &Generation) -> Failure {
-        if generation.pools.is_any() {
-            return self.not_loaded(&generation.model);
-        }
+        let Generation {
+            model, pools, class, ..
+        } = generation;
+        let state = self.replica.known();
+        let list = state.fallback(*class);
+        let has_it = |id: &NodeId| {
+            let target = state.plan.nodes.get(id);
+            target.is_some_and(|target| target.models.contains_key(model))
+        };
+        let mut holders = self.sessions.all().into_keys().filter(has_it);
+        let detail = if !pools.is_any() {
+            format!("no machine that this API key reaches has it ({pools})")
+        } else if holders.any(|id| state.rank(&list, pools, id).is_none()) {
+            format!("no machine where {class} requests go has it ({list}; `pomona fallback show`)")
+        } else {
+            return self.not_loaded(model);
+        };
         Failure::ModelNotLoaded {
-            model: generation.model.to_string(),
-            detail: format!(
-                "no machine that this API key reaches has it ({})",
-                generation.pools
-            ),
+            model: model.to_string(),
+            detail,
         }
     }
 
@@ -172,12 +204,13 @@ impl Dispatcher {
     fn candidates(&self, generation: &Generation, marks: &Marks) -> Vec<Candidate> {
         let now_s = wall_s();
         let state = self.replica.known();
+        let list = state.fallback(generation.class);
         let warm = self.affinity().warm(marks, self.began.elapsed());
         self.sessions
             .all()
             .iter()
-            .filter(|(id, _)| may_go_to(&state, generation, **id))
             .filter_map(|(id, connected)| {
+                let rank = state.rank(&list, &generation.pools, *id)?;
                 let (_, report) = connected.report()?;
                 let engine = report.engine.as_ref()?;
                 let loaded = engine.models.get(&generation.model)?;
@@ -185,9 +218,6 @@ impl Dispatcher {
                 let class = engine.classes.get(&generation.class);
                 let of_class = class.map_or(0, |class| class.running + class.waiting);
                 let slots = engine.knobs.class(generation.class).max_slots;
-                // Nobody waits for batch work, so it need not warm a person's machine.
-                let is_batch = generation.class == Class::Batch;
-                let role = state.nodes.get(id).map(|record| record.role);
                 let is_relieved = state.spares(*id);
                 let known = warm.get(id).copied().unwrap_or(0);
                 Some(Candidate {
@@ -198,8 +228,8 @@ impl Dispatcher {
                     draining: state.availability(*id, now_s).is_draining()
                         || state.gates.relocates(*id, &generation.model, now_s),
                     spared: generation.class != Class::Interactive && is_relieved,
-                    shunned: is_batch && role == Some(MachineRole::Laptop),
-                    full: is_batch && of_class >= slots,
+                    rank,
+                    full: of_class >= slots,
                     warm: if is_relieved { 0 } else { known },
                 })
             })
@@ -237,18 +267,19 @@ impl Dispatcher {
         let model = &generation.model;
         let now_s = wall_s();
         let state = self.replica.known();
+        let list = state.fallback(generation.class);
         let nodes = state.plan.nodes.iter();
         nodes
             .filter(|(id, target)| target.models.contains_key(model) && self.sessions.get(**id).is_some())
-            .filter(|(id, _)| may_go_to(&state, generation, **id))
-            .map(|(id, _)| Candidate {
+            .filter_map(|(id, _)| Some((id, state.rank(&list, &generation.pools, *id)?)))
+            .map(|(id, rank)| Candidate {
                 node: *id,
                 heard: Heard::NOW,
                 queued: 0,
                 in_flight: 0,
                 draining: state.availability(*id, now_s).is_draining(),
                 spared: generation.class != Class::Interactive && state.spares(*id),
-                shunned: false,
+                rank,
                 full: false,
                 warm: 0,
             })
@@ -256,10 +287,13 @@ impl Dispatcher {
     }
 }
 
-/// Whether a node may answer: what a key may not reach is no place for its requests, whatever happens.
-fn may_go_to(state: &ClusterState, generation: &Generation, node: NodeId) -> bool {
-    let role = state.nodes.get(&node).map(|record| record.role);
-    generation.pools.is_any() || role.is_some_and(|role| generation.pools.allow(role))
+/// Which of two refusals says more of when to come back.
+fn hopeful(before: Failure, now: Failure) -> Failure {
+    let wait = |failure: &Failure| match failure {
+        Failure::Overloaded { retry_after_s, .. } => *retry_after_s,
+        _ => u32::MAX,
+    };
+    if wait(&before) < wait(&now) { before } else { now }
 }
 
 impl Places for Dispatcher {
@@ -298,11 +332,10 @@ impl Places for Dispatcher {
                     return Ok((route.node, promise));
                 }
                 Err(failure) => {
-                    let last_word = is_last_word(&failure);
-                    refusal = Some(failure);
-                    if last_word {
-                        break;
+                    if is_last_word(&failure) {
+                        return Err(failure);
                     }
+                    refusal = Some(refusal.map_or(failure.clone(), |before| hopeful(before, failure)));
                 }
             }
         }

@@ -24,6 +24,8 @@ pub(crate) struct Told {
     lease: Option<Option<Lease>>,
     /// Version of the knobs.
     knobs: Option<u64>,
+    /// Version of the fallbacks.
+    fallbacks: Option<u64>,
     /// As the lease.
     relief: Option<Relief>,
     keys: keys::KeysTold,
@@ -68,6 +70,12 @@ impl Told {
             {
                 self.knobs = Some(set.version);
                 news.push(CoordinatorMessage::Knobs(Box::new(set.clone())));
+            }
+            if let Some(set) = state.fallbacks.current()
+                && self.fallbacks != Some(set.version)
+            {
+                self.fallbacks = Some(set.version);
+                news.push(CoordinatorMessage::Fallbacks(Box::new(set.clone())));
             }
             let relief = state.relief(node);
             if self.relief != Some(relief) {

@@ -20,7 +20,7 @@ use pomona_common::{
 };
 use pomona_decide::gates::{Sample, Transition};
 use pomona_decide::{
-    Admits, Audited, Availability, ClusterState, Comfort, Command, Deed, Keep, Lease, MadeSet, ModelPolicy,
+    Admits, Audited, Availability, ClusterState, Comfort, Command, Deed, Keep, Lease, Made, ModelPolicy,
     Move, PlanStep, Proposal, Relieved, Replicas, TokenRecord, apply_proposal,
 };
 use pomona_wire::{Message, stored};
@@ -136,6 +136,7 @@ fn frames() -> Vec<Vec<u8>> {
             },
         ),
         framed(1, &CoordinatorMessage::Knobs(Box::new(knob_set()))),
+        framed(1, &CoordinatorMessage::Fallbacks(Box::default())),
         framed(
             1,
             &CoordinatorMessage::Keys {
@@ -286,8 +287,13 @@ fn commands() -> Vec<Command> {
             node,
             comfort: Comfort::Watts(30),
         },
-        Command::SetKnobs(MadeSet {
+        Command::SetKnobs(Made {
             set: knob_set(),
+            by: "anna".into(),
+            at_s: 9,
+        }),
+        Command::SetFallbacks(Made {
+            set: pomona_common::Fallbacks::default(),
             by: "anna".into(),
             at_s: 9,
         }),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
-use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Rung};
+use pomona_common::{Class, Failure, Fallback, Generation, ModelName, ModelRecord, NodeId, Rung};
 use pomona_decide::{EntryPlace, Held, entry};
 use pomona_dispatch::{Places, Promise, Seek, is_last_word};
 use tokio::sync::{Semaphore, watch};
@@ -118,7 +118,21 @@ impl Entry {
     }
 
     fn places(&self, class: Class, held: Held, avoid: &[EntryPlace]) -> Vec<(EntryPlace, &'static str)> {
-        entry(class, held, self.rung(), &self.coordinators.reachable(), avoid)
+        let state = (held, self.rung());
+        entry(
+            class,
+            state,
+            &self.list(class),
+            &self.coordinators.reachable(),
+            avoid,
+        )
+    }
+
+    /// Where requests of a class go.
+    fn list(&self, class: Class) -> Fallback {
+        let now = self.instructions.borrow();
+        let lists = now.fallbacks.as_ref();
+        lists.map_or_else(|| Fallback::of(class), |lists| lists.class(class).clone())
     }
 
     fn held(&self, generation: &Generation) -> Held {
@@ -169,14 +183,22 @@ impl Places for Entry {
         seek: Seek,
     ) -> Result<(EntryPlace, Promise), Failure> {
         let mut refusal = self.not_answered(generation);
+        let hold = self.list(generation.class).hold();
         let places = self.places(generation.class, self.held(generation), avoid);
         let is_wanted = |place: &EntryPlace| seek == Seek::Any || !avoid.contains(place);
+        // One coordinator has asked the whole cluster, and held the request as long as it may be held.
+        let mut cluster_is_full = false;
         for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {
+            if cluster_is_full && place != EntryPlace::Here {
+                continue;
+            }
             tracing::debug!(?place, reason, request = %generation.request, "asked");
             let asked = match place {
                 EntryPlace::Here => self.generate_here(generation.clone()).await.map(Promise::here),
                 EntryPlace::Coordinator(number) => match self.coordinators.session(number) {
-                    Some(session) => pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT).await,
+                    Some(session) => {
+                        pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT + hold).await
+                    }
                     None => continue,
                 },
             };
@@ -185,7 +207,11 @@ impl Places for Entry {
                 Err(failure) if is_last_word(&failure) => return Err(failure),
                 // That a coordinator left says less than what another place has said.
                 Err(Failure::NodeLost) => {}
-                Err(failure) => refusal = failure,
+                Err(failure) => {
+                    cluster_is_full |=
+                        place != EntryPlace::Here && matches!(failure, Failure::Overloaded { .. });
+                    refusal = failure;
+                }
             }
         }
         Err(refusal)

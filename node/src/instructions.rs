@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use pomona_common::{KnobSet, Relief};
+use pomona_common::{Fallbacks, KnobSet, Relief, Versioned};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,7 +20,9 @@ const LOOK: Duration = Duration::from_secs(5);
 pub(crate) struct Instructions {
     pub(crate) relief: Relief,
     /// None as long as the configuration says how engines work.
-    pub(crate) knobs: Option<Arc<KnobSet>>,
+    pub(crate) knobs: Option<KnobSet>,
+    /// None as long as the cluster has agreed on nothing else than what programs come with.
+    pub(crate) fallbacks: Option<Fallbacks>,
 }
 
 /// A handle on them; clones share them.
@@ -69,15 +71,19 @@ impl Instructed {
     /// A coordinator says what the knobs are; of several sets the newest counts.
     pub(crate) fn set_knobs(&self, set: KnobSet) {
         let version = set.version;
-        let is_news = self.now.send_if_modified(|now| {
-            let is_news = now.knobs.as_ref().is_none_or(|known| known.version < version);
-            if is_news {
-                now.knobs = Some(Arc::new(set));
-            }
-            is_news
-        });
-        if is_news {
+        if self.now.send_if_modified(|now| set.replace_in(&mut now.knobs)) {
             tracing::info!(version, "knobs of the cluster");
+        }
+    }
+
+    /// A coordinator says where requests go, likewise.
+    pub(crate) fn set_fallbacks(&self, set: Fallbacks) {
+        let version = set.version;
+        if self
+            .now
+            .send_if_modified(|now| set.replace_in(&mut now.fallbacks))
+        {
+            tracing::info!(version, "fallbacks of the cluster");
         }
     }
 

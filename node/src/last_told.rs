@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pomona_common::plan::NodeTarget;
-use pomona_common::{ClusterId, KnobSet};
+use pomona_common::{ClusterId, Fallbacks, KnobSet, Versioned};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -23,6 +23,9 @@ struct Told {
     target: Option<NodeTarget>,
     /// The cluster's knobs.
     knobs: Option<KnobSet>,
+    /// Where the cluster's requests go.
+    #[serde(default)]
+    fallbacks: Option<Fallbacks>,
 }
 
 /// See the module's documentation. Clones share it.
@@ -56,7 +59,15 @@ impl LastTold {
 
     /// Goes on as it was told, until a coordinator says something newer.
     pub(crate) async fn resume(&self, instructed: &Instructed, supervisor: &Supervisor, store: &Store) {
-        let Told { target, knobs, .. } = self.now();
+        let Told {
+            target,
+            knobs,
+            fallbacks,
+            ..
+        } = self.now();
+        if let Some(fallbacks) = fallbacks {
+            instructed.set_fallbacks(fallbacks);
+        }
         if let Some(knobs) = knobs {
             instructed.set_knobs(knobs);
         }
@@ -90,16 +101,14 @@ impl LastTold {
 
     /// A coordinator says what the knobs are, likewise.
     pub(crate) fn learn_knobs(&self, knobs: &KnobSet) {
-        self.now.send_if_modified(|told| {
-            let is_news = told
-                .knobs
-                .as_ref()
-                .is_none_or(|known| known.version < knobs.version);
-            if is_news {
-                told.knobs = Some(knobs.clone());
-            }
-            is_news
-        });
+        self.now
+            .send_if_modified(|told| knobs.replace_in(&mut told.knobs));
+    }
+
+    /// A coordinator says where requests go, likewise.
+    pub(crate) fn learn_fallbacks(&self, fallbacks: &Fallbacks) {
+        self.now
+            .send_if_modified(|told| fallbacks.replace_in(&mut told.fallbacks));
     }
 
     /// Writes down what is new, until the stop. What is lost with a machine that dies meanwhile is told again.

@@ -279,6 +279,10 @@ impl SessionContext {
                 self.last_told.learn_knobs(&set);
                 self.instructed.set_knobs(*set);
             }
+            CoordinatorMessage::Fallbacks(set) => {
+                self.last_told.learn_fallbacks(&set);
+                self.instructed.set_fallbacks(*set);
+            }
             CoordinatorMessage::Keys { .. }
             | CoordinatorMessage::Key { .. }
             | CoordinatorMessage::Spent { .. } => self.keys.learn(message),

@@ -15,6 +15,7 @@ mod command;
 mod coordinators;
 mod crash;
 mod disk_full;
+mod fallback;
 mod gates;
 mod golden;
 mod join;

@@ -1,11 +1,12 @@
 //! A laptop under load is relieved: its batch answers go on in the rack, its person's stay.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pomona_tests::{MODEL, Machine, Streamed, agent, eventually, get_from, greedy, post_to, stream_from};
 use serde_json::Value;
 
+use crate::fallback::ask;
 use crate::sleep::seen;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -122,6 +123,20 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         .lines()
         .find(|line| line.starts_with("pomona_node_relief_rung{"));
     assert!(rung.is_some_and(|line| line.ends_with(" 5")), "{metrics}");
+
+    // Where batch work may go to laptops only, it is held as long as the list says, and then told when to come.
+    let list = |list: &[&str]| assert!(coordinator.pomona(&[&["fallback"], list].concat()).0);
+    list(&["set", "batch=laptop,pause:3"]);
+    let began = Instant::now();
+    let (status, _, retry_after_s, answer) = ask(coordinator.coordinator, "batch");
+    let took = began.elapsed();
+    assert_eq!((status, retry_after_s), (429, Some(60)), "{answer}");
+    assert!(
+        (Duration::from_secs(3)..SOON).contains(&took),
+        "held for {took:?}"
+    );
+    assert_eq!(ask(coordinator.coordinator, "interactive").0, 200);
+    list(&["rollback", "0"]);
 
     // The same answers undisturbed, in less time.
     let mut rack = rack.unwrap();

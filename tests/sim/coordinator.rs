@@ -356,6 +356,7 @@ impl Coordinator {
 
     fn candidates(&self, generation: &Generation, now: u64, now_s: u64) -> Vec<Candidate> {
         let awake = self.machine.awake(now);
+        let list = self.state.fallback(generation.class);
         let of_node = |(id, connected): (&NodeId, &Connected)| {
             let (at, report) = connected.report.as_ref()?;
             let loaded = report.engine.as_ref()?.models.get(&generation.model)?;
@@ -366,7 +367,7 @@ impl Coordinator {
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
                 spared: generation.class != Class::Interactive && self.state.spares(*id),
-                shunned: false,
+                rank: self.state.rank(&list, &generation.pools, *id)?,
                 full: false,
                 warm: 0,
             })

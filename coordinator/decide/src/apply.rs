@@ -8,7 +8,6 @@ use crate::command::{Command, Reply};
 use crate::coordinators;
 use crate::gates;
 use crate::keys;
-use crate::knob_sets;
 use crate::lease;
 use crate::membership;
 use crate::offload;
@@ -43,7 +42,8 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::DoubtNode(id) => membership::doubt_node(state, *id),
         Command::TrustNode(id) => membership::trust_node(state, *id),
         Command::Relieve { node, seen, relieved } => offload::relieve(state, *node, *seen, relieved),
-        Command::SetKnobs(made) => knob_sets::set(state, made),
+        Command::SetKnobs(made) => state.knobs.add(made),
+        Command::SetFallbacks(made) => state.fallbacks.add(made),
         Command::PassGate(transition) => gates::pass(state, transition),
         Command::CountKills {
             node,

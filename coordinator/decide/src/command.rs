@@ -6,15 +6,17 @@ use std::net::SocketAddr;
 use pomona_common::key::{KeyHash, KeyRecord, KeyTerms};
 use pomona_common::plan::Plan;
 use pomona_common::spending::{Batch, EntryId};
-use pomona_common::{ClusterId, KeyId, KeyPrint, ModelName, ModelRecord, NodeId, Rung, TokenId};
+use pomona_common::{
+    ClusterId, Fallbacks, KeyId, KeyPrint, KnobSet, ModelName, ModelRecord, NodeId, Rung, TokenId,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Audited;
 use crate::gates::Transition;
-use crate::knob_sets::MadeSet;
 use crate::lease::Lease;
 use crate::offload::{Comfort, Relieved};
 use crate::placement::{Availability, ModelPolicy, PlanStep};
+use crate::sets::Made;
 use crate::state::TokenRecord;
 
 /// A change of the replicated state. Times come with the command: `apply` has no clock.
@@ -192,7 +194,7 @@ pub enum Command {
         comfort: Comfort,
     },
     /// Makes a set of knobs.
-    SetKnobs(MadeSet),
+    SetKnobs(Made<KnobSet>),
     /// A gate of a node acts, or has done so.
     PassGate(Box<Transition>),
     /// Engines were killed on a node, by model; counted as in `RecordKills`.
@@ -251,6 +253,8 @@ pub enum Command {
     },
     /// A change that an operator makes, written down with who did it.
     Audited(Box<Audited>),
+    /// Says where requests go, in which order.
+    SetFallbacks(Made<Fallbacks>),
 }
 
 /// What a command did.

@@ -12,10 +12,11 @@
 //!
 //! *Spared* is what the cluster says of a machine that is hot, short of memory, busy with a person, or on its
 //! battery and so asleep before long. A *drained* machine answers for what it still holds, as above, until the
-//! plan has brought that elsewhere and it is absent. With no coordinator in reach there is *here* alone, and
+//! plan has brought that elsewhere and it is absent. The last column is as long as batch's list of fallbacks
+//! does not begin with `local`; then it is background's. With no coordinator in reach there is *here* alone, and
 //! where that is absent too the request is refused with the reason.
 
-use pomona_common::{Class, Rung};
+use pomona_common::{Class, Fallback, Rung};
 
 /// One place to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +58,8 @@ enum Turn {
 /// the nearest goes first, ties by number.
 pub fn entry(
     class: Class,
-    held: Held,
-    rung: Rung,
+    (held, rung): (Held, Rung),
+    list: &Fallback,
     coordinators: &[Reachable],
     avoid: &[EntryPlace],
 ) -> Vec<(EntryPlace, &'static str)> {
@@ -70,7 +71,7 @@ pub fn entry(
         (place, "elsewhere in the cluster")
     });
     let mut order: Vec<_> = through.collect();
-    match turn(class, held, rung) {
+    match turn(class, (held, rung), list.local()) {
         Turn::First(why) => order.insert(0, (EntryPlace::Here, why)),
         Turn::Last(why) => order.push((EntryPlace::Here, why)),
         Turn::Never => {}
@@ -81,17 +82,16 @@ pub fn entry(
 }
 
 /// The module's table.
-fn turn(class: Class, held: Held, rung: Rung) -> Turn {
-    let is_spared = rung > Rung::Normal;
-    match (held, class) {
-        (Held::Absent, _) => Turn::Never,
+fn turn(class: Class, (held, rung): (Held, Rung), local: Option<bool>) -> Turn {
+    let is_spared = rung > Rung::Normal && class != Class::Interactive;
+    match (held, local) {
+        (Held::Absent, _) | (_, None) => Turn::Never,
         // While it loads, a replica elsewhere is sooner.
-        (Held::Expected, _) => Turn::Last("about to be loaded on this node"),
-        (Held::Loaded, Class::Interactive) => Turn::First("loaded on this node"),
-        (Held::Loaded, Class::Background) if !is_spared => Turn::First("loaded on this node"),
-        (Held::Loaded, _) if is_spared => Turn::Last("loaded on this node, which is spared"),
+        (Held::Expected, Some(_)) => Turn::Last("about to be loaded on this node"),
+        (Held::Loaded, Some(_)) if is_spared => Turn::Last("loaded on this node, which is spared"),
+        (Held::Loaded, Some(true)) => Turn::First("loaded on this node"),
         // Nobody waits for it: whoever sees all machines says where it goes.
-        (Held::Loaded, _) => Turn::Last("loaded on this node, and no coordinator has a place"),
+        (Held::Loaded, Some(false)) => Turn::Last("loaded on this node, and no coordinator has a place"),
     }
 }
 
@@ -102,7 +102,7 @@ mod tests {
     fn places(class: Class, held: Held, rung: Rung, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
         let at = |number, rtt_us| Reachable { number, rtt_us };
         let three = [at(1, 9_000), at(2, 300), at(3, 100)];
-        let order = entry(class, held, rung, &three, avoid);
+        let order = entry(class, (held, rung), &Fallback::of(class), &three, avoid);
         order.into_iter().map(|(place, _)| place).collect()
     }
 
@@ -134,7 +134,7 @@ mod tests {
                     *wanted,
                     "{class}, {held:?}, {rung}"
                 );
-                let alone = entry(class, held, rung, &[], &[]);
+                let alone = entry(class, (held, rung), &Fallback::of(class), &[], &[]);
                 assert_eq!(
                     alone.len(),
                     usize::from(held != Held::Absent),
@@ -152,7 +152,31 @@ mod tests {
             places(Class::Interactive, Held::Loaded, Rung::Normal, &failed),
             [Coordinator(3), Coordinator(1), Here, Coordinator(2)]
         );
-        let alone = entry(Class::Interactive, Held::Loaded, Rung::Normal, &[], &[Here]);
+        let well = (Held::Loaded, Rung::Normal);
+        let alone = entry(
+            Class::Interactive,
+            well,
+            &Fallback::of(Class::Interactive),
+            &[],
+            &[Here],
+        );
         assert_eq!(alone.len(), 1, "the engine here is all there is");
+    }
+
+    #[test]
+    fn batch_goes_where_its_list_says() -> Result<(), String> {
+        let at = [Reachable { number: 1, rtt_us: 0 }];
+        let (here, cluster) = (EntryPlace::Here, EntryPlace::Coordinator(1));
+        for (list, rung, wanted) in [
+            ("local, rack", Rung::Normal, vec![here, cluster]),
+            ("local, rack", Rung::Hold, vec![cluster, here]),
+            ("rack, local", Rung::Normal, vec![cluster, here]),
+            ("rack, pause", Rung::Normal, vec![cluster]),
+        ] {
+            let order = entry(Class::Batch, (Held::Loaded, rung), &list.parse()?, &at, &[]);
+            let order: Vec<EntryPlace> = order.into_iter().map(|(place, _)| place).collect();
+            assert_eq!(order, wanted, "{list}, {rung}");
+        }
+        Ok(())
     }
 }

@@ -1,46 +1,9 @@
-//! The knobs that the cluster agrees on, set by set. Replicated; the newest is in force.
-
-use std::collections::VecDeque;
+//! When the knobs that the cluster agrees on may not be changed.
 
 use pomona_common::KnobSet;
-use serde::{Deserialize, Serialize};
 
-use crate::command::Reply;
 use crate::gates::rules::Remedy;
 use crate::state::ClusterState;
-
-/// Sets that are remembered.
-const REMEMBERED: usize = 16;
-/// Longest name of whoever made a set, in characters.
-const BY_CHARS: usize = 64;
-
-/// See the module's documentation; the newest last.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct KnobSets(pub VecDeque<MadeSet>);
-
-/// A set, and who made it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct MadeSet {
-    /// The set.
-    pub set: KnobSet,
-    /// Who made it, as they call themselves.
-    pub by: String,
-    /// When, in seconds since 1970.
-    pub at_s: u64,
-}
-
-impl KnobSets {
-    /// The set in force; none as long as nodes go by their configurations.
-    pub fn current(&self) -> Option<&KnobSet> {
-        self.0.back().map(|made| &made.set)
-    }
-
-    /// A set of before, or the one in force.
-    pub fn get(&self, version: u64) -> Option<&KnobSet> {
-        let mut sets = self.0.iter().map(|made| &made.set);
-        sets.find(|set| set.version == version)
-    }
-}
 
 /// Why a set must not follow the one before now, if so: a gate forbids it, and whoever forces it is recorded.
 pub fn forbidden(state: &ClusterState, before: &KnobSet, after: &KnobSet) -> Option<String> {
@@ -78,33 +41,6 @@ fn enlarges_batch(before: &KnobSet, after: &KnobSet) -> Option<String> {
     (!names.is_empty()).then(|| names.join(", "))
 }
 
-/// Whoever writes it has looked at its [problems](KnobSet::problems): what a program calls one may change, and
-/// a log means the same for ever.
-pub(crate) fn set(state: &mut ClusterState, made: &MadeSet) -> Reply {
-    let sets = &mut state.knobs.0;
-    if sets.back() == Some(made) {
-        return Reply::Unchanged;
-    }
-    let before = sets.back().map_or(0, |made| made.set.version);
-    if made.set.version != before + 1 {
-        return Reply::Refused(format!(
-            "the knobs were changed meanwhile, to version {before}: see `pomona knobs show`, and try again"
-        ));
-    }
-    sets.push_back(MadeSet {
-        by: made
-            .by
-            .chars()
-            .filter(|c| !c.is_control())
-            .take(BY_CHARS)
-            .collect(),
-        ..made.clone()
-    });
-    let surplus = sets.len().saturating_sub(REMEMBERED);
-    sets.drain(..surplus);
-    Reply::Done
-}
-
 #[cfg(test)]
 mod tests {
     use pomona_common::EngineKnobs;
@@ -113,21 +49,16 @@ mod tests {
     use super::*;
     use crate::gates::Open;
 
-    fn made(version: u64, window_ms: u32) -> MadeSet {
+    fn knobs(window_ms: u32) -> KnobSet {
         let mut set = KnobSet::of(&EngineKnobs::default());
-        set.version = version;
         set.batch.window_ms = window_ms;
-        MadeSet {
-            set,
-            by: "anna".into(),
-            at_s: version,
-        }
+        set
     }
 
     #[test]
     fn batch_is_not_enlarged_while_a_tail_gate_has_tripped() {
         let mut state = ClusterState::default();
-        let (before, larger) = (made(1, 50).set, made(2, 200).set);
+        let (before, larger) = (knobs(50), knobs(200));
         assert_eq!(forbidden(&state, &before, &larger), None);
         let open = Open {
             stage: Stage::Tripped,
@@ -140,21 +71,5 @@ mod tests {
         let why = forbidden(&state, &before, &larger);
         assert!(why.is_some_and(|why| why.starts_with("batch.window_ms: batch")));
         assert_eq!(forbidden(&state, &larger, &before), None);
-    }
-
-    #[test]
-    fn sets_follow_each_other() {
-        let mut state = ClusterState::default();
-        assert_eq!(set(&mut state, &made(1, 60)), Reply::Done);
-        assert_eq!(set(&mut state, &made(1, 60)), Reply::Unchanged);
-        for bad in [made(1, 70), made(3, 70)] {
-            assert!(matches!(set(&mut state, &bad), Reply::Refused(_)), "{bad:?}");
-        }
-        assert_eq!(state.knobs.current().map(|set| set.batch.window_ms), Some(60));
-        for version in 2..40 {
-            assert_eq!(set(&mut state, &made(version, 50)), Reply::Done);
-        }
-        assert_eq!(state.knobs.0.len(), REMEMBERED);
-        assert!(state.knobs.get(39).is_some() && state.knobs.get(1).is_none());
     }
 }

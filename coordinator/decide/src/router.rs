@@ -21,8 +21,8 @@ pub struct Candidate {
     pub draining: bool,
     /// Whether it is spared work of this class, likewise.
     pub spared: bool,
-    /// Whether a person's own machine is the wrong place for it as long as others have a free slot.
-    pub shunned: bool,
+    /// The place of its kind of machine in the class's list of fallbacks.
+    pub rank: usize,
     /// Whether all slots of its class are taken there.
     pub full: bool,
     /// Tokens of the prompt's beginning that it has, as far as known (see [`Affinity`](crate::Affinity)).
@@ -42,7 +42,7 @@ impl Candidate {
     /// What comes before load: who is to be asked last.
     fn misfit(&self) -> impl Ord + use<> {
         let last = (self.draining, self.spared, self.heard.is_late());
-        (last, (self.full, self.shunned))
+        (last, (self.full, self.rank))
     }
 }
 
@@ -56,7 +56,7 @@ pub struct Route {
 }
 
 /// Orders the candidates, the best first: drained nodes last, before them spared ones, fresh before stale, free
-/// before full, machines in a rack before laptops where that matters; then who has most of the prompt's
+/// before full, kinds of machine in the order of the class's list; then who has most of the prompt's
 /// beginning, unless it is much busier than others, then the least loaded; ties by id so that the order is one.
 /// The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate]) -> Vec<Route> {
@@ -97,7 +97,7 @@ mod tests {
             in_flight: 0,
             draining: false,
             spared: false,
-            shunned: false,
+            rank: 0,
             full: false,
             warm: 0,
         }
@@ -116,7 +116,7 @@ mod tests {
             in_flight,
             draining: id == 5,
             spared: id == 6,
-            shunned: id == 7 || id == 8,
+            rank: if id == 7 || id == 8 { 1 } else { 0 },
             full: id == 8 || id == 9,
             ..idle(id)
         };

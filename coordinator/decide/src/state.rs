@@ -5,7 +5,8 @@ use std::fmt;
 
 use pomona_common::plan::Plan;
 use pomona_common::{
-    ClusterId, KeyPrint, MachineRole, ModelName, ModelRecord, NodeId, REVOKED, TokenId, TokenVerifier,
+    ClusterId, Fallbacks, KeyPrint, KnobSet, MachineRole, ModelName, ModelRecord, NodeId, REVOKED, TokenId,
+    TokenVerifier,
 };
 use serde::{Deserialize, Serialize};
 
@@ -13,11 +14,11 @@ use crate::audit::AuditBook;
 use crate::coordinators::CoordinatorRecord;
 use crate::gates::GateBook;
 use crate::keys::KeyBook;
-use crate::knob_sets::KnobSets;
 use crate::lease::Leases;
 use crate::offload::Offload;
 use crate::placement::Placement;
 use crate::proposal::Recent;
+use crate::sets::Sets;
 
 /// The replicated state. Changed by [`crate::apply()`] alone.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -49,14 +50,16 @@ pub struct ClusterState {
     /// How far nodes are relieved of batch work.
     pub offload: Offload,
     /// The knobs of engines.
-    pub knobs: KnobSets,
+    pub knobs: Sets<KnobSet>,
     /// How far gates have acted.
     pub gates: GateBook,
     /// API keys, and what they took.
     pub keys: KeyBook,
-    /// Who changed what. What comes later is added after it: stored states of before end where it begins, see
-    /// `pomona_raft`.
+    /// Who changed what.
     pub audit: AuditBook,
+    /// Where requests go, in which order. What comes later is added after it: stored states of before end where
+    /// it begins, see `pomona_raft`.
+    pub fallbacks: Sets<Fallbacks>,
 }
 
 /// A node as the cluster knows it.

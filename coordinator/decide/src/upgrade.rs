@@ -6,10 +6,10 @@ use crate::audit::AuditBook;
 use crate::command::Command;
 use crate::gates::GateBook;
 use crate::keys::KeyBook;
-use crate::knob_sets::KnobSets;
 use crate::lease::Leases;
 use crate::offload::Offload;
 use crate::placement::Placement;
+use crate::sets::Sets;
 use crate::state::ClusterState;
 
 /// Oldest version of stored values.
@@ -56,7 +56,8 @@ impl Command {
             | Command::ChangeKey { .. }
             | Command::RevokeKey(_)
             | Command::ChargeKeys { .. } => 8,
-            Command::Audited(_) => 9,
+            Command::Audited(audited) => audited.command.since().max(9),
+            Command::SetFallbacks(_) => 10,
         }
     }
 }
@@ -66,14 +67,13 @@ impl ClusterState {
     /// knows none.
     pub fn since(&self) -> u8 {
         let gates = GateBook::default();
-        if self.audit != AuditBook::default() {
+        if self.fallbacks != Sets::default() {
+            10
+        } else if self.audit != AuditBook::default() {
             9
         } else if self.keys != KeyBook::default() {
             8
-        } else if self.offload != Offload::default()
-            || self.knobs != KnobSets::default()
-            || self.gates != gates
-        {
+        } else if self.offload != Offload::default() || self.knobs != Sets::default() || self.gates != gates {
             7
         } else if !self.late.is_empty() {
             6

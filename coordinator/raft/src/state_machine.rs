@@ -20,7 +20,8 @@ use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
 /// the two of `Leases`, the nodes that are doubted, the two of `Offload` with the sets of
-/// knobs, the five of the gates, the three of the keys, and the audit log.
+/// knobs, the five of the gates, the three of the keys, the audit log, and the sets of
+/// fallbacks.
 const ADDED: Added<'static> = &[
     (4, &[0; 4]),
     (5, &[0; 2]),
@@ -28,6 +29,7 @@ const ADDED: Added<'static> = &[
     (7, &[0; 8]),
     (8, &[0; 3]),
     (9, &[0; 33]),
+    (10, &[0]),
 ];
 
 /// Writes a state so that every program reads it that knows what is in it.
@@ -214,7 +216,11 @@ mod tests {
         ] {
             let mut state = decode_state(&bytes(golden))?;
             assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
-            state.audit.before = pomona_decide::AuditHash([1; 32]);
+            state.fallbacks.0.push_back(pomona_decide::Made {
+                set: pomona_common::Fallbacks::default(),
+                by: "anna".into(),
+                at_s: 9,
+            });
             let newest = encode_state(&state)?;
             assert_eq!(newest[0], pomona_wire::stored::VERSION);
             assert_eq!(decode_state(&newest)?, state);
@@ -249,11 +255,12 @@ mod tests {
             encode(&late)?,
             encode(&(
                 pomona_decide::Offload::default(),
-                pomona_decide::KnobSets::default(),
+                pomona_decide::Sets::<pomona_common::KnobSet>::default(),
                 pomona_decide::GateBook::default(),
             ))?,
             encode(&pomona_decide::KeyBook::default())?,
             encode(&pomona_decide::AuditBook::default())?,
+            encode(&pomona_decide::Sets::<pomona_common::Fallbacks>::default())?,
         ];
         for ((version, added), empty) in ADDED.iter().zip(empty) {
             assert_eq!(**added, empty[1..], "what version {version} added");

@@ -75,6 +75,11 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
         Command::RemoveModel(name) => ("model.remove", name.to_string(), none()),
         Command::SetPolicy { model, policy } => ("model.place", model.to_string(), text(policy)),
         Command::SetKnobs(made) => ("knobs.set", format!("version {}", made.set.version), text(made)),
+        Command::SetFallbacks(made) => (
+            "fallback.set",
+            format!("version {}", made.set.version),
+            text(made),
+        ),
         Command::CloseTicket(number) => ("ticket.close", number.to_string(), none()),
         Command::ForgiveKills { node: id, model } => ("kills.forgive", node(id), model.to_string()),
         Command::MakeKey { id, record } => {

@@ -9,7 +9,7 @@ use axum::routing::get;
 use pomona_clocks::wall_s;
 use pomona_common::{EngineKnobs, KnobSet};
 use pomona_decide::knob_sets::forbidden;
-use pomona_decide::{ClusterState, Command, MadeSet};
+use pomona_decide::{ClusterState, Command, Made};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -90,7 +90,7 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
         }
         by.push_str(" (forced while a gate had tripped)");
     }
-    set.version = state.knobs.current().map_or(0, |set| set.version) + 1;
+    set.version = state.knobs.next();
     let at_s = wall_s();
-    write(&admin, Command::SetKnobs(MadeSet { set, by, at_s })).await
+    write(&admin, Command::SetKnobs(Made { set, by, at_s })).await
 }

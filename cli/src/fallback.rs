@@ -1,0 +1,76 @@
+//! Where requests of each class go, in which order.
+
+use anyhow::bail;
+use hyper::Method;
+use pomona_cluster_config::Config;
+use serde_json::{Map, Value, json};
+
+use crate::admin::{ask, tell};
+use crate::arguments::FallbackCommand;
+use crate::tables::{self, list, text};
+
+const PATH: &str = "/admin/v1/fallback";
+const CLASSES: [&str; 3] = ["interactive", "background", "batch"];
+
+pub(crate) fn run(config: &Config, command: &FallbackCommand, json: bool) -> anyhow::Result<()> {
+    let mut change = match command {
+        FallbackCommand::Show => {
+            let answer = ask(config, &Method::GET, PATH)?;
+            if json {
+                tables::print_json(&answer);
+            } else {
+                show(&answer);
+            }
+            return Ok(());
+        }
+        FallbackCommand::Set { lists } => json!({ "set": parsed(lists)? }),
+        FallbackCommand::Rollback { version } => json!({ "to_version": version }),
+    };
+    change["by"] = std::env::var("USER").unwrap_or_default().into();
+    tell(config, &Method::PATCH, PATH, &change)?;
+    tables::say("Requests go by it from now on: `pomona fallback show`.");
+    Ok(())
+}
+
+fn parsed(lists: &[String]) -> anyhow::Result<Value> {
+    let mut set = Map::new();
+    for one in lists {
+        let Some((class, targets)) = one.split_once('=') else {
+            bail!("`{one}` is no CLASS=LIST, such as batch=rack,rented,pause:20");
+        };
+        if set.insert(class.to_owned(), targets.into()).is_some() {
+            bail!("{class} is named twice");
+        }
+    }
+    Ok(set.into())
+}
+
+fn joined(targets: &Value) -> String {
+    let targets: Vec<String> = list(targets).iter().map(text).collect();
+    targets.join(", ")
+}
+
+fn show(answer: &Value) {
+    match answer["version"].as_u64() {
+        Some(0) | None => tables::say("Nobody has changed these:"),
+        Some(version) => tables::say(&format!("Version {version}")),
+    }
+    let rows = CLASSES.iter().map(|class| {
+        let targets = joined(&answer["lists"][class]);
+        vec![(*class).to_owned(), targets]
+    });
+    tables::say(&tables::laid_out(&["CLASS", "IN THIS ORDER"], rows.collect()));
+    for made in list(&answer["history"]) {
+        let lists = CLASSES.iter().map(|class| {
+            let targets = joined(&made["lists"][class]);
+            format!("{class}={}", targets.replace(", ", ","))
+        });
+        let lists: Vec<String> = lists.collect();
+        tables::say(&format!(
+            "version {} by {}: {}",
+            made["version"],
+            text(&made["by"]),
+            lists.join(" ")
+        ));
+    }
+}

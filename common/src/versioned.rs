@@ -1,0 +1,40 @@
+//! What a cluster agrees on version by version, the newest being in force.
+
+use crate::fallback::Fallbacks;
+use crate::knobs::KnobSet;
+
+/// See the module's documentation.
+pub trait Versioned: Clone + PartialEq {
+    /// The command that shows it.
+    const SHOWN_BY: &'static str;
+
+    /// Counts what was agreed on, from 1.
+    fn version(&self) -> u64;
+
+    /// Takes the place of what is known, if it is newer. Whether it is.
+    fn replace_in(&self, known: &mut Option<Self>) -> bool {
+        let is_news = known
+            .as_ref()
+            .is_none_or(|known| known.version() < self.version());
+        if is_news {
+            *known = Some(self.clone());
+        }
+        is_news
+    }
+}
+
+impl Versioned for KnobSet {
+    const SHOWN_BY: &'static str = "pomona knobs show";
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+impl Versioned for Fallbacks {
+    const SHOWN_BY: &'static str = "pomona fallback show";
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+}

@@ -1,0 +1,71 @@
+//! Which nodes a request may go to by the list of its class and the pools of its key, and in which order.
+
+use std::borrow::Cow;
+
+use pomona_common::{Class, Fallback, NodeId, Pools};
+
+use crate::state::ClusterState;
+
+impl ClusterState {
+    /// The list of a class that is in force.
+    pub fn fallback(&self, class: Class) -> Cow<'_, Fallback> {
+        match self.fallbacks.current() {
+            Some(lists) => Cow::Borrowed(lists.class(class)),
+            None => Cow::Owned(Fallback::of(class)),
+        }
+    }
+
+    /// A node's place in a list; none where it must not be asked, whatever happens. One that is not known here
+    /// yet comes last, unless the key names its pools.
+    pub fn rank(&self, list: &Fallback, pools: &Pools, node: NodeId) -> Option<usize> {
+        match self.nodes.get(&node) {
+            Some(record) if pools.allow(record.role) => list.rank(record.role),
+            None if pools.is_any() => Some(list.0.len()),
+            Some(_) | None => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::{Fallbacks, MachineRole};
+
+    use super::*;
+    use crate::sets::Made;
+    use crate::state::NodeRecord;
+
+    #[test]
+    fn lists_and_keys_both_say_where_requests_may_go() -> Result<(), String> {
+        let mut state = ClusterState::default();
+        let [laptop, rack, rented, unknown] = [1, 2, 3, 4].map(NodeId::from_bits);
+        for (node, role) in [laptop, rack, rented].into_iter().zip(MachineRole::ALL) {
+            let record = NodeRecord {
+                role,
+                ..NodeRecord::default()
+            };
+            state.nodes.insert(node, record);
+        }
+        let ranks = |state: &ClusterState, pools: &Pools| {
+            let list = state.fallback(Class::Batch);
+            [laptop, rack, rented, unknown].map(|node| state.rank(&list, pools, node))
+        };
+        let any = Pools::default();
+        assert_eq!(ranks(&state, &any), [Some(2), Some(0), Some(1), Some(5)]);
+        let private = Pools::only([MachineRole::Laptop, MachineRole::Rack]);
+        assert_eq!(ranks(&state, &private), [Some(2), Some(0), None, None]);
+        let mut set = Fallbacks {
+            version: 1,
+            ..Fallbacks::default()
+        };
+        set.set(Class::Batch, "rented, rack".parse()?);
+        let made = Made {
+            set,
+            by: String::new(),
+            at_s: 1,
+        };
+        state.fallbacks.add(&made);
+        assert_eq!(ranks(&state, &any), [None, Some(1), Some(0), Some(2)]);
+        assert_eq!(ranks(&state, &private), [None, Some(1), None, None]);
+        Ok(())
+    }
+}

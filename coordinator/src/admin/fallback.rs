@@ -1,0 +1,96 @@
+//! Where requests of each class go, in which order.
+
+use std::collections::BTreeMap;
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use axum::routing::get;
+use pomona_clocks::wall_s;
+use pomona_common::{Class, Fallbacks};
+use pomona_decide::{ClusterState, Command, Made};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::{Admin, Answer, Asked, bad, current, parsed, reply, write};
+
+/// The paths below `/admin/v1`.
+pub(super) fn routes() -> Router<Admin> {
+    Router::new().route("/admin/v1/fallback", get(show).patch(change))
+}
+
+fn in_force(state: &ClusterState) -> Fallbacks {
+    state.fallbacks.current().cloned().unwrap_or_default()
+}
+
+fn lists(set: &Fallbacks) -> Value {
+    let list = |class: Class| {
+        let targets = set.class(class).0.iter();
+        let targets: Vec<String> = targets.map(ToString::to_string).collect();
+        (class.as_str().to_owned(), targets.into())
+    };
+    Value::Object(Class::ALL.into_iter().map(list).collect())
+}
+
+async fn show(admin: Asked) -> Answer {
+    let state = match current(&admin).await {
+        Ok(state) => state,
+        Err(answer) => return answer,
+    };
+    let made = state.fallbacks.0.iter();
+    let history: Vec<Value> = made
+        .map(|made| {
+            json!({
+                "version": made.set.version, "by": made.by, "at_s": made.at_s, "lists": lists(&made.set),
+            })
+        })
+        .collect();
+    let now = in_force(&state);
+    let body = json!({ "version": now.version, "lists": lists(&now), "history": history });
+    reply(StatusCode::OK, &body)
+}
+
+/// Lists by class, such as `"batch": "rack, rented, pause:20"`; or all of an earlier version.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Change {
+    set: BTreeMap<String, String>,
+    to_version: Option<u64>,
+    by: String,
+}
+
+async fn change(admin: Asked, body: Bytes) -> Answer {
+    let change: Change = match parsed(&body) {
+        Ok(change) => change,
+        Err(answer) => return answer,
+    };
+    let state = match current(&admin).await {
+        Ok(state) => state,
+        Err(answer) => return answer,
+    };
+    let earlier = match change.to_version {
+        None => Some(in_force(&state)),
+        Some(0) => Some(Fallbacks::default()),
+        Some(version) => state.fallbacks.get(version).cloned(),
+    };
+    let Some(mut set) = earlier else {
+        return bad("this version is not remembered: see `pomona fallback show`");
+    };
+    for (class, list) in &change.set {
+        let class: Class = match class.parse() {
+            Ok(class) => class,
+            Err(unknown) => return bad(unknown.to_string()),
+        };
+        match list.parse() {
+            Ok(list) => set.set(class, list),
+            Err(why) => return bad(format!("{class}: {why}")),
+        }
+    }
+    let problems = set.problems();
+    if !problems.is_empty() {
+        return bad(problems.join("; "));
+    }
+    set.version = state.fallbacks.next();
+    let (by, at_s) = (change.by, wall_s());
+    write(&admin, Command::SetFallbacks(Made { set, by, at_s })).await
+}
