@@ -40,7 +40,7 @@ impl Reporter {
     ) -> Self {
         let mut probe = Probe::new(config.probe_power, config.probe_script.clone());
         let interval = config.probe_interval;
-        let engine = supervisor.view();
+        let (supervisor, engine) = (supervisor.clone(), supervisor.view());
         let first = report(0, MachineReport::default(), &engine, &entry_stats);
         let (publish, latest) = watch::channel(Arc::new(Reported {
             report: Arc::new(first),
@@ -52,6 +52,7 @@ impl Reporter {
                 sequence += 1;
                 let pid = engine.borrow().pid;
                 let machine = probe.sample(pid);
+                supervisor.note_pressure(machine.pressure.value());
                 let mut report = report(sequence, machine, &engine, &entry_stats);
                 if let Some(not_brought) = &not_brought {
                     report.failed.extend(not_brought.borrow().iter().cloned());

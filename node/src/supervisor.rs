@@ -12,13 +12,16 @@ mod watched;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plan::NodeTarget;
 use pomona_common::report::EngineReport;
 use pomona_common::signs::FirstToken;
+use pomona_common::unit::Percent;
 use pomona_common::{Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_decide::planner::PRESSURE_MAX;
 use pomona_probe::KillCause;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -169,6 +172,7 @@ pub(crate) enum Request {
 pub(crate) struct Supervisor {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<EngineView>,
+    short_of_memory: Arc<AtomicBool>,
 }
 
 impl Supervisor {
@@ -202,9 +206,15 @@ impl Supervisor {
                 });
             }
         }
-        let actor = actor::Actor::new(setup, last_run, (store, instructions), publish);
+        let short_of_memory = Arc::new(AtomicBool::new(false));
+        let shared = (publish, short_of_memory.clone());
+        let actor = actor::Actor::new(setup, last_run, (store, instructions), shared);
         tasks.spawn(actor.run(receiver, stopped));
-        Self { requests, view }
+        Self {
+            requests,
+            view,
+            short_of_memory,
+        }
     }
 
     /// Starts a sequence. The first event, a grant or a refusal, comes at once.
@@ -242,6 +252,12 @@ impl Supervisor {
         let models = target.models.into_keys();
         let models = models.map(|name| (name.clone(), store.path(&name))).collect();
         self.set_target(target.generation, models).await;
+    }
+
+    /// The memory pressure of the whole system was read, if it could be.
+    pub(crate) fn note_pressure(&self, pressure: Option<Percent>) {
+        let is_short = pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX);
+        self.short_of_memory.store(is_short, Ordering::Relaxed);
     }
 
     /// The engine as it is, and news of it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_tests::{MODEL, Machine, agent, eventually, greedy};
+use pomona_tests::{Cluster, MODEL, Machine, agent, eventually, greedy};
 use serde_json::Value;
 
 use crate::placement::holders;
@@ -127,4 +127,34 @@ fn requests_follow_the_list_of_their_class() {
 
     assert!(coordinator.pomona(&["fallback", "rollback", "0"]).0);
     assert_eq!(answered_by(at_cluster, "batch"), node(laptop));
+}
+
+/// Whatever the engine itself takes: the memory is the system's.
+#[test]
+fn a_machine_short_of_memory_takes_only_what_a_person_waits_for() {
+    let _one = crate::engine_lock();
+    let folder = tempfile::tempdir().unwrap();
+    let script = folder.path().join("readings.json");
+    let pressure =
+        |percent: u32| std::fs::write(&script, format!("{{\"pressure_percent\": {percent}}}")).unwrap();
+    pressure(40);
+    let cluster = Cluster::configured("echo:1", &format!("[probe]\nscript = {script:?}\n"));
+    cluster.wait_ready();
+    let anywhere = "local,laptop,rack";
+    let lists = ["background", "batch"].map(|class| format!("{class}={anywhere}"));
+    assert!(cluster.pomona(&["fallback", "set", &lists[0], &lists[1]]).0);
+    let status = |class| ask(cluster.node, class).0;
+    for class in ["interactive", "background", "batch"] {
+        eventually("it is taken", SOON, || status(class) == 200);
+    }
+    pressure(90);
+    for class in ["background", "batch"] {
+        eventually("it is refused", SOON, || {
+            let (status, _, retry_after_s, answer) = ask(cluster.node, class);
+            status == 429 && retry_after_s.is_some() && answer.to_string().contains("short of memory")
+        });
+    }
+    assert_eq!(status("interactive"), 200);
+    pressure(40);
+    eventually("it is taken again", SOON, || status("background") == 200);
 }

@@ -5,6 +5,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
@@ -55,6 +56,8 @@ pub(super) struct Actor {
     /// What the system had counted when the engine began.
     tally: KillTally,
     last_run: LastRun,
+    /// Whether the system is, as the last reading of the machine says.
+    pub(super) short_of_memory: Arc<AtomicBool>,
 }
 
 impl Actor {
@@ -62,7 +65,7 @@ impl Actor {
         setup: Setup,
         last_run: LastRun,
         (store, instructions): (Store, watch::Receiver<Instructions>),
-        publish: watch::Sender<EngineView>,
+        (publish, short_of_memory): (watch::Sender<EngineView>, Arc<AtomicBool>),
     ) -> Self {
         let Setup {
             node, program, knobs, ..
@@ -88,6 +91,7 @@ impl Actor {
             wedged: false,
             tally: KillTally::default(),
             last_run,
+            short_of_memory,
         }
     }
 

@@ -1,5 +1,7 @@
 //! What the engine's owner does as coordinators say: the knobs, and the batch work that it refuses.
 
+use std::sync::atomic::Ordering;
+
 use pomona_common::engine::EngineCommand;
 use pomona_common::{Class, EngineKnobs, Failure, Generation, Rung};
 
@@ -8,6 +10,9 @@ use crate::supervisor::actor::Actor;
 /// Who is refused because the machine is spared may ask again after so many seconds: sooner nobody is let
 /// go.
 const SPARED_RETRY_S: u32 = 60;
+
+/// Likewise where memory is short: that is looked at every second, and lasts for some.
+const SHORT_RETRY_S: u32 = 10;
 
 impl Actor {
     /// What the configuration says, or the cluster, as relief leaves it.
@@ -25,8 +30,15 @@ impl Actor {
         }
     }
 
-    /// Why batch work is not taken now. What was begun elsewhere is, as long as it would not stand still.
+    /// Why work that no person waits for is not taken now. Batch work that was begun elsewhere is, as long as it
+    /// would not stand still; where the system is short of memory nothing is, whatever the engine itself takes.
     pub(super) fn spared(&self, generation: &Generation) -> Option<Failure> {
+        if generation.class != Class::Interactive && self.short_of_memory.load(Ordering::Relaxed) {
+            return Some(Failure::Overloaded {
+                detail: "this machine is short of memory, whoever takes it".into(),
+                retry_after_s: SHORT_RETRY_S,
+            });
+        }
         let rung = self.instructions.borrow().relief.rung;
         let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::Pause);
         (generation.class == Class::Batch && is_held).then(|| Failure::Overloaded {

@@ -75,13 +75,10 @@ impl Sequences {
         mut generation: Generation,
         events: &mpsc::Sender<GenerationEvent>,
     ) -> Option<u64> {
-        if self
-            .active
-            .values()
-            .filter(|active| active.parked.is_some())
-            .count()
-            >= limits::QUEUE.capacity
-        {
+        // What is less urgent keeps nobody out.
+        let is_ahead =
+            |active: &&Active| active.parked.is_some() && active.generation.class <= generation.class;
+        if self.active.values().filter(is_ahead).count() >= limits::QUEUE.capacity {
             return None;
         }
         if generation.class_reason == ClassReason::Canary {
