@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use pomona_common::ClusterId;
 use pomona_decide::{AuditBook, AuditEntry};
 use pomona_journal::{Bounds, Journal};
 use pomona_raft::Replica;
@@ -14,29 +15,37 @@ const BOUNDS: Bounds = Bounds {
     files: 8,
 };
 
-/// Where it is, below the state folder.
-pub(crate) fn folder(state: &Path) -> PathBuf {
-    state.join("coordinator/audit")
+/// Where it is, below the state folder: a folder a cluster, so that the log of one that was here before is
+/// neither read as this one's nor lost.
+pub(crate) fn folder(state: &Path, cluster: ClusterId) -> PathBuf {
+    state.join("coordinator/audit").join(cluster.to_string())
 }
 
-/// All entries that are known here, the oldest first: those on disk, and what the state has after them, which
-/// is looked at last. Reads files.
+/// All entries that are known here, the oldest first: those on disk, and what the state has, which is looked at
+/// last. Reads files.
 pub(crate) fn entries(folder: &Path, replica: &Replica) -> Vec<AuditEntry> {
-    let lines = pomona_journal::lines(folder).unwrap_or_else(|error| {
+    let on_disk = read(folder).unwrap_or_else(|error| {
         tracing::error!(%error, folder = %folder.display(), "the audit log on disk is not readable");
         Vec::new()
     });
-    let mut entries: Vec<AuditEntry> = lines
-        .iter()
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    let book = &replica.known().audit;
-    if is_foreign(entries.last(), book) {
-        entries.clear();
-    }
-    let last = entries.last().map_or(0, |last| last.number);
-    entries.extend(book.latest.iter().filter(|entry| entry.number > last).cloned());
-    entries
+    with_state(on_disk, &replica.known().audit)
+}
+
+/// Entries on disk with those of the state. One that is on disk in another form is there twice then: whoever
+/// checks the chain sees that it was altered.
+fn with_state(mut on_disk: Vec<AuditEntry>, book: &AuditBook) -> Vec<AuditEntry> {
+    let is_news = |entry: &&AuditEntry| !on_disk.contains(entry);
+    let news: Vec<AuditEntry> = book.latest.iter().filter(is_news).cloned().collect();
+    on_disk.extend(news);
+    on_disk.sort_by_key(|entry| entry.number);
+    on_disk
+}
+
+fn read(folder: &Path) -> std::io::Result<Vec<AuditEntry>> {
+    let lines = pomona_journal::lines(folder)?;
+    // What a crash cut off is no entry.
+    let entries = lines.iter().filter_map(|line| serde_json::from_str(line).ok());
+    Ok(entries.collect())
 }
 
 /// Writes down what is new, until the stop.
@@ -64,31 +73,64 @@ pub(crate) async fn keep(replica: Replica, folder: PathBuf, stop: CancellationTo
     }
 }
 
-/// Whether an entry on disk is of another cluster: what was written here was in the state before.
-fn is_foreign(on_disk: Option<&AuditEntry>, book: &AuditBook) -> bool {
-    on_disk.is_some_and(|last| {
-        let same = book.latest.iter().find(|entry| entry.number == last.number);
-        last.number > book.head().0 || same.is_some_and(|same| same.hash != last.hash)
-    })
-}
-
 fn write(folder: &Path, book: &AuditBook) -> std::io::Result<()> {
-    let lines = pomona_journal::lines(folder)?;
-    let last = lines
-        .iter()
-        .rev()
-        .find_map(|line| serde_json::from_str::<AuditEntry>(line).ok());
-    if is_foreign(last.as_ref(), book) {
-        // Kept, and out of the way.
-        let aside = folder.with_extension(format!("before-{}", pomona_clocks::wall_s()));
-        std::fs::rename(folder, &aside)?;
-        tracing::warn!(moved = %aside.display(), "the audit log here is another cluster's");
-        return write(folder, book);
-    }
-    let last = last.map_or(0, |last| last.number);
+    let last = read(folder)?.last().map_or(0, |last| last.number);
     let mut journal = Journal::open(folder, BOUNDS)?;
     for entry in book.latest.iter().filter(|entry| entry.number > last) {
         journal.add(&serde_json::to_string(entry)?, true)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_decide::audit::verify;
+    use pomona_decide::{Audited, ClusterState, Command, Deed, apply};
+
+    use super::*;
+
+    fn deed(at_s: u64) -> Deed {
+        Deed {
+            by: "ann".into(),
+            action: "knobs.set".into(),
+            subject: String::new(),
+            detail: String::new(),
+            at_s,
+        }
+    }
+
+    /// The log of nine changes, at these times.
+    fn changed(at_s: impl Fn(u64) -> u64) -> AuditBook {
+        let mut state = ClusterState::default();
+        apply(&mut state, &Command::Found(ClusterId::from_bits(1)));
+        for version in 1..=9 {
+            let set = pomona_common::Fallbacks {
+                version,
+                ..pomona_common::Fallbacks::default()
+            };
+            let (by, at_s) = ("ann".into(), at_s(version));
+            let command = Command::SetFallbacks(pomona_decide::Made { set, by, at_s });
+            let deed = deed(at_s);
+            apply(&mut state, &Command::Audited(Box::new(Audited { deed, command })));
+        }
+        state.audit
+    }
+
+    #[test]
+    fn what_was_altered_on_disk_breaks_the_chain() -> std::io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let book = changed(|version| version);
+        write(folder.path(), &book)?;
+        write(folder.path(), &book)?;
+        let whole = read(folder.path())?;
+        assert_eq!(whole.len(), 9);
+        let start = Some(pomona_decide::AuditHash::default());
+        assert_eq!(verify(start, &with_state(whole.clone(), &book)), Ok(()));
+        // Altered, and the whole rest hashed anew: right by itself, and not what the state has.
+        let forged = changed(|version| version + u64::from(version == 4));
+        let forged: Vec<AuditEntry> = forged.latest.into_iter().collect();
+        assert_eq!(verify(start, &forged), Ok(()));
+        assert_eq!(verify(start, &with_state(forged, &book)), Err(4));
+        Ok(())
+    }
 }

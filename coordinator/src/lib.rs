@@ -251,7 +251,7 @@ impl Coordinator {
         let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
         let access = Access::new(config.needs_keys(config.coordinator_http), random()? as u64);
-        let audit = audit::folder(&config.state);
+        let audit = audit::folder(&config.state, authority.cluster());
         tasks.spawn(audit::keep(replica.clone(), audit.clone(), stop.clone()));
         keys::learn(&access, &replica.known(), EntryId::Coordinator(replica.number()));
         tasks.spawn(keys::follow(replica.clone(), access.clone(), stop.clone()));

@@ -136,7 +136,10 @@ fn what_was_changed_is_written_down(cluster: &mut Cluster) {
     );
     let last = &entries[entries.len() - 1];
     let noted = format!("{}:{}", last["number"], last["hash"].as_str().unwrap());
+    // A folder a cluster.
     let folder = cluster.state.path().join("coordinator/audit");
+    let mut folders = std::fs::read_dir(&folder).unwrap();
+    let folder = folders.next().unwrap().unwrap().path();
     let on_disk = || pomona_journal::lines(&folder).unwrap();
     eventually("it is on disk", Duration::from_secs(5), || {
         on_disk().len() == entries.len()
@@ -150,6 +153,20 @@ fn what_was_changed_is_written_down(cluster: &mut Cluster) {
     let wrong = format!("{}:{}", last["number"], "0".repeat(64));
     let (ok, _, errors) = cluster.pomona(&["audit", "--noted", &wrong]);
     assert!(!ok && errors.contains("altered"), "{errors}");
+
+    // Whoever alters what is on the disk is found out.
+    let file = std::fs::read_dir(&folder)
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    let text = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, text.replacen("narrow", "wide", 1)).unwrap();
+    let (ok, _, errors) = cluster.pomona(&["audit"]);
+    assert!(!ok && errors.contains("broken at entry"), "{errors}");
+    std::fs::write(&file, text).unwrap();
+    assert!(cluster.pomona(&["audit"]).0);
 }
 
 fn classes_and_scopes(cluster: &Cluster) {
