@@ -3,6 +3,7 @@
 use anyhow::bail;
 use hyper::Method;
 use pomona_cluster_config::Config;
+use pomona_common::Class;
 use serde_json::{Map, Value, json};
 
 use crate::admin::{ask, tell};
@@ -10,7 +11,6 @@ use crate::arguments::FallbackCommand;
 use crate::tables::{self, list, text};
 
 const PATH: &str = "/admin/v1/fallback";
-const CLASSES: [&str; 3] = ["interactive", "background", "batch"];
 
 pub(crate) fn run(config: &Config, command: &FallbackCommand, json: bool) -> anyhow::Result<()> {
     let mut change = match command {
@@ -55,14 +55,14 @@ fn show(answer: &Value) {
         Some(0) | None => tables::say("Nobody has changed these:"),
         Some(version) => tables::say(&format!("Version {version}")),
     }
-    let rows = CLASSES.iter().map(|class| {
-        let targets = joined(&answer["lists"][class]);
-        vec![(*class).to_owned(), targets]
+    let rows = Class::ALL.into_iter().map(|class| {
+        let targets = joined(&answer["lists"][class.as_str()]);
+        vec![class.to_string(), targets]
     });
     tables::say(&tables::laid_out(&["CLASS", "IN THIS ORDER"], rows.collect()));
     for made in list(&answer["history"]) {
-        let lists = CLASSES.iter().map(|class| {
-            let targets = joined(&made["lists"][class]);
+        let lists = Class::ALL.into_iter().map(|class| {
+            let targets = joined(&made["lists"][class.as_str()]);
             format!("{class}={}", targets.replace(", ", ","))
         });
         let lists: Vec<String> = lists.collect();

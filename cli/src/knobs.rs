@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use hyper::Method;
 use pomona_cluster_config::Config;
+use pomona_common::Class;
 use serde_json::{Map, Value, json};
 
 use crate::admin::{ask, tell};
@@ -10,7 +11,6 @@ use crate::arguments::KnobsCommand;
 use crate::tables::{self, list, text};
 
 const PATH: &str = "/admin/v1/knobs";
-const CLASSES: [&str; 3] = ["interactive", "background", "batch"];
 const OF_CLASS: [&str; 5] = [
     "window_ms",
     "max_slots",
@@ -64,10 +64,12 @@ fn show(answer: &Value) {
         tables::say("Nodes go by their configurations; the first `pomona knobs set` starts from these:");
     }
     let rows = OF_CLASS.iter().map(|name| {
-        let values = CLASSES.iter().map(|class| text(&knobs[class][name]));
+        let values = Class::ALL.iter().map(|class| text(&knobs[class.as_str()][name]));
         std::iter::once((*name).to_owned()).chain(values).collect()
     });
-    let header: Vec<&str> = std::iter::once("KNOB").chain(CLASSES).collect();
+    let header: Vec<&str> = std::iter::once("KNOB")
+        .chain(Class::ALL.iter().map(|class| class.as_str()))
+        .collect();
     tables::say(&tables::laid_out(&header, rows.collect()));
     for made in list(&answer["history"]) {
         tables::say(&format!("version {} by {}", made["version"], text(&made["by"])));

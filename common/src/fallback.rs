@@ -22,7 +22,7 @@ pub enum Target {
     Local,
     /// Machines of this kind.
     Pool(MachineRole),
-    /// Holds the request for so many seconds and tries again; then it is refused.
+    /// Holds what finds no free place for so many seconds and tries again; then it is refused.
     Pause {
         /// At most [`limits::QUEUE`]'s wait.
         seconds: u32,
@@ -102,7 +102,7 @@ impl Fallback {
         Some(place == 0)
     }
 
-    /// How long a request is held that nobody takes.
+    /// How long a request is held that finds no free place.
     pub fn hold(&self) -> Duration {
         let pauses = self.0.iter().filter_map(|target| match target {
             Target::Pause { seconds } => Some(u64::from(*seconds)),
@@ -138,9 +138,15 @@ impl Fallback {
             self.hold() <= longest,
             &format!("a request is held for at most {} s", longest.as_secs()),
         );
+        let is_last = |place: usize| targets[place + 1..].iter().all(|target| is_pause(&target));
+        let local = targets.iter().position(|target| *target == Target::Local);
+        check(
+            local.is_none_or(|place| place == 0 || is_last(place)),
+            "local comes first, or after all kinds of machine",
+        );
         check(
             class == Class::Batch || self.local() == Some(true),
-            "local comes first: a person's requests do not leave their own machine while it answers",
+            "local comes first: what a person waits for is not taken from their own machine",
         );
         problems
     }
@@ -243,8 +249,9 @@ mod tests {
             (Class::Batch, "rack, rented, rack", "twice"),
             (Class::Batch, "rack, pause, rented", "pause ends a list"),
             (Class::Batch, "rack, pause:31", "at most 30 s"),
-            (Class::Interactive, "rack, local", "local comes first"),
-            (Class::Background, "rack, pause", "local comes first"),
+            (Class::Interactive, "rack, local", "local comes first: "),
+            (Class::Background, "rack, pause", "local comes first: "),
+            (Class::Batch, "rack, local, rented", "after all kinds"),
         ] {
             let mut lists = Fallbacks::default();
             lists.set(class, list.parse()?);

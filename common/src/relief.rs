@@ -1,5 +1,5 @@
-//! How far a node is relieved of batch work: the rungs of the offload ladder. Interactive and background
-//! work is never touched by any of them.
+//! How far a node is relieved of batch work: the rungs of the offload ladder. Interactive work is never touched
+//! by any of them; new background work is offered to other nodes first, and what runs stays.
 
 use std::fmt;
 

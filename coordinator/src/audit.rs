@@ -125,7 +125,7 @@ mod tests {
         let whole = read(folder.path())?;
         assert_eq!(whole.len(), 9);
         let start = Some(pomona_decide::AuditHash::default());
-        assert_eq!(verify(start, &with_state(whole.clone(), &book)), Ok(()));
+        assert_eq!(verify(start, &with_state(whole, &book)), Ok(()));
         // Altered, and the whole rest hashed anew: right by itself, and not what the state has.
         let forged = changed(|version| version + u64::from(version == 4));
         let forged: Vec<AuditEntry> = forged.latest.into_iter().collect();

@@ -39,6 +39,14 @@ impl CoordinatorBackend {
         }
     }
 
+    /// Starts an answer for a client of a node, which holds it itself.
+    pub(crate) async fn generate_for_node(
+        &self,
+        generation: Generation,
+    ) -> Result<GenerationStream, Failure> {
+        self.dispatcher.generate(generation).await
+    }
+
     /// What tokenising for a model needs, from a node that has it.
     pub(crate) async fn fetch_text(&self, model: &ModelRecord) -> Result<TextBundle, Failure> {
         self.dispatcher.expect_replica(&model.name).await;
@@ -82,7 +90,7 @@ impl Backend for CoordinatorBackend {
     }
 
     async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        self.dispatcher.generate(generation).await
+        self.dispatcher.generate_held(generation).await
     }
 
     fn reports(&self) -> Vec<Reported> {

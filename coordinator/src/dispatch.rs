@@ -9,7 +9,7 @@ use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
 use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, limits};
 use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, plan, route};
-use pomona_dispatch::{Places, Promise, Seek, is_last_word};
+use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
 
@@ -29,8 +29,6 @@ const PLACED: Duration = Duration::from_secs(2);
 const UNPLACED: Duration = Duration::from_millis(500);
 /// Between two looks whether they are there.
 const LOOK: Duration = Duration::from_millis(50);
-/// Longest time between two looks for a request that is held.
-const LOOK_HELD: Duration = Duration::from_secs(1);
 
 /// Sends requests to nodes; clones share the sessions.
 #[derive(Clone)]
@@ -39,8 +37,7 @@ pub(crate) struct Dispatcher {
     sessions: Arc<Sessions>,
     unplaced: Arc<Mutex<Option<Unplaced>>>,
     moves: Arc<Semaphore>,
-    /// Requests that wait for somebody who takes them.
-    held: Arc<Semaphore>,
+    waiting: Arc<Waiting>,
     affinity: Arc<Mutex<Affinity>>,
     began: Instant,
 }
@@ -55,44 +52,35 @@ impl Dispatcher {
             sessions,
             unplaced: Arc::default(),
             moves: pomona_dispatch::moves(),
-            held: Arc::new(Semaphore::new(limits::QUEUE.capacity)),
+            waiting: Arc::default(),
             affinity: Arc::default(),
             began: Instant::now(),
         }
     }
 
-    /// Starts an answer; it moves to another replica by itself when its node is lost. What nobody takes is held
-    /// as long as the class's list says.
+    /// As [`generate`](Self::generate) for a client of this coordinator: what finds no free place is held.
+    pub(crate) async fn generate_held(&self, generation: Generation) -> Result<GenerationStream, Failure> {
+        let hold = self.replica.known().fallback(generation.class).hold();
+        let ask = || self.generate(generation.clone());
+        self.waiting.hold(&generation, hold, ask).await
+    }
+
+    /// Starts an answer; it moves to another replica by itself when its node is lost.
     pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        let (began, mut pause) = (Instant::now(), LOOK);
-        let mut held = None;
+        let (deadline, mut pause) = (Instant::now() + EXPECT, LOOK);
         loop {
             let outcome = pomona_dispatch::generate(self.clone(), generation.clone()).await;
-            let patience = match &outcome {
-                Err(Failure::ModelNotLoaded { .. }) => EXPECT,
-                Err(Failure::Overloaded { .. }) => self.replica.known().fallback(generation.class).hold(),
-                _ => return outcome,
-            };
-            if began.elapsed() >= patience {
+            if !matches!(outcome, Err(Failure::ModelNotLoaded { .. })) || Instant::now() >= deadline {
                 return outcome;
             }
-            if let Err(Failure::Overloaded { .. }) = &outcome {
-                if held.is_none() {
-                    held = self.held.try_acquire().ok();
-                }
-                if held.is_none() {
-                    return outcome;
-                }
-            } else {
-                // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
-                // new target after this request.
-                self.expect_replica(&generation.model).await;
-                if self.planned(&generation).is_empty() {
-                    return outcome;
-                }
+            // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
+            // new target after this request.
+            self.expect_replica(&generation.model).await;
+            if self.planned(&generation).is_empty() {
+                return outcome;
             }
             tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(LOOK_HELD);
+            pause *= 2;
         }
     }
 
@@ -168,11 +156,15 @@ impl Dispatcher {
             let target = state.plan.nodes.get(id);
             target.is_some_and(|target| target.models.contains_key(model))
         };
-        let mut holders = self.sessions.all().into_keys().filter(has_it);
-        let detail = if !pools.is_any() {
-            format!("no machine that this API key reaches has it ({pools})")
-        } else if holders.any(|id| state.rank(&list, pools, id).is_none()) {
+        let may = |id: &NodeId| state.reaches(pools, *id);
+        let holders: Vec<NodeId> = self.sessions.all().into_keys().filter(has_it).collect();
+        let detail = if holders.iter().any(may) {
+            if holders.iter().any(|id| state.rank(&list, pools, *id).is_some()) {
+                return self.not_loaded(model);
+            }
             format!("no machine where {class} requests go has it ({list}; `pomona fallback show`)")
+        } else if !pools.is_any() {
+            format!("no machine that this API key reaches has it ({pools})")
         } else {
             return self.not_loaded(model);
         };
@@ -252,7 +244,9 @@ impl Dispatcher {
         if candidates.is_empty() {
             self.expect_replica(&generation.model).await;
         }
-        let is_no_use = |one: &Candidate| avoid.contains(&one.node) || one.spared;
+        // Batch is refused where a node is spared; other work is only asked elsewhere first.
+        let is_batch = generation.class == Class::Batch;
+        let is_no_use = |one: &Candidate| avoid.contains(&one.node) || (is_batch && one.spared);
         if candidates.iter().all(is_no_use) {
             let known: Vec<NodeId> = candidates.iter().map(|one| one.node).collect();
             let planned = self.planned(generation).into_iter();
@@ -285,15 +279,6 @@ impl Dispatcher {
             })
             .collect()
     }
-}
-
-/// Which of two refusals says more of when to come back.
-fn hopeful(before: Failure, now: Failure) -> Failure {
-    let wait = |failure: &Failure| match failure {
-        Failure::Overloaded { retry_after_s, .. } => *retry_after_s,
-        _ => u32::MAX,
-    };
-    if wait(&before) < wait(&now) { before } else { now }
 }
 
 impl Places for Dispatcher {

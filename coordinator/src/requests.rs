@@ -56,7 +56,7 @@ impl Requests {
                         detail: format!("this node's endpoint has {ANSWERS} requests elsewhere"),
                         retry_after_s: 5,
                     }),
-                    Ok(()) => self.backend.generate(*generation).await,
+                    Ok(()) => self.backend.generate_for_node(*generation).await,
                 };
                 pomona_dispatch::serve(answer, send).await
             }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
 use pomona_common::{Class, Failure, Fallback, Generation, ModelName, ModelRecord, NodeId, Rung};
-use pomona_decide::{EntryPlace, Held, entry};
-use pomona_dispatch::{Places, Promise, Seek, is_last_word};
+use pomona_decide::{EntryPlace, Here, entry};
+use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
 use tokio::sync::{Semaphore, watch};
 
 use crate::coordinators::Coordinators;
@@ -30,6 +30,7 @@ pub(crate) struct Entry {
     coordinators: Coordinators,
     keys: Keys,
     moves: Arc<Semaphore>,
+    waiting: Arc<Waiting>,
 }
 
 impl Entry {
@@ -48,12 +49,15 @@ impl Entry {
             coordinators,
             keys,
             moves: pomona_dispatch::moves(),
+            waiting: Arc::default(),
         }
     }
 
-    /// Starts an answer wherever it can be made.
+    /// Starts an answer wherever it can be made; what finds no free place is held.
     pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        pomona_dispatch::generate(self.clone(), generation).await
+        let hold = self.list(generation.class).hold();
+        let ask = || pomona_dispatch::generate(self.clone(), generation.clone());
+        self.waiting.hold(&generation, hold, ask).await
     }
 
     /// Starts an answer of this node's engine.
@@ -102,7 +106,7 @@ impl Entry {
 
     /// The text side of a model that is not in this store.
     pub(crate) async fn fetch_text(&self, model: &ModelName) -> Result<TextBundle, Failure> {
-        for (place, _) in self.places(Class::Interactive, Held::Absent, &[]) {
+        for (place, _) in self.places(Class::Interactive, Here::Absent, &[]) {
             let EntryPlace::Coordinator(number) = place else {
                 continue;
             };
@@ -117,8 +121,8 @@ impl Entry {
         Err(self.not_in_reach(model))
     }
 
-    fn places(&self, class: Class, held: Held, avoid: &[EntryPlace]) -> Vec<(EntryPlace, &'static str)> {
-        let state = (held, self.rung());
+    fn places(&self, class: Class, here: Here, avoid: &[EntryPlace]) -> Vec<(EntryPlace, &'static str)> {
+        let state = (here, self.rung());
         entry(
             class,
             state,
@@ -135,13 +139,19 @@ impl Entry {
         lists.map_or_else(|| Fallback::of(class), |lists| lists.class(class).clone())
     }
 
-    fn held(&self, generation: &Generation) -> Held {
+    fn here(&self, generation: &Generation) -> Here {
         if self.check_digests(generation).is_err() || !self.keys.is_in(&generation.pools) {
-            return Held::Absent;
+            return Here::Absent;
         }
         let view = self.supervisor.view();
-        let is_loaded = view.borrow().loaded.contains(&generation.model);
-        if is_loaded { Held::Loaded } else { Held::Expected }
+        let view = view.borrow();
+        if view.loaded.contains(&generation.model) {
+            Here::Loaded
+        } else if view.wanted.contains(&generation.model) {
+            Here::Expected
+        } else {
+            Here::Absent
+        }
     }
 
     /// Whether this node has the content that the request was resolved for.
@@ -156,12 +166,24 @@ impl Entry {
         Err(not_loaded(&generation.model, detail))
     }
 
+    /// Nobody was there to be asked.
     fn not_answered(&self, generation: &Generation) -> Failure {
-        if self.coordinators.any() || self.keys.is_in(&generation.pools) {
-            return self.not_in_reach(&generation.model);
-        }
-        let detail = "this API key does not reach this machine, and no coordinator is in reach";
-        not_loaded(&generation.model, detail)
+        let Generation {
+            model, class, pools, ..
+        } = generation;
+        let list = self.list(*class);
+        let detail = if self.coordinators.any() {
+            return self.not_in_reach(model);
+        } else if !self.keys.is_in(pools) {
+            "this API key does not reach this machine, and no coordinator is in reach".to_owned()
+        } else if self.here(generation) != Here::Absent && list.local().is_none() {
+            format!("{class} requests do not come here ({list}), and no coordinator is in reach")
+        } else if self.check_digests(generation).is_ok() {
+            "the cluster wants it elsewhere, and no coordinator is in reach".to_owned()
+        } else {
+            return self.not_in_reach(model);
+        };
+        not_loaded(model, &detail)
     }
 
     fn not_in_reach(&self, model: &ModelName) -> Failure {
@@ -182,23 +204,15 @@ impl Places for Entry {
         avoid: &[EntryPlace],
         seek: Seek,
     ) -> Result<(EntryPlace, Promise), Failure> {
-        let mut refusal = self.not_answered(generation);
-        let hold = self.list(generation.class).hold();
-        let places = self.places(generation.class, self.held(generation), avoid);
+        let mut refusal: Option<Failure> = None;
+        let places = self.places(generation.class, self.here(generation), avoid);
         let is_wanted = |place: &EntryPlace| seek == Seek::Any || !avoid.contains(place);
-        // One coordinator has asked the whole cluster, and held the request as long as it may be held.
-        let mut cluster_is_full = false;
         for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {
-            if cluster_is_full && place != EntryPlace::Here {
-                continue;
-            }
             tracing::debug!(?place, reason, request = %generation.request, "asked");
             let asked = match place {
                 EntryPlace::Here => self.generate_here(generation.clone()).await.map(Promise::here),
                 EntryPlace::Coordinator(number) => match self.coordinators.session(number) {
-                    Some(session) => {
-                        pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT + hold).await
-                    }
+                    Some(session) => pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT).await,
                     None => continue,
                 },
             };
@@ -208,13 +222,11 @@ impl Places for Entry {
                 // That a coordinator left says less than what another place has said.
                 Err(Failure::NodeLost) => {}
                 Err(failure) => {
-                    cluster_is_full |=
-                        place != EntryPlace::Here && matches!(failure, Failure::Overloaded { .. });
-                    refusal = failure;
+                    refusal = Some(refusal.map_or(failure.clone(), |before| hopeful(before, failure)));
                 }
             }
         }
-        Err(refusal)
+        Err(refusal.unwrap_or_else(|| self.not_answered(generation)))
     }
 
     fn tries_others(place: EntryPlace) -> bool {

@@ -1,7 +1,7 @@
 //! How coordinators want this node to work: how far it is relieved of batch work, and the knobs that the
 //! cluster agrees on.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use pomona_common::{Fallbacks, KnobSet, Relief, Versioned};
@@ -38,6 +38,9 @@ struct Told {
     applied: u64,
     /// When a coordinator was last in reach.
     reached: Instant,
+    /// Whether what is in force of them is what was on disk.
+    knobs_from_disk: bool,
+    fallbacks_from_disk: bool,
 }
 
 impl Instructed {
@@ -46,6 +49,8 @@ impl Instructed {
             told: Arc::new(Mutex::new(Told {
                 applied: 0,
                 reached: Instant::now(),
+                knobs_from_disk: false,
+                fallbacks_from_disk: false,
             })),
             now: watch::Sender::new(Instructions::default()),
         }
@@ -53,7 +58,7 @@ impl Instructed {
 
     /// A coordinator that knows the log up to `applied` says how far it is relieved.
     pub(crate) fn relieve(&self, applied: u64, relief: Relief) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told();
         // One that lags behind knows no better.
         if applied < told.applied {
             return;
@@ -68,23 +73,43 @@ impl Instructed {
         }
     }
 
+    /// Begins with what was on disk.
+    pub(crate) fn resume(&self, knobs: Option<KnobSet>, fallbacks: Option<Fallbacks>) {
+        let mut told = self.told();
+        told.knobs_from_disk = knobs.is_some();
+        told.fallbacks_from_disk = fallbacks.is_some();
+        self.now.send_modify(|now| {
+            now.knobs = knobs;
+            now.fallbacks = fallbacks;
+        });
+    }
+
     /// A coordinator says what the knobs are; of several sets the newest counts.
     pub(crate) fn set_knobs(&self, set: KnobSet) {
+        let is_first = std::mem::take(&mut self.told().knobs_from_disk);
         let version = set.version;
-        if self.now.send_if_modified(|now| set.replace_in(&mut now.knobs)) {
+        if self
+            .now
+            .send_if_modified(|now| learn(&mut now.knobs, set, is_first))
+        {
             tracing::info!(version, "knobs of the cluster");
         }
     }
 
     /// A coordinator says where requests go, likewise.
     pub(crate) fn set_fallbacks(&self, set: Fallbacks) {
+        let is_first = std::mem::take(&mut self.told().fallbacks_from_disk);
         let version = set.version;
         if self
             .now
-            .send_if_modified(|now| set.replace_in(&mut now.fallbacks))
+            .send_if_modified(|now| learn(&mut now.fallbacks, set, is_first))
         {
             tracing::info!(version, "fallbacks of the cluster");
         }
+    }
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The instructions, and news of them.
@@ -99,7 +124,7 @@ impl Instructed {
                 () = tokio::time::sleep(LOOK) => {}
                 () = stopped.cancelled() => return,
             }
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told = self.told();
             if in_reach() {
                 told.reached = Instant::now();
             } else if told.reached.elapsed() > FORGOTTEN {
@@ -108,6 +133,17 @@ impl Instructed {
             }
         }
     }
+}
+
+/// Takes a set for what is known if it is newer, or the first one after what was on disk: the cluster may have
+/// been set back meanwhile. Whether it is something else.
+fn learn<T: Versioned>(known: &mut Option<T>, set: T, is_first: bool) -> bool {
+    if !is_first {
+        return set.replace_in(known);
+    }
+    let is_news = known.as_ref() != Some(&set);
+    *known = Some(set);
+    is_news
 }
 
 #[cfg(test)]
@@ -135,6 +171,26 @@ mod tests {
         }
         let now = instructed.watch().borrow().clone();
         assert_eq!(now.knobs.map(|set| set.version), Some(3));
+    }
+
+    #[test]
+    fn the_first_word_counts_more_than_what_was_on_disk() {
+        let instructed = Instructed::new();
+        let lists = |version| Fallbacks {
+            version,
+            ..Fallbacks::default()
+        };
+        let version = || {
+            let now = instructed.watch().borrow().clone();
+            now.fallbacks.map(|lists| lists.version)
+        };
+        instructed.resume(None, Some(lists(9)));
+        assert_eq!(version(), Some(9));
+        // The cluster was set back; after that the newest counts again.
+        for (said, known) in [(4, 4), (3, 4), (5, 5)] {
+            instructed.set_fallbacks(lists(said));
+            assert_eq!(version(), Some(known));
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -5,35 +5,36 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pomona_common::plan::NodeTarget;
-use pomona_common::{ClusterId, Fallbacks, KnobSet, Versioned};
+use pomona_common::{ClusterId, Fallbacks, KnobSet};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::files::{read_json, write_json};
-use crate::instructions::Instructed;
+use crate::instructions::{Instructed, Instructions};
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 
 /// The file.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Told {
+#[serde(default)]
+struct OnDisk {
     cluster: Option<ClusterId>,
     /// What to hold.
     target: Option<NodeTarget>,
     /// The cluster's knobs.
     knobs: Option<KnobSet>,
     /// Where the cluster's requests go.
-    #[serde(default)]
     fallbacks: Option<Fallbacks>,
 }
 
 /// See the module's documentation. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct LastTold {
-    now: watch::Sender<Told>,
-    /// It has seen what is on disk.
-    news: watch::Receiver<Told>,
+    /// As it was at the start.
+    on_disk: OnDisk,
+    /// The target that was said since.
+    target: watch::Sender<Option<NodeTarget>>,
     path: PathBuf,
 }
 
@@ -44,86 +45,103 @@ impl LastTold {
     /// The file is there and cannot be read.
     pub(crate) fn open(folder: &Path, cluster: ClusterId) -> io::Result<Self> {
         let path = folder.join("told.json");
-        let told: Told = read_json(&path)?;
-        let told = if told.cluster == Some(cluster) {
-            told
+        let on_disk: OnDisk = read_json(&path)?;
+        let on_disk = if on_disk.cluster == Some(cluster) {
+            on_disk
         } else {
-            Told {
+            OnDisk {
                 cluster: Some(cluster),
-                ..Told::default()
+                ..OnDisk::default()
             }
         };
-        let (now, news) = watch::channel(told);
-        Ok(Self { now, news, path })
+        Ok(Self {
+            on_disk,
+            target: watch::Sender::new(None),
+            path,
+        })
     }
 
-    /// Goes on as it was told, until a coordinator says something newer.
+    /// Goes on as it was told, until a coordinator says something else.
     pub(crate) async fn resume(&self, instructed: &Instructed, supervisor: &Supervisor, store: &Store) {
-        let Told {
+        let OnDisk {
             target,
             knobs,
             fallbacks,
             ..
-        } = self.now();
-        if let Some(fallbacks) = fallbacks {
-            instructed.set_fallbacks(fallbacks);
-        }
-        if let Some(knobs) = knobs {
-            instructed.set_knobs(knobs);
-        }
+        } = self.on_disk.clone();
+        let versions = (
+            knobs.as_ref().map(|set| set.version),
+            fallbacks.as_ref().map(|set| set.version),
+        );
+        instructed.resume(knobs, fallbacks);
         if let Some(target) = target {
             tracing::info!(
                 models = target.models.len(),
+                knobs = versions.0,
+                fallbacks = versions.1,
                 "begins with what the cluster wanted here last"
             );
-            supervisor.follow(target, store).await;
+            // Whatever a coordinator says counts: the cluster may have been set back to an earlier state.
+            let generation = 0;
+            supervisor
+                .follow(NodeTarget { generation, ..target }, store)
+                .await;
         }
-    }
-
-    /// As it is now.
-    fn now(&self) -> Told {
-        self.now.borrow().clone()
     }
 
     /// A coordinator says what to hold; of several targets the newest counts.
     pub(crate) fn learn_target(&self, target: &NodeTarget) {
-        self.now.send_if_modified(|told| {
-            let is_news = told
-                .target
+        self.target.send_if_modified(|known| {
+            let is_news = known
                 .as_ref()
                 .is_none_or(|known| known.generation < target.generation);
             if is_news {
-                told.target = Some(target.clone());
+                *known = Some(target.clone());
             }
             is_news
         });
     }
 
-    /// A coordinator says what the knobs are, likewise.
-    pub(crate) fn learn_knobs(&self, knobs: &KnobSet) {
-        self.now
-            .send_if_modified(|told| knobs.replace_in(&mut told.knobs));
-    }
-
-    /// A coordinator says where requests go, likewise.
-    pub(crate) fn learn_fallbacks(&self, fallbacks: &Fallbacks) {
-        self.now
-            .send_if_modified(|told| fallbacks.replace_in(&mut told.fallbacks));
-    }
-
-    /// Writes down what is new, until the stop. What is lost with a machine that dies meanwhile is told again.
-    pub(crate) async fn run(self, stopped: CancellationToken) {
-        let mut news = self.news;
+    /// Writes down what is new, until the stop, and then once more; but not what a rented machine would only
+    /// have to remove again.
+    pub(crate) async fn run(
+        self,
+        mut instructions: watch::Receiver<Instructions>,
+        is_rented: impl Fn() -> bool,
+        stopped: CancellationToken,
+    ) {
+        let mut targets = self.target.subscribe();
+        let mut written = self.on_disk.clone();
         loop {
-            tokio::select! {
-                changed = news.changed() => if changed.is_err() { return },
-                () = stopped.cancelled() => return,
+            let is_last = stopped.is_cancelled();
+            let now = {
+                let instructions = instructions.borrow_and_update();
+                OnDisk {
+                    cluster: written.cluster,
+                    target: targets
+                        .borrow_and_update()
+                        .clone()
+                        .or(self.on_disk.target.clone()),
+                    knobs: instructions.knobs.clone(),
+                    fallbacks: instructions.fallbacks.clone(),
+                }
+            };
+            if now != written && !is_rented() {
+                written = now.clone();
+                let path = self.path.clone();
+                // Disks may be slow, and sessions go on.
+                let outcome = tokio::task::spawn_blocking(move || write_json(&path, &now)).await;
+                if let Ok(Err(error)) = outcome {
+                    tracing::error!(%error, "what coordinators said is not on disk");
+                }
             }
-            let (path, told) = (self.path.clone(), news.borrow_and_update().clone());
-            // Disks may be slow, and sessions go on.
-            let written = tokio::task::spawn_blocking(move || write_json(&path, &told)).await;
-            if let Ok(Err(error)) = written {
-                tracing::error!(%error, "what coordinators said is not on disk: the next start waits for one");
+            if is_last {
+                return;
+            }
+            tokio::select! {
+                _ = instructions.changed() => {}
+                _ = targets.changed() => {}
+                () = stopped.cancelled() => {}
             }
         }
     }
@@ -132,46 +150,43 @@ impl LastTold {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::time::Duration;
 
     use pomona_common::EngineKnobs;
 
     use super::*;
-
-    fn target(generation: u64) -> NodeTarget {
-        NodeTarget {
-            generation,
-            models: BTreeMap::new(),
-        }
-    }
 
     #[tokio::test]
     async fn the_newest_is_there_again_and_another_clusters_is_not() -> io::Result<()> {
         let folder = tempfile::tempdir()?;
         let (cluster, other) = (ClusterId::from_bits(1), ClusterId::from_bits(2));
         let told = LastTold::open(folder.path(), cluster)?;
-        assert_eq!(told.now().target, None);
-        let stop = CancellationToken::new();
+        let instructed = Instructed::new();
         for generation in [3, 7, 5] {
-            told.learn_target(&target(generation));
+            let models = BTreeMap::new();
+            told.learn_target(&NodeTarget { generation, models });
         }
         let knobs = KnobSet {
             version: 2,
             ..KnobSet::of(&EngineKnobs::default())
         };
-        told.learn_knobs(&knobs);
-        let again = || LastTold::open(folder.path(), cluster).map(|told| told.now());
-        let is_there = async {
-            while !again().is_ok_and(|again| again == told.now()) {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            stop.cancel();
+        instructed.set_knobs(knobs.clone());
+        let fallbacks = Fallbacks {
+            version: 3,
+            ..Fallbacks::default()
         };
-        let both = async { tokio::join!(told.clone().run(stop.clone()), is_there) };
-        assert!(tokio::time::timeout(Duration::from_secs(10), both).await.is_ok());
-        assert_eq!(again()?.target, Some(target(7)));
-        assert_eq!(again()?.knobs, Some(knobs));
-        let elsewhere = LastTold::open(folder.path(), other)?.now();
+        instructed.set_fallbacks(fallbacks.clone());
+        // Stopped before the first look: it is written all the same, unless the machine is rented.
+        let stopped = CancellationToken::new();
+        stopped.cancel();
+        told.clone()
+            .run(instructed.watch(), || true, stopped.clone())
+            .await;
+        assert_eq!(LastTold::open(folder.path(), cluster)?.on_disk.target, None);
+        told.run(instructed.watch(), || false, stopped).await;
+        let again = LastTold::open(folder.path(), cluster)?.on_disk;
+        assert_eq!(again.target.map(|target| target.generation), Some(7));
+        assert_eq!((again.knobs, again.fallbacks), (Some(knobs), Some(fallbacks)));
+        let elsewhere = LastTold::open(folder.path(), other)?.on_disk;
         assert_eq!((elsewhere.target, elsewhere.knobs), (None, None));
         Ok(())
     }
@@ -181,7 +196,7 @@ mod tests {
         let folder = tempfile::tempdir()?;
         std::fs::write(folder.path().join("told.json"), "{\"target\":")?;
         let told = LastTold::open(folder.path(), ClusterId::from_bits(1))?;
-        assert_eq!(told.now().target, None);
+        assert_eq!(told.on_disk.target, None);
         Ok(())
     }
 }

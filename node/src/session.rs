@@ -275,14 +275,8 @@ impl SessionContext {
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Relief { applied, relief } => self.instructed.relieve(applied, relief),
-            CoordinatorMessage::Knobs(set) => {
-                self.last_told.learn_knobs(&set);
-                self.instructed.set_knobs(*set);
-            }
-            CoordinatorMessage::Fallbacks(set) => {
-                self.last_told.learn_fallbacks(&set);
-                self.instructed.set_fallbacks(*set);
-            }
+            CoordinatorMessage::Knobs(set) => self.instructed.set_knobs(*set),
+            CoordinatorMessage::Fallbacks(set) => self.instructed.set_fallbacks(*set),
             CoordinatorMessage::Keys { .. }
             | CoordinatorMessage::Key { .. }
             | CoordinatorMessage::Spent { .. } => self.keys.learn(message),

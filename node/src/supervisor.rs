@@ -62,6 +62,8 @@ pub(crate) struct EngineView {
     pub(crate) pid: Option<u32>,
     /// Its last report.
     pub(crate) report: Option<Arc<EngineReport>>,
+    /// Models of the target.
+    pub(crate) wanted: BTreeSet<ModelName>,
     /// Models that answer.
     pub(crate) loaded: BTreeSet<ModelName>,
     /// Models being loaded: bytes of weights read, and in all (0 when not known yet).

@@ -91,6 +91,7 @@ fn requests_follow_the_list_of_their_class() {
         ("batch=rack,pause,rented", "pause ends a list"),
         ("batch=pause:5", "names nobody who answers"),
         ("interactive=rack,local", "local comes first"),
+        ("batch=rack,local,rented", "after all kinds"),
         ("bulk=rack", "unknown class"),
         ("batch", "no CLASS=LIST"),
     ] {

@@ -4,9 +4,11 @@
 #![forbid(unsafe_code)]
 
 mod carry;
+mod hold;
 mod promise;
 mod serve;
 
 pub use carry::{Places, Seek, generate, is_last_word, moves};
+pub use hold::{Waiting, hopeful};
 pub use promise::{Promise, ask, fetch_text};
 pub use serve::{send_last, serve};

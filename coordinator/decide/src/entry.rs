@@ -12,9 +12,10 @@
 //!
 //! *Spared* is what the cluster says of a machine that is hot, short of memory, busy with a person, or on its
 //! battery and so asleep before long. A *drained* machine answers for what it still holds, as above, until the
-//! plan has brought that elsewhere and it is absent. The last column is as long as batch's list of fallbacks
-//! does not begin with `local`; then it is background's. With no coordinator in reach there is *here* alone, and
-//! where that is absent too the request is refused with the reason.
+//! plan has brought that elsewhere and it is absent. Batch's column is for a list of fallbacks that names `local`
+//! after others: where it begins with it, batch is as background, and where it does not name it, this engine is
+//! never asked for batch. With no coordinator in reach *cluster* is nobody, and where this engine is not to be
+//! asked either, the request is refused with the reason.
 
 use pomona_common::{Class, Fallback, Rung};
 
@@ -29,7 +30,7 @@ pub enum EntryPlace {
 
 /// What this node has of the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Held {
+pub enum Here {
     /// The engine answers for it.
     Loaded,
     /// It is to be loaded, or loaded again: requests wait for it.
@@ -58,7 +59,7 @@ enum Turn {
 /// the nearest goes first, ties by number.
 pub fn entry(
     class: Class,
-    (held, rung): (Held, Rung),
+    (here, rung): (Here, Rung),
     list: &Fallback,
     coordinators: &[Reachable],
     avoid: &[EntryPlace],
@@ -71,7 +72,7 @@ pub fn entry(
         (place, "elsewhere in the cluster")
     });
     let mut order: Vec<_> = through.collect();
-    match turn(class, (held, rung), list.local()) {
+    match turn(class, (here, rung), list.local()) {
         Turn::First(why) => order.insert(0, (EntryPlace::Here, why)),
         Turn::Last(why) => order.push((EntryPlace::Here, why)),
         Turn::Never => {}
@@ -82,16 +83,16 @@ pub fn entry(
 }
 
 /// The module's table.
-fn turn(class: Class, (held, rung): (Held, Rung), local: Option<bool>) -> Turn {
+fn turn(class: Class, (here, rung): (Here, Rung), local: Option<bool>) -> Turn {
     let is_spared = rung > Rung::Normal && class != Class::Interactive;
-    match (held, local) {
-        (Held::Absent, _) | (_, None) => Turn::Never,
+    match (here, local) {
+        (Here::Absent, _) | (_, None) => Turn::Never,
         // While it loads, a replica elsewhere is sooner.
-        (Held::Expected, Some(_)) => Turn::Last("about to be loaded on this node"),
-        (Held::Loaded, Some(_)) if is_spared => Turn::Last("loaded on this node, which is spared"),
-        (Held::Loaded, Some(true)) => Turn::First("loaded on this node"),
+        (Here::Expected, Some(_)) => Turn::Last("about to be loaded on this node"),
+        (Here::Loaded, Some(_)) if is_spared => Turn::Last("loaded on this node, which is spared"),
+        (Here::Loaded, Some(true)) => Turn::First("loaded on this node"),
         // Nobody waits for it: whoever sees all machines says where it goes.
-        (Held::Loaded, Some(false)) => Turn::Last("loaded on this node, and no coordinator has a place"),
+        (Here::Loaded, Some(false)) => Turn::Last("loaded on this node, and no coordinator has a place"),
     }
 }
 
@@ -99,29 +100,29 @@ fn turn(class: Class, (held, rung): (Held, Rung), local: Option<bool>) -> Turn {
 mod tests {
     use super::*;
 
-    fn places(class: Class, held: Held, rung: Rung, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
+    fn places(class: Class, here: Here, rung: Rung, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
         let at = |number, rtt_us| Reachable { number, rtt_us };
         let three = [at(1, 9_000), at(2, 300), at(3, 100)];
-        let order = entry(class, (held, rung), &Fallback::of(class), &three, avoid);
+        let order = entry(class, (here, rung), &Fallback::of(class), &three, avoid);
         order.into_iter().map(|(place, _)| place).collect()
     }
 
     #[test]
     fn every_cell_of_the_table() {
-        use EntryPlace::{Coordinator, Here};
+        use EntryPlace::{Coordinator, Here as Engine};
         let cluster = vec![Coordinator(2), Coordinator(3), Coordinator(1)];
-        let here_first = [&[Here], &cluster[..]].concat();
-        let here_last = [&cluster[..], &[Here]].concat();
+        let here_first = [&[Engine], &cluster[..]].concat();
+        let here_last = [&cluster[..], &[Engine]].concat();
         // Interactive, background, batch.
         let rows = [
-            (Held::Loaded, false, [&here_first, &here_first, &here_last]),
-            (Held::Loaded, true, [&here_first, &here_last, &here_last]),
-            (Held::Expected, false, [&here_last; 3]),
-            (Held::Expected, true, [&here_last; 3]),
-            (Held::Absent, false, [&cluster; 3]),
-            (Held::Absent, true, [&cluster; 3]),
+            (Here::Loaded, false, [&here_first, &here_first, &here_last]),
+            (Here::Loaded, true, [&here_first, &here_last, &here_last]),
+            (Here::Expected, false, [&here_last; 3]),
+            (Here::Expected, true, [&here_last; 3]),
+            (Here::Absent, false, [&cluster; 3]),
+            (Here::Absent, true, [&cluster; 3]),
         ];
-        for (held, is_spared, wanted) in rows {
+        for (here, is_spared, wanted) in rows {
             let rungs = Rung::ALL
                 .into_iter()
                 .filter(|rung| (*rung > Rung::Normal) == is_spared);
@@ -130,15 +131,15 @@ mod tests {
                 cells.map(move |cell| (rung, cell))
             }) {
                 assert_eq!(
-                    places(class, held, rung, &[]),
+                    places(class, here, rung, &[]),
                     *wanted,
-                    "{class}, {held:?}, {rung}"
+                    "{class}, {here:?}, {rung}"
                 );
-                let alone = entry(class, (held, rung), &Fallback::of(class), &[], &[]);
+                let alone = entry(class, (here, rung), &Fallback::of(class), &[], &[]);
                 assert_eq!(
                     alone.len(),
-                    usize::from(held != Held::Absent),
-                    "{class}, {held:?}"
+                    usize::from(here != Here::Absent),
+                    "{class}, {here:?}"
                 );
             }
         }
@@ -146,19 +147,19 @@ mod tests {
 
     #[test]
     fn what_failed_comes_last_and_nobody_is_left_out() {
-        use EntryPlace::{Coordinator, Here};
-        let failed = [Here, Coordinator(2)];
+        use EntryPlace::{Coordinator, Here as Engine};
+        let failed = [Engine, Coordinator(2)];
         assert_eq!(
-            places(Class::Interactive, Held::Loaded, Rung::Normal, &failed),
-            [Coordinator(3), Coordinator(1), Here, Coordinator(2)]
+            places(Class::Interactive, Here::Loaded, Rung::Normal, &failed),
+            [Coordinator(3), Coordinator(1), Engine, Coordinator(2)]
         );
-        let well = (Held::Loaded, Rung::Normal);
+        let well = (Here::Loaded, Rung::Normal);
         let alone = entry(
             Class::Interactive,
             well,
             &Fallback::of(Class::Interactive),
             &[],
-            &[Here],
+            &[Engine],
         );
         assert_eq!(alone.len(), 1, "the engine here is all there is");
     }
@@ -173,7 +174,7 @@ mod tests {
             ("rack, local", Rung::Normal, vec![cluster, here]),
             ("rack, pause", Rung::Normal, vec![cluster]),
         ] {
-            let order = entry(Class::Batch, (Held::Loaded, rung), &list.parse()?, &at, &[]);
+            let order = entry(Class::Batch, (Here::Loaded, rung), &list.parse()?, &at, &[]);
             let order: Vec<EntryPlace> = order.into_iter().map(|(place, _)| place).collect();
             assert_eq!(order, wanted, "{list}, {rung}");
         }

@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use pomona_common::{Class, Fallback, NodeId, Pools};
+use pomona_common::{Class, Fallback, MachineRole, NodeId, Pools};
 
 use crate::state::ClusterState;
 
@@ -15,20 +15,30 @@ impl ClusterState {
         }
     }
 
+    /// Whether a key's requests may be answered by a node: not by one that is not known here yet, unless they
+    /// may go anywhere.
+    pub fn reaches(&self, pools: &Pools, node: NodeId) -> bool {
+        let record = self.nodes.get(&node);
+        pools.is_any() || record.is_some_and(|record| pools.allow(record.role))
+    }
+
     /// A node's place in a list; none where it must not be asked, whatever happens. One that is not known here
-    /// yet comes last, unless the key names its pools.
+    /// yet comes last, where the list names every kind of machine.
     pub fn rank(&self, list: &Fallback, pools: &Pools, node: NodeId) -> Option<usize> {
+        if !self.reaches(pools, node) {
+            return None;
+        }
+        let names_all = || MachineRole::ALL.iter().all(|role| list.rank(*role).is_some());
         match self.nodes.get(&node) {
-            Some(record) if pools.allow(record.role) => list.rank(record.role),
-            None if pools.is_any() => Some(list.0.len()),
-            Some(_) | None => None,
+            Some(record) => list.rank(record.role),
+            None => names_all().then_some(list.0.len()),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::{Fallbacks, MachineRole};
+    use pomona_common::Fallbacks;
 
     use super::*;
     use crate::sets::Made;
@@ -64,7 +74,7 @@ mod tests {
             at_s: 1,
         };
         state.fallbacks.add(&made);
-        assert_eq!(ranks(&state, &any), [None, Some(1), Some(0), Some(2)]);
+        assert_eq!(ranks(&state, &any), [None, Some(1), Some(0), None]);
         assert_eq!(ranks(&state, &private), [None, Some(1), None, None]);
         Ok(())
     }

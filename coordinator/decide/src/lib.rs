@@ -38,7 +38,7 @@ pub use apply::apply;
 pub use audit::{AuditBook, AuditEntry, AuditHash, Audited, Deed};
 pub use command::{Command, Reply};
 pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_change};
-pub use entry::{EntryPlace, Held, Reachable, entry};
+pub use entry::{EntryPlace, Here, Reachable, entry};
 pub use gates::{GateBook, GateWatch, Transition};
 pub use heard::Heard;
 pub use keys::{Counted, KeyBook};

@@ -137,6 +137,7 @@ impl Actor {
                 // An older target never wins over a newer one.
                 if generation >= self.view.generation {
                     self.view.generation = generation;
+                    self.view.wanted = models.keys().cloned().collect();
                     self.target = models;
                     self.view.failed.clear();
                     self.give_up_parked();

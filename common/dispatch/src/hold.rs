@@ -1,0 +1,160 @@
+//! What finds no free place is held at the entry that its client asked, as long as the list of its class says:
+//! there the whole list is tried again, and a client that leaves is noticed at once.
+
+use std::time::Duration;
+
+use pomona_api::GenerationStream;
+use pomona_common::{Class, Failure, Generation, limits};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+/// First time between two tries.
+const FIRST: Duration = Duration::from_millis(100);
+
+/// Longest time between two tries: each carries the whole prompt, and for batch nobody waits.
+const fn longest_pause(class: Class) -> Duration {
+    match class {
+        Class::Interactive | Class::Background => Duration::from_secs(1),
+        Class::Batch => Duration::from_secs(5),
+    }
+}
+
+/// Room for what is held at one entry, by class, so that batch keeps nobody else out.
+#[derive(Debug)]
+pub struct Waiting([Semaphore; Class::ALL.len()]);
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self(Class::ALL.map(|_| Semaphore::new(limits::QUEUE.capacity)))
+    }
+}
+
+impl Waiting {
+    /// Asks, again and again while everybody is at capacity, for at most `hold`. Of several answers to one
+    /// prompt only the first is waited for.
+    ///
+    /// # Errors
+    /// The last refusal.
+    pub async fn hold<F>(
+        &self,
+        generation: &Generation,
+        hold: Duration,
+        ask: impl Fn() -> F,
+    ) -> Result<GenerationStream, Failure>
+    where
+        F: Future<Output = Result<GenerationStream, Failure>>,
+    {
+        let class = generation.class;
+        let ends = Instant::now() + hold;
+        let (mut permit, mut pause) = (None, FIRST);
+        loop {
+            let outcome = ask().await;
+            let is_full = matches!(outcome, Err(Failure::Overloaded { .. }));
+            let left = ends.saturating_duration_since(Instant::now());
+            if !is_full || left.is_zero() || generation.choice > 0 {
+                return outcome;
+            }
+            if permit.is_none() {
+                let Ok(one) = self.0[class.index()].try_acquire() else {
+                    return outcome;
+                };
+                permit = Some(one);
+            }
+            tokio::time::sleep(pause.min(left)).await;
+            pause = (pause * 2).min(longest_pause(class));
+        }
+    }
+}
+
+/// Which of two refusals of one request says more of when to come back: a time, and the sooner one.
+pub fn hopeful(before: Failure, now: Failure) -> Failure {
+    let wait = |failure: &Failure| match failure {
+        Failure::Overloaded { retry_after_s, .. } => *retry_after_s,
+        _ => u32::MAX,
+    };
+    if wait(&before) < wait(&now) { before } else { now }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    fn full(retry_after_s: u32) -> Failure {
+        Failure::Overloaded {
+            detail: "full".into(),
+            retry_after_s,
+        }
+    }
+
+    fn generation(class: Class) -> Result<Generation, Failure> {
+        let name = "m".parse().map_err(|_| Failure::EngineLost)?;
+        Ok(Generation {
+            class,
+            ..Generation::canary(name)
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_full_is_tried_until_the_time_is_up_or_it_is_no_more() -> Result<(), Failure> {
+        let (waiting, hold) = (Waiting::default(), Duration::from_secs(10));
+        for (class, tries) in [(Class::Interactive, 5..20), (Class::Batch, 5..10)] {
+            let asked = Cell::new(0);
+            let began = Instant::now();
+            let ask = || async {
+                asked.set(asked.get() + 1);
+                Err(full(7))
+            };
+            let outcome = waiting.hold(&generation(class)?, hold, ask).await;
+            assert_eq!(outcome.err(), Some(full(7)));
+            assert_eq!(began.elapsed(), hold, "{class}");
+            assert!(tries.contains(&asked.get()), "{class}: {}", asked.get());
+        }
+        // Another failure, no time, and a second choice are answered at once.
+        let began = Instant::now();
+        let first = generation(Class::Batch)?;
+        let second = Generation {
+            choice: 1,
+            ..first.clone()
+        };
+        for (one, hold, failure) in [
+            (&first, hold, Failure::NodeLost),
+            (&first, Duration::ZERO, full(1)),
+            (&second, hold, full(1)),
+        ] {
+            let outcome = waiting.hold(one, hold, || async { Err(failure.clone()) }).await;
+            assert_eq!(outcome.err(), Some(failure));
+        }
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        Ok(())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_are_held_than_there_is_room_for() -> Result<(), Failure> {
+        let waiting = Waiting::default();
+        let all = waiting.0[Class::Batch.index()].try_acquire_many(limits::QUEUE.capacity as u32);
+        assert!(all.is_ok());
+        let (began, hold) = (Instant::now(), Duration::from_secs(3));
+        for (class, held) in [(Class::Batch, Duration::ZERO), (Class::Interactive, hold)] {
+            let outcome = waiting
+                .hold(&generation(class)?, hold, || async { Err(full(1)) })
+                .await;
+            assert!(outcome.is_err());
+            assert_eq!(began.elapsed(), held, "{class}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn the_soonest_time_is_told() {
+        assert_eq!(hopeful(full(60), full(5)), full(5));
+        assert_eq!(hopeful(full(5), full(60)), full(5));
+        assert_eq!(hopeful(full(5), Failure::NodeLost), full(5));
+        assert_eq!(hopeful(Failure::NodeLost, full(5)), full(5));
+        assert_eq!(
+            hopeful(Failure::NodeLost, Failure::EngineLost),
+            Failure::EngineLost
+        );
+    }
+}
