@@ -58,6 +58,9 @@ pub enum FetchError {
     Store(#[from] pomona_store::StoreError),
 }
 
+/// Why a node that gave something else is left.
+const DAMAGED: &str = "a chunk is not what its digest says";
+
 /// Fetches a model into the store. What an earlier attempt brought is used again. `progress` is told bytes
 /// done and in all.
 ///
@@ -104,7 +107,8 @@ pub async fn fetch(
     while let Some(ended) = workers.join_next().await {
         match ended {
             Ok(Ok(())) => {}
-            // The first one is the cause: others of the same node fail because it was left.
+            // That is the cause: others of the same node fail because it was left, and may say so first.
+            Ok(Err(Stop::Damaged)) => why = DAMAGED.into(),
             Ok(Err(Stop::Source(reason))) if why.is_empty() => why = reason,
             Ok(Err(Stop::Source(_))) => {}
             Ok(Err(Stop::Disk(error))) => return Err(error.into()),
@@ -222,6 +226,8 @@ struct Job {
 }
 
 enum Stop {
+    /// What this node gives is not what it should be.
+    Damaged,
     /// This node gives no more.
     Source(String),
     Disk(io::Error),
@@ -257,8 +263,8 @@ impl Job {
                 Ok(Some(len)) => self.count(len),
                 Ok(None) => {
                     self.work().failed(piece);
-                    session.close("a chunk is not what its digest says");
-                    return Err(Stop::Source("a chunk is not what its digest says".into()));
+                    session.close(DAMAGED);
+                    return Err(Stop::Damaged);
                 }
                 Err(stop) => {
                     self.work().failed(piece);
