@@ -5,7 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pomona_common::plan::NodeTarget;
-use pomona_common::{ClusterId, Fallbacks, KnobSet};
+use pomona_common::{ClusterId, Fallbacks, KnobSet, ModelName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -81,11 +81,8 @@ impl LastTold {
                 fallbacks = versions.1,
                 "begins with what the cluster wanted here last"
             );
-            // Whatever a coordinator says counts: the cluster may have been set back to an earlier state.
-            let generation = 0;
-            supervisor
-                .follow(NodeTarget { generation, ..target }, store)
-                .await;
+            let target = resumed(target, supervisor.killed_before.as_ref());
+            supervisor.follow(target, store).await;
         }
     }
 
@@ -147,6 +144,17 @@ impl LastTold {
     }
 }
 
+/// What to begin with. Whatever a coordinator says later counts more: the cluster may have been set back to an
+/// earlier state. What took this node down along with its engine waits for that word, or it would do so at every
+/// start.
+fn resumed(mut target: NodeTarget, killed_before: Option<&ModelName>) -> NodeTarget {
+    target.generation = 0;
+    if let Some(model) = killed_before {
+        target.models.remove(model);
+    }
+    target
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -188,6 +196,23 @@ mod tests {
         assert_eq!((again.knobs, again.fallbacks), (Some(knobs), Some(fallbacks)));
         let elsewhere = LastTold::open(folder.path(), other)?.on_disk;
         assert_eq!((elsewhere.target, elsewhere.knobs), (None, None));
+        Ok(())
+    }
+
+    #[test]
+    fn what_took_the_node_down_is_not_begun_with() -> Result<(), String> {
+        let names = ["a", "b"].map(str::parse::<ModelName>);
+        let names: Result<Vec<ModelName>, _> = names.into_iter().collect();
+        let names = names.map_err(|error| error.to_string())?;
+        let models = names.iter().map(|name| (name.clone(), String::new())).collect();
+        let target = NodeTarget {
+            generation: 7,
+            models,
+        };
+        let resumed = |killed| resumed(target.clone(), killed);
+        assert_eq!((resumed(None).generation, resumed(None).models.len()), (0, 2));
+        let left: Vec<ModelName> = resumed(Some(&names[0])).models.into_keys().collect();
+        assert_eq!(left, names[1..]);
         Ok(())
     }
 

@@ -175,6 +175,8 @@ pub(crate) struct Supervisor {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<EngineView>,
     short_of_memory: Arc<AtomicBool>,
+    /// The model that the system killed an earlier engine with, along with its node.
+    pub(crate) killed_before: Option<ModelName>,
 }
 
 impl Supervisor {
@@ -191,9 +193,11 @@ impl Supervisor {
             ..EngineView::default()
         });
         let (last_run, left) = LastRun::open(&setup.folder);
+        let mut killed_before = None;
         match left {
             Left::Nothing => {}
             Left::Killed(model, cause) => {
+                killed_before = Some(model.clone());
                 // The first request, with room for it.
                 let _ = requests.try_send(Request::KilledBefore { model, cause });
             }
@@ -216,6 +220,7 @@ impl Supervisor {
             requests,
             view,
             short_of_memory,
+            killed_before,
         }
     }
 
