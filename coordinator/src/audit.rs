@@ -28,12 +28,19 @@ pub(crate) fn entries(folder: &Path, replica: &Replica) -> Vec<AuditEntry> {
         tracing::error!(%error, folder = %folder.display(), "the audit log on disk is not readable");
         Vec::new()
     });
-    with_state(on_disk, &replica.known().audit)
+    let book = &replica.known().audit;
+    let (head, _) = book.head();
+    if on_disk.last().is_some_and(|last| last.number > head) {
+        tracing::error!(head, folder = %folder.display(), "the audit log on disk has entries that the cluster never made");
+    }
+    with_state(on_disk, book)
 }
 
 /// Entries on disk with those of the state. One that is on disk in another form is there twice then: whoever
-/// checks the chain sees that it was altered.
+/// checks the chain sees that it was altered. What comes after the end of the state was never made, or belongs
+/// to a time before the cluster was set back.
 fn with_state(mut on_disk: Vec<AuditEntry>, book: &AuditBook) -> Vec<AuditEntry> {
+    on_disk.retain(|entry| entry.number <= book.head().0);
     let is_news = |entry: &&AuditEntry| !on_disk.contains(entry);
     let news: Vec<AuditEntry> = book.latest.iter().filter(is_news).cloned().collect();
     on_disk.extend(news);
@@ -74,7 +81,9 @@ pub(crate) async fn keep(replica: Replica, folder: PathBuf, stop: CancellationTo
 }
 
 fn write(folder: &Path, book: &AuditBook) -> std::io::Result<()> {
-    let last = read(folder)?.last().map_or(0, |last| last.number);
+    let (head, _) = book.head();
+    let numbers = read(folder)?.into_iter().map(|entry| entry.number);
+    let last = numbers.filter(|number| *number <= head).max().unwrap_or(0);
     let mut journal = Journal::open(folder, BOUNDS)?;
     for entry in book.latest.iter().filter(|entry| entry.number > last) {
         journal.add(&serde_json::to_string(entry)?, true)?;
@@ -99,11 +108,11 @@ mod tests {
         }
     }
 
-    /// The log of nine changes, at these times.
-    fn changed(at_s: impl Fn(u64) -> u64) -> AuditBook {
+    /// The log of so many changes, at these times.
+    fn changed(times: u64, at_s: impl Fn(u64) -> u64) -> AuditBook {
         let mut state = ClusterState::default();
         apply(&mut state, &Command::Found(ClusterId::from_bits(1)));
-        for version in 1..=9 {
+        for version in 1..=times {
             let set = pomona_common::Fallbacks {
                 version,
                 ..pomona_common::Fallbacks::default()
@@ -119,7 +128,7 @@ mod tests {
     #[test]
     fn what_was_altered_on_disk_breaks_the_chain() -> std::io::Result<()> {
         let folder = tempfile::tempdir()?;
-        let book = changed(|version| version);
+        let book = changed(9, |version| version);
         write(folder.path(), &book)?;
         write(folder.path(), &book)?;
         let whole = read(folder.path())?;
@@ -127,10 +136,21 @@ mod tests {
         let start = Some(pomona_decide::AuditHash::default());
         assert_eq!(verify(start, &with_state(whole, &book)), Ok(()));
         // Altered, and the whole rest hashed anew: right by itself, and not what the state has.
-        let forged = changed(|version| version + u64::from(version == 4));
+        let forged = changed(9, |version| version + u64::from(version == 4));
         let forged: Vec<AuditEntry> = forged.latest.into_iter().collect();
         assert_eq!(verify(start, &forged), Ok(()));
         assert_eq!(verify(start, &with_state(forged, &book)), Err(4));
+
+        // Added after the end, far beyond it: not shown, and what is made later is written all the same.
+        let mut far = book.latest.back().cloned().ok_or(std::io::ErrorKind::NotFound)?;
+        far.number = 1_000_000;
+        Journal::open(folder.path(), BOUNDS)?.add(&serde_json::to_string(&far)?, true)?;
+        let shown = with_state(read(folder.path())?, &book);
+        assert_eq!(shown.last().map(|last| last.number), Some(9));
+        let longer = changed(12, |version| version);
+        write(folder.path(), &longer)?;
+        assert_eq!(read(folder.path())?.len(), 9 + 1 + 3);
+        assert_eq!(verify(start, &with_state(read(folder.path())?, &longer)), Ok(()));
         Ok(())
     }
 }

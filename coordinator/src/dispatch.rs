@@ -29,6 +29,8 @@ const PLACED: Duration = Duration::from_secs(2);
 const UNPLACED: Duration = Duration::from_millis(500);
 /// Between two looks whether they are there.
 const LOOK: Duration = Duration::from_millis(50);
+/// Longest time between two looks.
+const LOOK_LAST: Duration = Duration::from_millis(800);
 
 /// Sends requests to nodes; clones share the sessions.
 #[derive(Clone)]
@@ -80,7 +82,7 @@ impl Dispatcher {
                 return outcome;
             }
             tokio::time::sleep(pause).await;
-            pause *= 2;
+            pause = (pause * 2).min(LOOK_LAST);
         }
     }
 

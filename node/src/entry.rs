@@ -179,7 +179,7 @@ impl Entry {
         } else if self.here(generation) != Here::Absent && list.local().is_none() {
             format!("{class} requests do not come here ({list}), and no coordinator is in reach")
         } else if self.check_digests(generation).is_ok() {
-            "the cluster wants it elsewhere, and no coordinator is in reach".to_owned()
+            "it is not among this node's models now, and no coordinator is in reach".to_owned()
         } else {
             return self.not_in_reach(model);
         };
@@ -205,9 +205,14 @@ impl Places for Entry {
         seek: Seek,
     ) -> Result<(EntryPlace, Promise), Failure> {
         let mut refusal: Option<Failure> = None;
+        // One coordinator has asked all machines by then: another one would ask them the same.
+        let mut cluster_is_full = false;
         let places = self.places(generation.class, self.here(generation), avoid);
         let is_wanted = |place: &EntryPlace| seek == Seek::Any || !avoid.contains(place);
         for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {
+            if cluster_is_full && place != EntryPlace::Here {
+                continue;
+            }
             tracing::debug!(?place, reason, request = %generation.request, "asked");
             let asked = match place {
                 EntryPlace::Here => self.generate_here(generation.clone()).await.map(Promise::here),
@@ -222,6 +227,8 @@ impl Places for Entry {
                 // That a coordinator left says less than what another place has said.
                 Err(Failure::NodeLost) => {}
                 Err(failure) => {
+                    let is_full = matches!(failure, Failure::Overloaded { .. });
+                    cluster_is_full |= is_full && place != EntryPlace::Here;
                     refusal = Some(refusal.map_or(failure.clone(), |before| hopeful(before, failure)));
                 }
             }

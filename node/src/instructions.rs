@@ -86,7 +86,9 @@ impl Instructed {
 
     /// A coordinator says what the knobs are; of several sets the newest counts.
     pub(crate) fn set_knobs(&self, set: KnobSet) {
-        let is_first = std::mem::take(&mut self.told().knobs_from_disk);
+        // Held until it is said: of two coordinators at once only one is the first.
+        let mut told = self.told();
+        let is_first = std::mem::take(&mut told.knobs_from_disk);
         let version = set.version;
         if self
             .now
@@ -98,7 +100,8 @@ impl Instructed {
 
     /// A coordinator says where requests go, likewise.
     pub(crate) fn set_fallbacks(&self, set: Fallbacks) {
-        let is_first = std::mem::take(&mut self.told().fallbacks_from_disk);
+        let mut told = self.told();
+        let is_first = std::mem::take(&mut told.fallbacks_from_disk);
         let version = set.version;
         if self
             .now

@@ -31,8 +31,10 @@ struct OnDisk {
 /// See the module's documentation. Clones share it.
 #[derive(Debug, Clone)]
 pub(crate) struct LastTold {
-    /// As it was at the start.
-    on_disk: OnDisk,
+    /// What is on disk.
+    written: OnDisk,
+    /// The target that is begun with.
+    resumed: Option<NodeTarget>,
     /// The target that was said since.
     target: watch::Sender<Option<NodeTarget>>,
     path: PathBuf,
@@ -55,33 +57,34 @@ impl LastTold {
             }
         };
         Ok(Self {
-            on_disk,
+            resumed: on_disk.target.clone(),
+            written: on_disk,
             target: watch::Sender::new(None),
             path,
         })
     }
 
     /// Goes on as it was told, until a coordinator says something else.
-    pub(crate) async fn resume(&self, instructed: &Instructed, supervisor: &Supervisor, store: &Store) {
+    pub(crate) async fn resume(&mut self, instructed: &Instructed, supervisor: &Supervisor, store: &Store) {
         let OnDisk {
             target,
             knobs,
             fallbacks,
             ..
-        } = self.on_disk.clone();
+        } = self.written.clone();
         let versions = (
             knobs.as_ref().map(|set| set.version),
             fallbacks.as_ref().map(|set| set.version),
         );
         instructed.resume(knobs, fallbacks);
-        if let Some(target) = target {
+        self.resumed = target.map(|target| resumed(target, supervisor.killed_before.as_ref()));
+        if let Some(target) = self.resumed.clone() {
             tracing::info!(
                 models = target.models.len(),
                 knobs = versions.0,
                 fallbacks = versions.1,
                 "begins with what the cluster wanted here last"
             );
-            let target = resumed(target, supervisor.killed_before.as_ref());
             supervisor.follow(target, store).await;
         }
     }
@@ -99,8 +102,8 @@ impl LastTold {
         });
     }
 
-    /// Writes down what is new, until the stop, and then once more; but not what a rented machine would only
-    /// have to remove again.
+    /// Writes down what is new, until the stop, and then once more, unless a rented machine removes its folder
+    /// by then.
     pub(crate) async fn run(
         self,
         mut instructions: watch::Receiver<Instructions>,
@@ -108,35 +111,32 @@ impl LastTold {
         stopped: CancellationToken,
     ) {
         let mut targets = self.target.subscribe();
-        let mut written = self.on_disk.clone();
+        let mut written = self.written;
         loop {
             let is_last = stopped.is_cancelled();
             let now = {
                 let instructions = instructions.borrow_and_update();
                 OnDisk {
                     cluster: written.cluster,
-                    target: targets
-                        .borrow_and_update()
-                        .clone()
-                        .or(self.on_disk.target.clone()),
+                    target: targets.borrow_and_update().clone().or(self.resumed.clone()),
                     knobs: instructions.knobs.clone(),
                     fallbacks: instructions.fallbacks.clone(),
                 }
             };
-            if now != written && !is_rented() {
-                written = now.clone();
-                let path = self.path.clone();
+            if now != written && !(is_last && is_rented()) {
+                let (path, value) = (self.path.clone(), now.clone());
                 // Disks may be slow, and sessions go on.
-                let outcome = tokio::task::spawn_blocking(move || write_json(&path, &now)).await;
-                if let Ok(Err(error)) = outcome {
-                    tracing::error!(%error, "what coordinators said is not on disk");
+                match tokio::task::spawn_blocking(move || write_json(&path, &value)).await {
+                    Ok(Ok(())) => written = now,
+                    Ok(Err(error)) => tracing::error!(%error, "what coordinators said is not on disk"),
+                    Err(_) => return,
                 }
             }
             if is_last {
                 return;
             }
             tokio::select! {
-                _ = instructions.changed() => {}
+                changed = instructions.changed() => if changed.is_err() { return },
                 _ = targets.changed() => {}
                 () = stopped.cancelled() => {}
             }
@@ -145,8 +145,8 @@ impl LastTold {
 }
 
 /// What to begin with. Whatever a coordinator says later counts more: the cluster may have been set back to an
-/// earlier state. What took this node down along with its engine waits for that word, or it would do so at every
-/// start.
+/// earlier state. What took this node down along with its engine, as far as that is known at the start, waits for
+/// that word, or it would do so at every start.
 fn resumed(mut target: NodeTarget, killed_before: Option<&ModelName>) -> NodeTarget {
     target.generation = 0;
     if let Some(model) = killed_before {
@@ -189,12 +189,12 @@ mod tests {
         told.clone()
             .run(instructed.watch(), || true, stopped.clone())
             .await;
-        assert_eq!(LastTold::open(folder.path(), cluster)?.on_disk.target, None);
+        assert_eq!(LastTold::open(folder.path(), cluster)?.written.target, None);
         told.run(instructed.watch(), || false, stopped).await;
-        let again = LastTold::open(folder.path(), cluster)?.on_disk;
+        let again = LastTold::open(folder.path(), cluster)?.written;
         assert_eq!(again.target.map(|target| target.generation), Some(7));
         assert_eq!((again.knobs, again.fallbacks), (Some(knobs), Some(fallbacks)));
-        let elsewhere = LastTold::open(folder.path(), other)?.on_disk;
+        let elsewhere = LastTold::open(folder.path(), other)?.written;
         assert_eq!((elsewhere.target, elsewhere.knobs), (None, None));
         Ok(())
     }
@@ -221,7 +221,7 @@ mod tests {
         let folder = tempfile::tempdir()?;
         std::fs::write(folder.path().join("told.json"), "{\"target\":")?;
         let told = LastTold::open(folder.path(), ClusterId::from_bits(1))?;
-        assert_eq!(told.on_disk.target, None);
+        assert_eq!(told.written.target, None);
         Ok(())
     }
 }

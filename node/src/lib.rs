@@ -268,7 +268,7 @@ impl Node {
         match credentials.zip(sharing) {
             Some((credentials, sharing)) => {
                 let cluster = credentials.cluster();
-                let last_told = LastTold::open(&folder, cluster).map_err(state_error(&folder))?;
+                let mut last_told = LastTold::open(&folder, cluster).map_err(state_error(&folder))?;
                 last_told.resume(&instructed, &supervisor, &store).await;
                 let context = session::SessionContext {
                     id,

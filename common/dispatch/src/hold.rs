@@ -8,6 +8,8 @@ use pomona_common::{Class, Failure, Generation, limits};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use crate::carry::is_last_word;
+
 /// First time between two tries.
 const FIRST: Duration = Duration::from_millis(100);
 
@@ -30,11 +32,10 @@ impl Default for Waiting {
 }
 
 impl Waiting {
-    /// Asks, again and again while everybody is at capacity, for at most `hold`. Of several answers to one
-    /// prompt only the first is waited for.
+    /// Asks, again and again while everybody is at capacity, for at most `hold`.
     ///
     /// # Errors
-    /// The last refusal.
+    /// The last refusal that named a time to come back, else the only one.
     pub async fn hold<F>(
         &self,
         generation: &Generation,
@@ -47,19 +48,29 @@ impl Waiting {
         let class = generation.class;
         let ends = Instant::now() + hold;
         let (mut permit, mut pause) = (None, FIRST);
+        let mut full: Option<Failure> = None;
         loop {
-            let outcome = ask().await;
-            let is_full = matches!(outcome, Err(Failure::Overloaded { .. }));
+            let failure = match ask().await {
+                Ok(stream) => return Ok(stream),
+                Err(failure) if is_last_word(&failure) => return Err(failure),
+                Err(failure) => failure,
+            };
+            let told = match (failure, full.take()) {
+                (failure @ Failure::Overloaded { .. }, _) | (failure, None) => failure,
+                // A coordinator that starts anew, say: that passes as well.
+                (_, Some(full)) => full,
+            };
             let left = ends.saturating_duration_since(Instant::now());
-            if !is_full || left.is_zero() || generation.choice > 0 {
-                return outcome;
+            if !matches!(told, Failure::Overloaded { .. }) || left.is_zero() {
+                return Err(told);
             }
             if permit.is_none() {
                 let Ok(one) = self.0[class.index()].try_acquire() else {
-                    return outcome;
+                    return Err(told);
                 };
                 permit = Some(one);
             }
+            full = Some(told);
             tokio::time::sleep(pause.min(left)).await;
             pause = (pause * 2).min(longest_pause(class));
         }
@@ -111,22 +122,26 @@ mod tests {
             assert_eq!(began.elapsed(), hold, "{class}");
             assert!(tries.contains(&asked.get()), "{class}: {}", asked.get());
         }
-        // Another failure, no time, and a second choice are answered at once.
+        // Another failure, and no time, are answered at once.
         let began = Instant::now();
-        let first = generation(Class::Batch)?;
-        let second = Generation {
-            choice: 1,
-            ..first.clone()
-        };
-        for (one, hold, failure) in [
-            (&first, hold, Failure::NodeLost),
-            (&first, Duration::ZERO, full(1)),
-            (&second, hold, full(1)),
-        ] {
-            let outcome = waiting.hold(one, hold, || async { Err(failure.clone()) }).await;
+        let one = generation(Class::Batch)?;
+        for (hold, failure) in [(hold, Failure::NodeLost), (Duration::ZERO, full(1))] {
+            let outcome = waiting.hold(&one, hold, || async { Err(failure.clone()) }).await;
             assert_eq!(outcome.err(), Some(failure));
         }
         assert_eq!(began.elapsed(), Duration::ZERO);
+        // Another failure in between passes, and the time that was told stays.
+        let asked = Cell::new(0);
+        let ask = || async {
+            asked.set(asked.get() + 1);
+            Err(if asked.get() == 1 {
+                full(7)
+            } else {
+                Failure::NodeLost
+            })
+        };
+        let outcome = waiting.hold(&one, hold, ask).await;
+        assert_eq!((outcome.err(), began.elapsed()), (Some(full(7)), hold));
         Ok(())
     }
 
