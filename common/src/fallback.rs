@@ -1,5 +1,6 @@
 //! In which order a request looks for somebody who answers it: one written list a class.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
@@ -89,6 +90,14 @@ impl Fallback {
                 Pause { seconds: PAUSE_S },
             ],
         })
+    }
+
+    /// The list of a class, by what a cluster has agreed on, if it has.
+    pub fn in_force(agreed: Option<&Fallbacks>, class: Class) -> Cow<'_, Self> {
+        match agreed {
+            Some(lists) => Cow::Borrowed(lists.class(class)),
+            None => Cow::Owned(Self::of(class)),
+        }
     }
 
     /// Its place in the order of kinds of machine; none for a kind that is not to answer.

@@ -5,6 +5,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::class::Class;
+
 /// Each rung includes what the ones below it do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -35,6 +37,12 @@ impl Rung {
         Rung::MoveQueued,
         Rung::MoveRunning,
     ];
+
+    /// Whether a node on this rung is asked for new work of a class only where nobody else takes it. What a person
+    /// waits for it answers on every one.
+    pub fn spares(self, class: Class) -> bool {
+        self > Rung::Normal && class != Class::Interactive
+    }
 
     /// Name in tables, metrics and JSON.
     pub const fn as_str(self) -> &'static str {

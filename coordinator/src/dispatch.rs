@@ -64,7 +64,7 @@ impl Dispatcher {
     pub(crate) async fn generate_held(&self, generation: Generation) -> Result<GenerationStream, Failure> {
         let hold = self.replica.known().fallback(generation.class).hold();
         let ask = || self.generate(generation.clone());
-        self.waiting.hold(&generation, hold, ask).await
+        self.waiting.hold(generation.class, hold, ask).await
     }
 
     /// Starts an answer; it moves to another replica by itself when its node is lost.
@@ -212,7 +212,7 @@ impl Dispatcher {
                 let class = engine.classes.get(&generation.class);
                 let of_class = class.map_or(0, |class| class.running + class.waiting);
                 let slots = engine.knobs.class(generation.class).max_slots;
-                let is_relieved = state.spares(*id);
+                let rung = state.relief(*id).rung;
                 let known = warm.get(id).copied().unwrap_or(0);
                 Some(Candidate {
                     node: *id,
@@ -221,10 +221,10 @@ impl Dispatcher {
                     in_flight,
                     draining: state.availability(*id, now_s).is_draining()
                         || state.gates.relocates(*id, &generation.model, now_s),
-                    spared: generation.class != Class::Interactive && is_relieved,
+                    spared: rung.spares(generation.class),
                     rank,
                     full: of_class >= slots,
-                    warm: if is_relieved { 0 } else { known },
+                    warm: if rung > Rung::Normal { 0 } else { known },
                 })
             })
             .collect()
@@ -274,7 +274,7 @@ impl Dispatcher {
                 queued: 0,
                 in_flight: 0,
                 draining: state.availability(*id, now_s).is_draining(),
-                spared: generation.class != Class::Interactive && state.spares(*id),
+                spared: state.relief(*id).rung.spares(generation.class),
                 rank,
                 full: false,
                 warm: 0,

@@ -57,7 +57,7 @@ impl Entry {
     pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
         let hold = self.list(generation.class).hold();
         let ask = || pomona_dispatch::generate(self.clone(), generation.clone());
-        self.waiting.hold(&generation, hold, ask).await
+        self.waiting.hold(generation.class, hold, ask).await
     }
 
     /// Starts an answer of this node's engine.
@@ -135,8 +135,7 @@ impl Entry {
     /// Where requests of a class go.
     fn list(&self, class: Class) -> Fallback {
         let now = self.instructions.borrow();
-        let lists = now.fallbacks.as_ref();
-        lists.map_or_else(|| Fallback::of(class), |lists| lists.class(class).clone())
+        Fallback::in_force(now.fallbacks.as_ref(), class).into_owned()
     }
 
     fn here(&self, generation: &Generation) -> Here {

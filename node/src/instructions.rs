@@ -1,5 +1,5 @@
-//! How coordinators want this node to work: how far it is relieved of batch work, and the knobs that the
-//! cluster agrees on.
+//! How coordinators want this node to work: how far it is relieved of batch work, and the knobs and lists of
+//! fallbacks that the cluster agrees on.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;

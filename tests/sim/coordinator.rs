@@ -366,7 +366,7 @@ impl Coordinator {
                 queued: loaded.running + loaded.waiting,
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
-                spared: generation.class != Class::Interactive && self.state.spares(*id),
+                spared: self.state.relief(*id).rung.spares(generation.class),
                 rank: self.state.rank(&list, &generation.pools, *id)?,
                 full: false,
                 warm: 0,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
-use pomona_common::{Class, Failure, Generation, limits};
+use pomona_common::{Class, Failure, limits};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -38,14 +38,13 @@ impl Waiting {
     /// The last refusal that named a time to come back, else the only one.
     pub async fn hold<F>(
         &self,
-        generation: &Generation,
+        class: Class,
         hold: Duration,
         ask: impl Fn() -> F,
     ) -> Result<GenerationStream, Failure>
     where
         F: Future<Output = Result<GenerationStream, Failure>>,
     {
-        let class = generation.class;
         let ends = Instant::now() + hold;
         let (mut permit, mut pause) = (None, FIRST);
         let mut full: Option<Failure> = None;
@@ -99,16 +98,8 @@ mod tests {
         }
     }
 
-    fn generation(class: Class) -> Result<Generation, Failure> {
-        let name = "m".parse().map_err(|_| Failure::EngineLost)?;
-        Ok(Generation {
-            class,
-            ..Generation::canary(name)
-        })
-    }
-
     #[tokio::test(start_paused = true)]
-    async fn what_is_full_is_tried_until_the_time_is_up_or_it_is_no_more() -> Result<(), Failure> {
+    async fn what_is_full_is_tried_until_the_time_is_up_or_it_is_no_more() {
         let (waiting, hold) = (Waiting::default(), Duration::from_secs(10));
         for (class, tries) in [(Class::Interactive, 5..20), (Class::Batch, 5..10)] {
             let asked = Cell::new(0);
@@ -117,16 +108,17 @@ mod tests {
                 asked.set(asked.get() + 1);
                 Err(full(7))
             };
-            let outcome = waiting.hold(&generation(class)?, hold, ask).await;
+            let outcome = waiting.hold(class, hold, ask).await;
             assert_eq!(outcome.err(), Some(full(7)));
             assert_eq!(began.elapsed(), hold, "{class}");
             assert!(tries.contains(&asked.get()), "{class}: {}", asked.get());
         }
         // Another failure, and no time, are answered at once.
         let began = Instant::now();
-        let one = generation(Class::Batch)?;
         for (hold, failure) in [(hold, Failure::NodeLost), (Duration::ZERO, full(1))] {
-            let outcome = waiting.hold(&one, hold, || async { Err(failure.clone()) }).await;
+            let outcome = waiting
+                .hold(Class::Batch, hold, || async { Err(failure.clone()) })
+                .await;
             assert_eq!(outcome.err(), Some(failure));
         }
         assert_eq!(began.elapsed(), Duration::ZERO);
@@ -140,25 +132,21 @@ mod tests {
                 Failure::NodeLost
             })
         };
-        let outcome = waiting.hold(&one, hold, ask).await;
+        let outcome = waiting.hold(Class::Batch, hold, ask).await;
         assert_eq!((outcome.err(), began.elapsed()), (Some(full(7)), hold));
-        Ok(())
     }
 
     #[tokio::test(start_paused = true)]
-    async fn no_more_are_held_than_there_is_room_for() -> Result<(), Failure> {
+    async fn no_more_are_held_than_there_is_room_for() {
         let waiting = Waiting::default();
         let all = waiting.0[Class::Batch.index()].try_acquire_many(limits::QUEUE.capacity as u32);
         assert!(all.is_ok());
         let (began, hold) = (Instant::now(), Duration::from_secs(3));
         for (class, held) in [(Class::Batch, Duration::ZERO), (Class::Interactive, hold)] {
-            let outcome = waiting
-                .hold(&generation(class)?, hold, || async { Err(full(1)) })
-                .await;
+            let outcome = waiting.hold(class, hold, || async { Err(full(1)) }).await;
             assert!(outcome.is_err());
             assert_eq!(began.elapsed(), held, "{class}");
         }
-        Ok(())
     }
 
     #[test]

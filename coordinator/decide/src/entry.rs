@@ -84,7 +84,7 @@ pub fn entry(
 
 /// The module's table.
 fn turn(class: Class, (here, rung): (Here, Rung), local: Option<bool>) -> Turn {
-    let is_spared = rung > Rung::Normal && class != Class::Interactive;
+    let is_spared = rung.spares(class);
     match (here, local) {
         (Here::Absent, _) | (_, None) => Turn::Never,
         // While it loads, a replica elsewhere is sooner.

@@ -9,10 +9,7 @@ use crate::state::ClusterState;
 impl ClusterState {
     /// The list of a class that is in force.
     pub fn fallback(&self, class: Class) -> Cow<'_, Fallback> {
-        match self.fallbacks.current() {
-            Some(lists) => Cow::Borrowed(lists.class(class)),
-            None => Cow::Owned(Fallback::of(class)),
-        }
+        Fallback::in_force(self.fallbacks.current(), class)
     }
 
     /// Whether a key's requests may be answered by a node: not by one that is not known here yet, unless they
