@@ -1,8 +1,10 @@
 //! The command line.
 
+mod cloud;
 mod fallback;
 pub(crate) mod keys;
 
+pub(crate) use cloud::CloudCommand;
 pub(crate) use fallback::FallbackCommand;
 
 use std::path::PathBuf;
@@ -98,6 +100,11 @@ pub(crate) enum Command {
     Plan {
         #[command(subcommand)]
         command: PlanCommand,
+    },
+    /// Services outside the cluster that answer when no machine does: approve them, and see what they took.
+    Cloud {
+        #[command(subcommand)]
+        command: CloudCommand,
     },
     /// Show or change where the requests of each class go, in which order, and how long they are held.
     Fallback {

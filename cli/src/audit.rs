@@ -1,4 +1,4 @@
-//! Who changed what.
+//! Logs in chains of hashes: who changed what, and what went to clouds.
 
 use anyhow::bail;
 use hyper::Method;
@@ -8,16 +8,36 @@ use pomona_decide::audit::{AuditEntry, AuditHash, verify};
 use crate::admin::ask;
 use crate::tables;
 
-/// Shows the log, and fails when its chain of hashes is broken, or has not got the one that was `noted`.
-pub(crate) fn run(config: &Config, last: usize, noted: Option<&str>, json: bool) -> anyhow::Result<()> {
+/// One of the logs.
+pub(crate) struct Log {
+    /// Where the admin API has it.
+    pub(crate) path: &'static str,
+    /// What is said of an empty one.
+    pub(crate) empty: &'static str,
+}
+
+/// Who changed what.
+pub(crate) const CHANGES: Log = Log {
+    path: "/admin/v1/audit",
+    empty: "Nothing was changed yet.",
+};
+
+/// Shows a log, and fails when its chain of hashes is broken, or has not got the one that was `noted`.
+pub(crate) fn run(
+    config: &Config,
+    log: &Log,
+    last: usize,
+    noted: Option<&str>,
+    json: bool,
+) -> anyhow::Result<()> {
     let noted = noted.map(parse_noted).transpose()?;
-    let answer = ask(config, &Method::GET, "/admin/v1/audit")?;
+    let answer = ask(config, &Method::GET, log.path)?;
     let entries: Vec<AuditEntry> = serde_json::from_value(answer)?;
     let shown = &entries[entries.len().saturating_sub(last)..];
     if json {
         tables::print_json(&serde_json::to_value(shown)?);
     } else {
-        show(shown);
+        show(shown, log.empty);
     }
     check(&entries, noted)?;
     for (last, next) in gaps(&entries).filter(|_| !json) {
@@ -73,9 +93,9 @@ fn check(entries: &[AuditEntry], noted: Option<(u64, AuditHash)>) -> anyhow::Res
     }
 }
 
-fn show(entries: &[AuditEntry]) {
+fn show(entries: &[AuditEntry], empty: &str) {
     if entries.is_empty() {
-        tables::say("Nothing was changed yet.");
+        tables::say(empty);
         return;
     }
     let rows = entries.iter().map(|entry| {

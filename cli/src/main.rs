@@ -5,6 +5,7 @@ mod admin;
 mod arguments;
 mod audit;
 mod chat;
+mod clouds;
 mod coordinators;
 mod doctor;
 mod fallback;
@@ -81,7 +82,8 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
             command: Some(command),
         } => node_commands::run(config, file, &command),
         Command::Token { command } => membership::token(config, &command, json),
-        Command::Audit { last, noted } => audit::run(config, last, noted.as_deref(), json),
+        Command::Audit { last, noted } => audit::run(config, &audit::CHANGES, last, noted.as_deref(), json),
+        Command::Cloud { command } => clouds::run(config, &command, json),
         Command::Key { command } => keys::run(config, &command, json),
         Command::Join {
             token,

@@ -1,5 +1,6 @@
 //! The TOML file. Read value by value, so that one mistake does not hide the next.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use pomona_common::{Class, ClassKnobs, EngineKnobs};
 use toml::{Table, Value};
 
-use crate::{Config, EngineKind};
+use crate::{Config, EngineKind, cloud};
 
 fn loopback(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)
@@ -25,6 +26,7 @@ fn default() -> Config {
         approve_manually: false,
         require_keys: false,
         literal_swap: false,
+        clouds: BTreeMap::new(),
         node_name: String::new(),
         engine: EngineKind::Mlx,
         engine_program: None,
@@ -112,6 +114,7 @@ pub(crate) fn parse(text: &str, problems: &mut Vec<String>) -> Config {
                 }
                 true
             }),
+            "cloud" => config.clouds = cloud::clouds(reader, value),
             "engine" => engine(reader, value, &mut config),
             "probe" => reader.nested(name, value, |reader, name, value| {
                 match name {
@@ -198,8 +201,8 @@ pub(crate) fn engine_kind(text: &str) -> Result<EngineKind, String> {
     }
 }
 
-struct Reader<'a> {
-    problems: &'a mut Vec<String>,
+pub(crate) struct Reader<'a> {
+    pub(crate) problems: &'a mut Vec<String>,
 }
 
 impl Reader<'_> {
@@ -222,7 +225,12 @@ impl Reader<'_> {
         }
     }
 
-    fn nested(&mut self, name: &str, value: &Value, entry: impl FnMut(&mut Self, &str, &Value) -> bool) {
+    pub(crate) fn nested(
+        &mut self,
+        name: &str,
+        value: &Value,
+        entry: impl FnMut(&mut Self, &str, &Value) -> bool,
+    ) {
         match value.as_table() {
             Some(table) => self.section(table, name, entry),
             None => self.problems.push(format!("{name}: must be a table")),
@@ -236,15 +244,15 @@ impl Reader<'_> {
         }
     }
 
-    fn text(&mut self, name: &str, value: &Value, target: &mut String) {
+    pub(crate) fn text(&mut self, name: &str, value: &Value, target: &mut String) {
         self.expect(name, value.as_str().map(str::to_owned), "a string", target);
     }
 
-    fn boolean(&mut self, name: &str, value: &Value, target: &mut bool) {
+    pub(crate) fn boolean(&mut self, name: &str, value: &Value, target: &mut bool) {
         self.expect(name, value.as_bool(), "true or false", target);
     }
 
-    fn number<T: TryFrom<i64>>(&mut self, name: &str, value: &Value, target: &mut T) {
+    pub(crate) fn number<T: TryFrom<i64>>(&mut self, name: &str, value: &Value, target: &mut T) {
         let number = value.as_integer().and_then(|number| T::try_from(number).ok());
         self.expect(name, number, "a whole number, not negative", target);
     }
@@ -253,7 +261,7 @@ impl Reader<'_> {
         self.expect(name, value.as_str().map(PathBuf::from), "a path", target);
     }
 
-    fn optional_path(&mut self, name: &str, value: &Value, target: &mut Option<PathBuf>) {
+    pub(crate) fn optional_path(&mut self, name: &str, value: &Value, target: &mut Option<PathBuf>) {
         self.expect(
             name,
             value.as_str().map(|path| Some(path.into())),

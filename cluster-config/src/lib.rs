@@ -5,15 +5,18 @@
 //! the environment, the one with the `MLX_BATCH_` or `POMONA_` prefix wins.
 #![forbid(unsafe_code)]
 
+mod cloud;
 mod environment;
 mod file;
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pomona_common::EngineKnobs;
+use pomona_common::{CloudName, EngineKnobs};
 
+pub use cloud::{CloudConfig, CloudKey, CloudModel};
 pub use environment::{Environment, VARIABLES};
 
 /// Everything a process needs to know, valid as a whole.
@@ -39,6 +42,8 @@ pub struct Config {
     pub require_keys: bool,
     /// Whether the swap gate counts all swap in use, whenever it came.
     pub literal_swap: bool,
+    /// Services outside the cluster that answer when no machine does, once they are approved.
+    pub clouds: BTreeMap<CloudName, CloudConfig>,
     /// What people call this node.
     pub node_name: String,
     /// Which engine the node runs.
@@ -154,8 +159,6 @@ fn from_here(listens: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn load(file: &str, variables: &[(&str, &str)]) -> Result<Config, ConfigError> {

@@ -18,12 +18,13 @@ use crate::report::NodeReport;
 use crate::signs::Signs;
 use crate::spending::{Account, Batch, Charged, Windows};
 use crate::store_key::StoreKey;
+use crate::text_ask::TextAsk;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
-/// 5 API keys and pools, version 6 fallbacks. A message that is new gets its version in `since`: peers that do not
+/// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds. A message that is new gets its version in `since`: peers that do not
 /// know it are not sent it.
-pub const PROTOCOL: u16 = 6;
+pub const PROTOCOL: u16 = 7;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -190,6 +191,7 @@ impl CoordinatorMessage {
             CoordinatorMessage::Keys { .. }
             | CoordinatorMessage::Key { .. }
             | CoordinatorMessage::Spent { .. } => 5,
+            CoordinatorMessage::Fallbacks(lists) if lists.name_clouds() => 7,
             CoordinatorMessage::Fallbacks(_) => 6,
             _ => 1,
         }
@@ -206,6 +208,8 @@ pub enum StreamRequest {
     FetchText(ModelName),
     /// Answer a prompt on machines of these kinds; a peer of before version 5 is not asked.
     GenerateIn(Box<Generation>, Pools),
+    /// Have a prompt answered by a cloud, as the list of its class says.
+    Spill(Box<TextAsk>),
 }
 
 impl StreamRequest {
@@ -233,6 +237,7 @@ impl StreamRequest {
         match self {
             StreamRequest::Generate(_) | StreamRequest::FetchText(_) => 1,
             StreamRequest::GenerateIn(..) => 5,
+            StreamRequest::Spill(_) => 7,
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cloud::CloudName;
 use crate::limits;
 
 /// A failure in the user's terms.
@@ -67,6 +68,20 @@ pub enum Failure {
         /// Without secrets or prompts.
         detail: String,
     },
+    /// No cloud answers it. Sent to those who asked for one.
+    #[error("no cloud answers it: {detail}")]
+    NoCloud {
+        /// Each of them, and why.
+        detail: String,
+    },
+    /// A cloud gave the answer up half-way: nobody else can go on with it.
+    #[error("cloud:{cloud} gave up while answering: {detail}; send the request again")]
+    CloudLost {
+        /// Its name.
+        cloud: CloudName,
+        /// Why.
+        detail: String,
+    },
 }
 
 /// Stable codes of invalid requests.
@@ -120,6 +135,33 @@ impl Failure {
         }
     }
 
+    /// Whether a cloud may answer what no machine does.
+    pub const fn may_spill(&self) -> bool {
+        match self {
+            Failure::Overloaded { .. }
+            | Failure::ModelNotLoaded { .. }
+            | Failure::TooLarge { .. }
+            | Failure::EngineLost
+            | Failure::NodeLost => true,
+            Failure::Invalid { .. }
+            | Failure::UnknownModel { .. }
+            | Failure::TimedOut { .. }
+            | Failure::Internal { .. }
+            | Failure::NoCloud { .. }
+            | Failure::CloudLost { .. } => false,
+        }
+    }
+
+    /// The same with why no cloud answers either, where it has room for that.
+    #[must_use]
+    pub fn and_no_cloud(mut self, why: &str) -> Self {
+        if let Failure::Overloaded { detail, .. } | Failure::ModelNotLoaded { detail, .. } = &mut self {
+            detail.push_str("; no cloud answers it either: ");
+            detail.push_str(why);
+        }
+        self
+    }
+
     /// Whether another replica, or the same one a moment later, may answer instead, given that
     /// nothing was sent to the client.
     pub const fn is_retryable(&self) -> bool {
@@ -130,7 +172,9 @@ impl Failure {
             | Failure::UnknownModel { .. }
             | Failure::TooLarge { .. }
             | Failure::TimedOut { .. }
-            | Failure::Internal { .. } => false,
+            | Failure::Internal { .. }
+            | Failure::NoCloud { .. }
+            | Failure::CloudLost { .. } => false,
         }
     }
 }

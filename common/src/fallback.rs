@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
+use crate::cloud::CloudName;
 use crate::limits;
 use crate::machine::MachineRole;
 
@@ -17,7 +18,7 @@ const PAUSE_S: u32 = 10;
 const MOST: usize = 8;
 
 /// One entry of a list.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
     /// The machine whose own endpoint was asked.
     Local,
@@ -28,6 +29,8 @@ pub enum Target {
         /// At most [`limits::QUEUE`]'s wait.
         seconds: u32,
     },
+    /// A service outside the cluster, if it is approved. Peers of before protocol 7 know none.
+    Cloud(CloudName),
 }
 
 impl fmt::Display for Target {
@@ -36,6 +39,7 @@ impl fmt::Display for Target {
             Target::Local => f.write_str("local"),
             Target::Pool(role) => role.fmt(f),
             Target::Pause { seconds } => write!(f, "pause:{seconds}"),
+            Target::Cloud(name) => write!(f, "cloud:{name}"),
         }
     }
 }
@@ -44,6 +48,10 @@ impl FromStr for Target {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if let Some(name) = text.strip_prefix("cloud:") {
+            let name = name.parse::<CloudName>().map_err(|error| error.to_string())?;
+            return Ok(Target::Cloud(name));
+        }
         let seconds = match text.split_once(':') {
             Some(("pause", seconds)) => seconds.parse().ok(),
             _ if text == "pause" => Some(PAUSE_S),
@@ -55,7 +63,7 @@ impl FromStr for Target {
             _ => text.parse().map(Target::Pool).map_err(|_| {
                 let shown: String = text.chars().take(40).collect();
                 format!(
-                    "`{shown}` is nowhere to go: use local, laptop, rack, rented, and pause or pause:SECONDS"
+                    "`{shown}` is nowhere to go: use local, laptop, rack, rented, cloud:NAME, and pause or pause:SECONDS"
                 )
             }),
         }
@@ -115,9 +123,17 @@ impl Fallback {
     pub fn hold(&self) -> Duration {
         let pauses = self.0.iter().filter_map(|target| match target {
             Target::Pause { seconds } => Some(u64::from(*seconds)),
-            Target::Local | Target::Pool(_) => None,
+            Target::Local | Target::Pool(_) | Target::Cloud(_) => None,
         });
         Duration::from_secs(pauses.sum())
+    }
+
+    /// The clouds that may answer when no machine does, in order.
+    pub fn clouds(&self) -> impl Iterator<Item = &CloudName> {
+        self.0.iter().filter_map(|target| match target {
+            Target::Cloud(name) => Some(name),
+            Target::Local | Target::Pool(_) | Target::Pause { .. } => None,
+        })
     }
 
     /// Every contradiction in the list of a class, in the user's terms.
@@ -131,9 +147,17 @@ impl Fallback {
         let targets = &self.0;
         check(targets.len() <= MOST, "a list has at most 8 entries");
         let is_pause = |target: &&Target| matches!(target, Target::Pause { .. });
+        let is_machine = |target: &Target| matches!(target, Target::Local | Target::Pool(_));
         check(
-            targets.iter().any(|target| !is_pause(&target)),
-            "the list names nobody who answers",
+            targets.iter().any(is_machine),
+            "the list names nobody who answers: a cloud alone is no list",
+        );
+        let clouds_from = targets
+            .iter()
+            .position(|target| matches!(target, Target::Cloud(_)));
+        check(
+            clouds_from.is_none_or(|from| !targets[from..].iter().any(is_machine)),
+            "clouds come after all machines",
         );
         let twice = (1..targets.len()).any(|i| targets[..i].contains(&targets[i]));
         check(!twice, "the list names something twice");
@@ -147,7 +171,7 @@ impl Fallback {
             self.hold() <= longest,
             &format!("a request is held for at most {} s", longest.as_secs()),
         );
-        let is_last = |place: usize| targets[place + 1..].iter().all(|target| is_pause(&target));
+        let is_last = |place: usize| !targets[place + 1..].iter().any(is_machine);
         let local = targets.iter().position(|target| *target == Target::Local);
         check(
             local.is_none_or(|place| place == 0 || is_last(place)),
@@ -221,6 +245,12 @@ impl Fallbacks {
         } = list;
     }
 
+    /// Whether any list names a cloud.
+    pub fn name_clouds(&self) -> bool {
+        let names = |class| self.class(class).clouds().next().is_some();
+        Class::ALL.into_iter().any(names)
+    }
+
     /// Every contradiction, in the user's terms; empty when the lists are sound.
     pub fn problems(&self) -> Vec<String> {
         let of_class = |class| self.class(class).problems(class);
@@ -244,7 +274,22 @@ mod tests {
             (list.rank(MachineRole::Rack), list.rank(MachineRole::Rented)),
             (Some(1), None)
         );
-        for bad in ["rak", "", "rack,", "pause:soon", "pause:-1", "rack:3", "local:1"] {
+        let list: Fallback = "local, rack, cloud:openai, cloud:own-2, pause:3".parse()?;
+        let clouds: Vec<&str> = list.clouds().map(CloudName::as_str).collect();
+        assert_eq!(clouds, ["openai", "own-2"]);
+        assert_eq!(list.to_string().parse::<Fallback>()?, list);
+        for bad in [
+            "rak",
+            "",
+            "rack,",
+            "pause:soon",
+            "pause:-1",
+            "rack:3",
+            "local:1",
+            "cloud",
+            "cloud:",
+            "cloud:A",
+        ] {
             assert!(bad.parse::<Fallback>().is_err(), "{bad}");
         }
         Ok(())
@@ -261,6 +306,10 @@ mod tests {
             (Class::Interactive, "rack, local", "local comes first: "),
             (Class::Background, "rack, pause", "local comes first: "),
             (Class::Batch, "rack, local, rented", "after all kinds"),
+            (Class::Batch, "rack, cloud:a, rented", "clouds come after"),
+            (Class::Batch, "cloud:a, pause", "nobody who answers"),
+            (Class::Batch, "rack, cloud:a, cloud:a", "twice"),
+            (Class::Interactive, "rack, cloud:a", "local comes first: "),
         ] {
             let mut lists = Fallbacks::default();
             lists.set(class, list.parse()?);

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelDigests;
 use crate::class::{Class, ClassReason};
+use crate::cloud::CloudName;
 use crate::failure::Failure;
 use crate::id::{ModelName, NodeId, RequestId};
 use crate::machine::Pools;
@@ -123,8 +124,27 @@ pub struct Accounting {
     pub build: String,
 }
 
-/// What answers one generation, in this order: `Granted` or `GrantedBy`, any number of `Chunk`s,
-/// and one `Finished` or `Failed`. `Failed` may come first: a refusal.
+/// Who makes an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Maker {
+    /// A node.
+    Node(NodeId),
+    /// A cloud.
+    Cloud(CloudName),
+}
+
+impl Maker {
+    /// The node, if it is one.
+    pub const fn node(&self) -> Option<NodeId> {
+        match self {
+            Maker::Node(node) => Some(*node),
+            Maker::Cloud(_) => None,
+        }
+    }
+}
+
+/// What answers one generation, in this order: `Granted` or a form of it, any number of `Chunk`s or
+/// `Text`s, and one `Finished` or `Failed`. `Failed` may come first: a refusal.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum GenerationEvent {
     /// A slot is promised.
@@ -142,4 +162,8 @@ pub enum GenerationEvent {
     Failed(Failure),
     /// A slot is promised by this node: the sender passes its answer on.
     GrantedBy(NodeId),
+    /// This cloud has begun to answer: the sender passes its answer on. Sent to those who asked for one.
+    GrantedByCloud(CloudName),
+    /// More of the answer, as text.
+    Text(String),
 }

@@ -4,6 +4,7 @@
 
 pub mod catalogue;
 pub mod class;
+pub mod cloud;
 pub mod conditions;
 pub mod control;
 pub mod engine;
@@ -28,15 +29,17 @@ pub mod sampling;
 pub mod signs;
 pub mod spending;
 mod store_key;
+pub mod text_ask;
 pub mod unit;
 mod versioned;
 pub mod weights;
 
 pub use catalogue::{ModelDigests, ModelRecord};
 pub use class::{Class, ClassReason};
+pub use cloud::{CloudName, Money, Prices, ServerAddress};
 pub use failure::Failure;
 pub use fallback::{Fallback, Fallbacks};
-pub use generation::{Accounting, Chunk, FinishReason, Generation, GenerationEvent};
+pub use generation::{Accounting, Chunk, FinishReason, Generation, GenerationEvent, Maker};
 pub use histogram::Histogram;
 pub use id::{ClusterId, KeyId, ModelName, NodeId, RequestId, TokenId};
 pub use join::{KeyPrint, REVOKED, TokenVerifier};
@@ -46,5 +49,6 @@ pub use machine::{MachineRole, Pools};
 pub use relief::{Relief, Rung};
 pub use sampling::Sampling;
 pub use store_key::StoreKey;
+pub use text_ask::{TextAsk, TextPrompt};
 pub use unit::{Bytes, Millis, Percent, Tokens, Watts};
 pub use versioned::Versioned;

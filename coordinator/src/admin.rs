@@ -2,6 +2,7 @@
 
 mod asked;
 mod audit;
+mod clouds;
 mod coordinators;
 mod fallback;
 mod gates;
@@ -16,7 +17,7 @@ mod placement;
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use axum::Router;
@@ -37,6 +38,7 @@ use tokio::net::UnixListener;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::audit::Chain;
 use crate::backend::CoordinatorBackend;
 use crate::peers::Peers;
 use asked::Asked;
@@ -52,8 +54,10 @@ pub(crate) struct Admin {
     pub(crate) peers: Peers,
     /// What the operator chose about gates.
     pub(crate) choices: Choices,
-    /// Where the audit log is.
-    pub(crate) audit: PathBuf,
+    /// The log of changes.
+    pub(crate) audit: Chain,
+    /// The log of what went to clouds.
+    pub(crate) spills: Chain,
     /// Where nodes dial in.
     pub(crate) quic: SocketAddr,
 }
@@ -78,6 +82,7 @@ pub(crate) fn serve(
         )
         .merge(membership::routes())
         .merge(audit::routes())
+        .merge(clouds::routes())
         .merge(coordinators::routes())
         .merge(fallback::routes())
         .merge(gates::routes())

@@ -1,39 +1,94 @@
-//! The audit log on this coordinator's disk: all that the replicated state has had of it, which keeps the latest
-//! only.
+//! Logs in chains of hashes on this coordinator's disk: all that the replicated state has had of them, which keeps
+//! the latest only.
 
 use std::path::{Path, PathBuf};
 
 use pomona_common::ClusterId;
-use pomona_decide::{AuditBook, AuditEntry};
+use pomona_decide::{AuditBook, AuditEntry, ClusterState};
 use pomona_journal::{Bounds, Journal};
 use pomona_raft::Replica;
 use tokio_util::sync::CancellationToken;
 
 /// Some ten thousand changes.
-const BOUNDS: Bounds = Bounds {
+const CHANGES: Bounds = Bounds {
     file_bytes: 1 << 20,
     files: 8,
 };
+/// Some hundred thousand requests that went to clouds.
+const SPILLS: Bounds = Bounds {
+    file_bytes: 1 << 20,
+    files: 64,
+};
 
-/// Where it is, below the state folder: a folder a cluster, so that the log of one that was here before is
-/// neither read as this one's nor lost.
-pub(crate) fn folder(state: &Path, cluster: ClusterId) -> PathBuf {
-    state.join("coordinator/audit").join(cluster.to_string())
+/// One of the logs.
+#[derive(Debug, Clone)]
+pub(crate) struct Chain {
+    folder: PathBuf,
+    bounds: Bounds,
+    book: fn(&ClusterState) -> &AuditBook,
 }
 
-/// All entries that are known here, the oldest first: those on disk, and what the state has, which is looked at
-/// last. Reads files.
-pub(crate) fn entries(folder: &Path, replica: &Replica) -> Vec<AuditEntry> {
-    let on_disk = read(folder).unwrap_or_else(|error| {
-        tracing::error!(%error, folder = %folder.display(), "the audit log on disk is not readable");
-        Vec::new()
-    });
-    let book = &replica.known().audit;
-    let (head, _) = book.head();
-    if on_disk.last().is_some_and(|last| last.number > head) {
-        tracing::error!(head, folder = %folder.display(), "the audit log on disk has entries that the cluster never made");
+impl Chain {
+    /// What operators changed. It lies below the state folder, in a folder a cluster, so that the log of one that
+    /// was here before is neither read as this one's nor lost.
+    pub(crate) fn changes(state: &Path, cluster: ClusterId) -> Self {
+        Self {
+            folder: state.join("coordinator/audit").join(cluster.to_string()),
+            bounds: CHANGES,
+            book: |state| &state.audit,
+        }
     }
-    with_state(on_disk, book)
+
+    /// What went to clouds, likewise.
+    pub(crate) fn spills(state: &Path, cluster: ClusterId) -> Self {
+        Self {
+            folder: state.join("coordinator/spills").join(cluster.to_string()),
+            bounds: SPILLS,
+            book: |state| &state.clouds.spills,
+        }
+    }
+
+    /// All entries that are known here, the oldest first: those on disk, and what the state has, which is looked
+    /// at last. Reads files.
+    pub(crate) fn entries(&self, replica: &Replica) -> Vec<AuditEntry> {
+        let folder = self.folder.display();
+        let on_disk = read(&self.folder).unwrap_or_else(|error| {
+            tracing::error!(%error, %folder, "the log on disk is not readable");
+            Vec::new()
+        });
+        let state = replica.known();
+        let book = (self.book)(&state);
+        let (head, _) = book.head();
+        if on_disk.last().is_some_and(|last| last.number > head) {
+            tracing::error!(head, %folder, "the log on disk has entries that the cluster never made");
+        }
+        with_state(on_disk, book)
+    }
+
+    /// Writes down what is new, until the stop.
+    pub(crate) async fn keep(self, replica: Replica, stop: CancellationToken) {
+        let mut state = replica.state();
+        let mut written = None;
+        loop {
+            let seen = state.borrow_and_update().clone();
+            let head = (self.book)(&seen).head();
+            if written != Some(head) {
+                let (this, last) = (self.clone(), written.map(|(number, _)| number));
+                let write = move || write(&this.folder, this.bounds, (this.book)(&seen), last);
+                match tokio::task::spawn_blocking(write).await {
+                    Ok(Ok(())) => written = Some(head),
+                    Ok(Err(error)) => tracing::error!(%error, "the audit log is not on disk"),
+                    Err(_) => return,
+                }
+            }
+            tokio::select! {
+                changed = state.changed() => if changed.is_err() {
+                    return;
+                },
+                () = stop.cancelled() => return,
+            }
+        }
+    }
 }
 
 /// Entries on disk with those of the state. One that is on disk in another form is there twice then: whoever
@@ -55,36 +110,17 @@ fn read(folder: &Path) -> std::io::Result<Vec<AuditEntry>> {
     Ok(entries.collect())
 }
 
-/// Writes down what is new, until the stop.
-pub(crate) async fn keep(replica: Replica, folder: PathBuf, stop: CancellationToken) {
-    let mut state = replica.state();
-    let mut written = None;
-    loop {
-        let seen = state.borrow_and_update().clone();
-        let head = seen.audit.head();
-        if written != Some(head) {
-            let folder = folder.clone();
-            let outcome = tokio::task::spawn_blocking(move || write(&folder, &seen.audit)).await;
-            match outcome {
-                Ok(Ok(())) => written = Some(head),
-                Ok(Err(error)) => tracing::error!(%error, "the audit log is not on disk"),
-                Err(_) => return,
-            }
-        }
-        tokio::select! {
-            changed = state.changed() => if changed.is_err() {
-                return;
-            },
-            () = stop.cancelled() => return,
-        }
-    }
-}
-
-fn write(folder: &Path, book: &AuditBook) -> std::io::Result<()> {
+/// `last` is the number of what was written last, where that is known: else the files tell.
+fn write(folder: &Path, bounds: Bounds, book: &AuditBook, last: Option<u64>) -> std::io::Result<()> {
     let (head, _) = book.head();
-    let numbers = read(folder)?.into_iter().map(|entry| entry.number);
-    let last = numbers.filter(|number| *number <= head).max().unwrap_or(0);
-    let mut journal = Journal::open(folder, BOUNDS)?;
+    let last = match last.filter(|last| *last <= head) {
+        Some(last) => last,
+        None => {
+            let numbers = read(folder)?.into_iter().map(|entry| entry.number);
+            numbers.filter(|number| *number <= head).max().unwrap_or(0)
+        }
+    };
+    let mut journal = Journal::open(folder, bounds)?;
     for entry in book.latest.iter().filter(|entry| entry.number > last) {
         journal.add(&serde_json::to_string(entry)?, true)?;
     }
@@ -129,8 +165,8 @@ mod tests {
     fn what_was_altered_on_disk_breaks_the_chain() -> std::io::Result<()> {
         let folder = tempfile::tempdir()?;
         let book = changed(9, |version| version);
-        write(folder.path(), &book)?;
-        write(folder.path(), &book)?;
+        write(folder.path(), CHANGES, &book, None)?;
+        write(folder.path(), CHANGES, &book, None)?;
         let whole = read(folder.path())?;
         assert_eq!(whole.len(), 9);
         let start = Some(pomona_decide::AuditHash::default());
@@ -144,11 +180,11 @@ mod tests {
         // Added after the end, far beyond it: not shown, and what is made later is written all the same.
         let mut far = book.latest.back().cloned().ok_or(std::io::ErrorKind::NotFound)?;
         far.number = 1_000_000;
-        Journal::open(folder.path(), BOUNDS)?.add(&serde_json::to_string(&far)?, true)?;
+        Journal::open(folder.path(), CHANGES)?.add(&serde_json::to_string(&far)?, true)?;
         let shown = with_state(read(folder.path())?, &book);
         assert_eq!(shown.last().map(|last| last.number), Some(9));
         let longer = changed(12, |version| version);
-        write(folder.path(), &longer)?;
+        write(folder.path(), CHANGES, &longer, None)?;
         assert_eq!(read(folder.path())?.len(), 9 + 1 + 3);
         assert_eq!(verify(start, &with_state(read(folder.path())?, &longer)), Ok(()));
         Ok(())

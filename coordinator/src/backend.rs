@@ -5,16 +5,19 @@ use std::sync::Arc;
 
 use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache, UsageLog};
 use pomona_common::control::TextBundle;
-use pomona_common::{Failure, Generation, ModelName, ModelRecord};
+use pomona_common::{Failure, Generation, ModelName, ModelRecord, TextAsk};
 use pomona_raft::Replica;
 use pomona_text::ModelText;
 
+use crate::clouds::Clouds;
 use crate::dispatch::Dispatcher;
 use crate::sessions::Sessions;
 
 pub(crate) struct CoordinatorBackend {
     pub(crate) replica: Replica,
     pub(crate) sessions: Arc<Sessions>,
+    /// What this coordinator is configured for.
+    pub(crate) clouds: Arc<Clouds>,
     dispatcher: Dispatcher,
     texts: TextCache,
     entry_stats: Arc<EntryStats>,
@@ -27,9 +30,11 @@ impl CoordinatorBackend {
         replica: Replica,
         sessions: Arc<Sessions>,
         (access, usage): (Access, UsageLog),
+        clouds: Arc<Clouds>,
     ) -> Self {
         Self {
-            dispatcher: Dispatcher::new(replica.clone(), sessions.clone()),
+            dispatcher: Dispatcher::new(replica.clone(), sessions.clone(), clouds.clone()),
+            clouds,
             replica,
             sessions,
             texts: TextCache::default(),
@@ -45,6 +50,12 @@ impl CoordinatorBackend {
         generation: Generation,
     ) -> Result<GenerationStream, Failure> {
         self.dispatcher.generate(generation).await
+    }
+
+    /// Has a cloud answer for a client of a node, by this coordinator's list.
+    pub(crate) async fn spill_for_node(&self, ask: &TextAsk) -> Result<GenerationStream, Failure> {
+        let list = self.replica.known().fallback(ask.class).into_owned();
+        self.clouds.answer(&list, ask).await
     }
 
     /// What tokenising for a model needs, from a node that has it.
@@ -89,8 +100,12 @@ impl Backend for CoordinatorBackend {
         self.texts.get(model, || self.fetch_text(model)).await
     }
 
-    async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        self.dispatcher.generate_held(generation).await
+    async fn generate(
+        &self,
+        generation: Generation,
+        text: Result<&TextAsk, &'static str>,
+    ) -> Result<GenerationStream, Failure> {
+        self.dispatcher.generate_held(generation, text).await
     }
 
     fn reports(&self) -> Vec<Reported> {

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
-use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, limits};
+use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, TextAsk, limits};
 use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, plan, route};
 use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
 
+use crate::clouds::Clouds;
 use crate::connected::InFlight;
 use crate::inventory::{inventory, is_stale};
 use crate::sessions::Sessions;
@@ -41,6 +42,7 @@ pub(crate) struct Dispatcher {
     moves: Arc<Semaphore>,
     waiting: Arc<Waiting>,
     affinity: Arc<Mutex<Affinity>>,
+    clouds: Arc<Clouds>,
     began: Instant,
 }
 
@@ -48,7 +50,7 @@ pub(crate) struct Dispatcher {
 type Unplaced = (Instant, Arc<BTreeMap<ModelName, String>>);
 
 impl Dispatcher {
-    pub(crate) fn new(replica: Replica, sessions: Arc<Sessions>) -> Self {
+    pub(crate) fn new(replica: Replica, sessions: Arc<Sessions>, clouds: Arc<Clouds>) -> Self {
         Self {
             replica,
             sessions,
@@ -56,15 +58,34 @@ impl Dispatcher {
             moves: pomona_dispatch::moves(),
             waiting: Arc::default(),
             affinity: Arc::default(),
+            clouds,
             began: Instant::now(),
         }
     }
 
-    /// As [`generate`](Self::generate) for a client of this coordinator: what finds no free place is held.
-    pub(crate) async fn generate_held(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        let hold = self.replica.known().fallback(generation.class).hold();
-        let ask = || self.generate(generation.clone());
-        self.waiting.hold(generation.class, hold, ask).await
+    /// As [`generate`](Self::generate) for a client of this coordinator: what no machine answers a cloud may, and
+    /// what finds no free place is held.
+    pub(crate) async fn generate_held(
+        &self,
+        generation: Generation,
+        text: Result<&TextAsk, &'static str>,
+    ) -> Result<GenerationStream, Failure> {
+        let list = self.replica.known().fallback(generation.class).into_owned();
+        let ask = || async {
+            let failure = match self.generate(generation.clone()).await {
+                Err(failure) if failure.may_spill() && list.clouds().next().is_some() => failure,
+                answered => return answered,
+            };
+            let why = match text {
+                Ok(text) => match self.clouds.answer(&list, text).await {
+                    Err(Failure::NoCloud { detail }) => detail,
+                    answered => return answered,
+                },
+                Err(why) => why.to_owned(),
+            };
+            Err(failure.and_no_cloud(&why))
+        };
+        self.waiting.hold(generation.class, list.hold(), ask).await
     }
 
     /// Starts an answer; it moves to another replica by itself when its node is lost.
@@ -158,13 +179,18 @@ impl Dispatcher {
             let target = state.plan.nodes.get(id);
             target.is_some_and(|target| target.models.contains_key(model))
         };
-        let may = |id: &NodeId| state.reaches(pools, *id);
+        let may = |id: &NodeId| state.reaches(model, pools, *id);
         let holders: Vec<NodeId> = self.sessions.all().into_keys().filter(has_it).collect();
         let detail = if holders.iter().any(may) {
-            if holders.iter().any(|id| state.rank(&list, pools, *id).is_some()) {
+            if holders
+                .iter()
+                .any(|id| state.rank(&list, (model, pools), *id).is_some())
+            {
                 return self.not_loaded(model);
             }
             format!("no machine where {class} requests go has it ({list}; `pomona fallback show`)")
+        } else if state.clouds.is_private(model) && !holders.is_empty() {
+            "it is private, and the machines that have it are rented".to_owned()
         } else if !pools.is_any() {
             format!("no machine that this API key reaches has it ({pools})")
         } else {
@@ -204,7 +230,8 @@ impl Dispatcher {
             .all()
             .iter()
             .filter_map(|(id, connected)| {
-                let rank = state.rank(&list, &generation.pools, *id)?;
+                let asked = (&generation.model, &generation.pools);
+                let rank = state.rank(&list, asked, *id)?;
                 let (_, report) = connected.report()?;
                 let engine = report.engine.as_ref()?;
                 let loaded = engine.models.get(&generation.model)?;
@@ -267,7 +294,7 @@ impl Dispatcher {
         let nodes = state.plan.nodes.iter();
         nodes
             .filter(|(id, target)| target.models.contains_key(model) && self.sessions.get(**id).is_some())
-            .filter_map(|(id, _)| Some((id, state.rank(&list, &generation.pools, *id)?)))
+            .filter_map(|(id, _)| Some((id, state.rank(&list, (model, &generation.pools), *id)?)))
             .map(|(id, rank)| Candidate {
                 node: *id,
                 heard: Heard::NOW,

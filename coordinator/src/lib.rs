@@ -7,6 +7,7 @@ mod admin;
 mod audit;
 mod backend;
 mod certificate;
+mod clouds;
 mod connected;
 mod dispatch;
 mod inventory;
@@ -44,7 +45,9 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use audit::Chain;
 use backend::CoordinatorBackend;
+use clouds::Clouds;
 use members::Announcement;
 use peers::Peers;
 use sessions::Sessions;
@@ -251,14 +254,18 @@ impl Coordinator {
         let tasks = &mut self.tasks;
         let sessions = Arc::new(Sessions::default());
         let access = Access::new(config.needs_keys(config.coordinator_http), random()? as u64);
-        let audit = audit::folder(&config.state, authority.cluster());
-        tasks.spawn(audit::keep(replica.clone(), audit.clone(), stop.clone()));
+        let audit = Chain::changes(&config.state, authority.cluster());
+        let spills = Chain::spills(&config.state, authority.cluster());
+        for chain in [&audit, &spills] {
+            tasks.spawn(chain.clone().keep(replica.clone(), stop.clone()));
+        }
         keys::learn(&access, &replica.known(), EntryId::Coordinator(replica.number()));
         tasks.spawn(keys::follow(replica.clone(), access.clone(), stop.clone()));
         tasks.spawn(keys::tell(replica.clone(), access.clone(), stop.clone()));
         let usage = config.state.join("coordinator/usage");
         let usage = UsageLog::start(&usage).map_err(state_error(&usage))?;
-        let backend = CoordinatorBackend::new(replica.clone(), sessions.clone(), (access, usage));
+        let clouds = Arc::new(Clouds::open(&config.clouds, replica.clone()));
+        let backend = CoordinatorBackend::new(replica.clone(), sessions.clone(), (access, usage), clouds);
         let backend = Arc::new(backend);
         let weights = Arc::new(WeightsRelay::new(sessions.clone(), replica.clone()));
         let reception = Reception {
@@ -305,6 +312,7 @@ impl Coordinator {
             backend,
             choices,
             audit,
+            spills,
             authority,
             peers,
             quic: announcement.listens,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pomona_api::Backend;
 use pomona_common::control::StreamRequest;
 use pomona_common::failure::InvalidCode;
-use pomona_common::{Failure, Generation, limits};
+use pomona_common::{Failure, Generation, Sampling, TextAsk, TextPrompt, limits};
 use pomona_link::{FrameReceiver, FrameSender, LinkError};
 use tokio::sync::Semaphore;
 
@@ -60,6 +60,17 @@ impl Requests {
                 };
                 pomona_dispatch::serve(answer, send).await
             }
+            StreamRequest::Spill(ask) => {
+                let permit = self.answers.try_acquire();
+                let answer = match self.check_text(&ask) {
+                    Err(failure) => Err(failure),
+                    Ok(()) if permit.is_err() => Err(Failure::NoCloud {
+                        detail: format!("this node's endpoint has {ANSWERS} requests elsewhere"),
+                    }),
+                    Ok(()) => self.backend.spill_for_node(&ask).await,
+                };
+                pomona_dispatch::serve(answer, send).await
+            }
             StreamRequest::FetchText(model) => {
                 let Some(record) = self.backend.model(model.as_str()) else {
                     return Err(LinkError::Closed(format!("no model `{model}` in the catalogue")));
@@ -71,6 +82,37 @@ impl Requests {
                     Err(failure) => Err(LinkError::Closed(failure.to_string())),
                 }
             }
+        }
+    }
+
+    /// As [`check`](Self::check) for one that stayed text. Whether it may go out, the log says.
+    fn check_text(&self, ask: &TextAsk) -> Result<(), Failure> {
+        let Some(record) = self.backend.model(ask.model.as_str()) else {
+            return Err(Failure::unknown_model(ask.model.as_str()));
+        };
+        let parts = match &ask.prompt {
+            TextPrompt::Chat(messages) => messages.len(),
+            TextPrompt::Text(_) => 1,
+        };
+        let is_stop = |stop: &String| (1..=limits::STOP_STRING_BYTES).contains(&stop.len());
+        let sampling = Sampling {
+            temperature: ask.temperature,
+            top_p: ask.top_p,
+            presence_penalty: ask.presence_penalty,
+            frequency_penalty: ask.frequency_penalty,
+            ..Sampling::default()
+        };
+        let length = u64::from(ask.prompt_tokens) + u64::from(ask.max_tokens);
+        let is_sound = (1..=limits::MESSAGES).contains(&parts)
+            && ask.stops.len() <= limits::STOP_STRINGS
+            && ask.stops.iter().all(is_stop)
+            && sampling.validate().is_ok()
+            && length <= u64::from(record.context);
+        if is_sound {
+            Ok(())
+        } else {
+            let why = "this is no request that an endpoint lets through";
+            Err(Failure::invalid("", InvalidCode::InvalidValue, why))
         }
     }
 

@@ -21,6 +21,7 @@ pub type Target = fn(&[u8]);
 /// All of them, by name.
 pub const TARGETS: &[(&str, Target)] = &[
     ("frame", targets::frame),
+    ("cloud_events", targets::cloud_events),
     ("stored", targets::stored),
     ("command", targets::command),
     ("join_token", targets::join_token),

@@ -15,13 +15,15 @@ use pomona_common::signs::{FirstToken, Signs};
 use pomona_common::spending::{Account, Amount, Batch, EntryId, Spent, Windows};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
-    Class, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint, KnobSet,
-    MachineRole, ModelDigests, ModelRecord, NodeId, Pools, Relief, Rung, TokenId, TokenVerifier,
+    Class, CloudName, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint, KnobSet,
+    MachineRole, ModelDigests, ModelRecord, Money, NodeId, Pools, Relief, RequestId, Rung, TextAsk,
+    TextPrompt, TokenId, TokenVerifier,
 };
 use pomona_decide::gates::{Sample, Transition};
 use pomona_decide::{
-    Admits, Audited, Availability, ClusterState, Comfort, Command, Deed, Keep, Lease, Made, ModelPolicy,
-    Move, PlanStep, Proposal, Relieved, Replicas, TokenRecord, apply_proposal,
+    Admits, Approval, Audited, Availability, ClusterState, Comfort, Command, Deed, Keep, Lease, Made,
+    ModelPolicy, Move, PlanStep, Proposal, Relieved, Replicas, Reserved, Spill, SpillId, TokenRecord, Took,
+    apply_proposal,
 };
 use pomona_wire::{Message, stored};
 
@@ -40,6 +42,11 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "frame" => named(frames()),
         "stored" => named(states()),
         "command" => named(vec![commands().iter().flat_map(lengthed).collect()]),
+        "cloud_events" => texts(&[
+            "\u{5}: hello\n\ndata: {\"choices\":[{\"delta\":{\"content\":\"a\"}}]}\n\ndata: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\ndata: [DONE]\n\n",
+            "\u{1}event: x\r\ndata: {\"choices\":[{\"text\":\"b\",\"finish_reason\":\"length\"}]}\r\n\r\n",
+            "\u{40}data: {\"error\":{\"message\":\"no\"}}\n\n",
+        ]),
         "join_token" => texts(&["pomona-join-1-", "pomona-join-1-00000000000000000000000000000001-x"]),
         "request" => texts(&[
             r#" {"model":"m","messages":[{"role":"user","content":"hi"}],"stream":true,"max_tokens":5}"#,
@@ -59,6 +66,7 @@ pub fn of(target: &str) -> Vec<(String, Vec<u8>)> {
         "gguf" => named(vec![b"GGUF\x03\0\0\0\x01\0\0\0\0\0\0\0\x01\0\0\0\0\0\0\0\x14\0\0\0\0\0\0\0general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama".to_vec()]),
         "configuration" => texts(&[
             "[http]\nnode = \"127.0.0.1:7710\"\n[engine.batch]\nwindow_ms = 50\n[security]\napprove = \"manual\"\n",
+            "[cloud.a]\nurl = \"https://a/v1\"\nmodels.m = { name = \"x\", input = 0.1, output = 1 }\n",
             "coordinators = [\"10.0.0.1:7712\"]\n[probe]\npower = false\n",
         ]),
         _ => Vec::new(),
@@ -167,6 +175,9 @@ fn frames() -> Vec<Vec<u8>> {
             2,
             &StreamRequest::GenerateIn(generation.clone(), Pools::only([MachineRole::Rack])),
         ),
+        framed(2, &StreamRequest::Spill(Box::new(text_ask()))),
+        framed(3, &GenerationEvent::Text("apples".into())),
+        framed(3, &GenerationEvent::GrantedByCloud(cloud())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),
         framed(
@@ -348,6 +359,33 @@ fn commands() -> Vec<Command> {
             charges: vec![(EntryId::Coordinator(1), batch())],
             now_s,
         },
+        Command::SetBudget {
+            key: KeyId::from_bits(3),
+            monthly: Some(Money(5_000_000)),
+        },
+        Command::ApproveCloud {
+            cloud: cloud(),
+            approval: Approval {
+                address: "https://a.example/v1".into(),
+                by: "anna".into(),
+                at_s: now_s,
+                until_s: now_s + 60,
+                monthly_money: Money(9_000_000),
+                monthly_tokens: 1000,
+            },
+        },
+        Command::ReserveSpill(Box::new(spill(now_s))),
+        Command::SettleSpill {
+            id: spill(now_s).id,
+            took: Took {
+                money: Money(7),
+                tokens: 7,
+            },
+        },
+        Command::SetPrivate {
+            model: model().name,
+            private: true,
+        },
         Command::RevokeKey(KeyId::from_bits(8)),
         Command::Audited(Box::new(Audited {
             deed: Deed::default(),
@@ -358,6 +396,52 @@ fn commands() -> Vec<Command> {
         Command::TrustNode(node),
         Command::RevokeNode { node, now_s },
     ]
+}
+
+fn cloud() -> CloudName {
+    "openai".parse().expect("a name")
+}
+
+fn text_ask() -> TextAsk {
+    TextAsk {
+        request: RequestId::from_bits(5),
+        choice: 0,
+        model: model().name,
+        class: Class::Batch,
+        key: Some(KeyId::from_bits(3)),
+        pools: Pools::default(),
+        prompt: TextPrompt::Chat(vec![("user".into(), "hi".into())]),
+        prompt_tokens: 3,
+        max_tokens: 9,
+        stops: vec!["END".into()],
+        temperature: 0.5,
+        top_p: 1.0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        seed: Some(7),
+    }
+}
+
+fn spill(at_s: u64) -> Spill {
+    Spill {
+        id: SpillId {
+            request: RequestId::from_bits(5),
+            choice: 0,
+            attempt: 1,
+        },
+        reserved: Reserved {
+            cloud: cloud(),
+            key: Some(KeyId::from_bits(3)),
+            money: Money(12),
+            tokens: 12,
+            at_s,
+        },
+        address: "https://a.example/v1".into(),
+        model: model().name,
+        class: Class::Batch,
+        pools: Pools::default(),
+        deed: Deed::default(),
+    }
 }
 
 fn key() -> KeyRecord {

@@ -13,6 +13,7 @@ use pomona_decide::{ClusterState, Command, Proposal, apply_proposal};
 use pomona_link::JoinToken;
 use pomona_store::config::LlamaConfig;
 use pomona_text::{Message as ChatMessage, ModelText};
+use pomona_upstream::Events;
 use pomona_wire::{Message, WireError, stored};
 
 /// A tokenizer of four words.
@@ -54,6 +55,23 @@ fn read<M: Message>(mut bytes: &[u8]) {
     let again = again.expect("what was written is read").expect("a frame");
     // Compared as bytes: not every float equals itself.
     assert_eq!(pomona_wire::encode(&again).expect("as before"), written);
+}
+
+/// What a cloud sends, in pieces of as many bytes as the first one says.
+pub(crate) fn cloud_events(data: &[u8]) {
+    let Some((size, bytes)) = data.split_first() else {
+        return;
+    };
+    let (mut whole, mut cut) = (Events::default(), Events::default());
+    let expected = whole.push(bytes).and_then(|pieces| Ok((pieces, whole.finish()?)));
+    let mut pieces = Vec::new();
+    for part in bytes.chunks(usize::from(*size).max(1)) {
+        match cut.push(part) {
+            Ok(more) => pieces.extend(more),
+            Err(_) => return assert!(expected.is_err(), "it was whole in one piece"),
+        }
+    }
+    assert_eq!(cut.finish().map(|end| (pieces, end)), expected);
 }
 
 /// A state as a snapshot has it, from a peer or the disk.

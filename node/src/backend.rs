@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache, UsageLog};
-use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId};
+use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId, TextAsk};
 use pomona_text::ModelText;
 
 use crate::entry::Entry;
@@ -84,8 +84,12 @@ impl Backend for NodeBackend {
         self.texts.get(model, load).await
     }
 
-    async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        self.entry.generate(generation).await
+    async fn generate(
+        &self,
+        generation: Generation,
+        text: Result<&TextAsk, &'static str>,
+    ) -> Result<GenerationStream, Failure> {
+        self.entry.generate(generation, text).await
     }
 
     fn reports(&self) -> Vec<Reported> {

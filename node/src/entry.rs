@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
-use pomona_common::{Class, Failure, Fallback, Generation, ModelName, ModelRecord, NodeId, Rung};
+use pomona_common::generation::GenerationEvent;
+use pomona_common::{
+    Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, TextAsk,
+};
 use pomona_decide::{EntryPlace, Here, entry};
 use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use crate::coordinators::Coordinators;
 use crate::instructions::Instructions;
@@ -54,20 +57,57 @@ impl Entry {
     }
 
     /// Starts an answer wherever it can be made; what finds no free place is held.
-    pub(crate) async fn generate(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        let hold = self.list(generation.class).hold();
-        let ask = || pomona_dispatch::generate(self.clone(), generation.clone());
-        self.waiting.hold(generation.class, hold, ask).await
+    pub(crate) async fn generate(
+        &self,
+        generation: Generation,
+        text: Result<&TextAsk, &'static str>,
+    ) -> Result<GenerationStream, Failure> {
+        let list = self.list(generation.class);
+        let ask = || async {
+            let machines = pomona_dispatch::generate(self.clone(), generation.clone()).await;
+            let failure = match machines {
+                Err(failure) if failure.may_spill() && list.clouds().next().is_some() => failure,
+                answered => return answered,
+            };
+            match text {
+                Ok(text) => self.spill(text, failure).await,
+                Err(why) => Err(failure.and_no_cloud(why)),
+            }
+        };
+        self.waiting.hold(generation.class, list.hold(), ask).await
+    }
+
+    /// Has a cloud answer what no machine does, for that reason: the coordinators know which may.
+    async fn spill(&self, ask: &TextAsk, failure: Failure) -> Result<GenerationStream, Failure> {
+        let mut why = "no coordinator that knows of clouds is in reach".to_owned();
+        for coordinator in self.coordinators.reachable() {
+            let Some(session) = self.coordinators.session(coordinator.number) else {
+                continue;
+            };
+            match pomona_dispatch::ask_cloud(&session, ask).await {
+                Ok(stream) => return Ok(stream),
+                Err(Failure::NodeLost) => {}
+                Err(Failure::NoCloud { detail }) => {
+                    // Others have other configurations, perhaps.
+                    why = detail;
+                }
+                Err(other) => return Err(other),
+            }
+        }
+        Err(failure.and_no_cloud(&why))
     }
 
     /// Starts an answer of this node's engine.
     pub(crate) async fn generate_here(&self, generation: Generation) -> Result<GenerationStream, Failure> {
-        self.check_digests(&generation)?;
-        let events = self.supervisor.generate(generation).await?;
         Ok(GenerationStream {
-            node: self.id,
-            events,
+            maker: Maker::Node(self.id),
+            events: self.events_here(generation).await?,
         })
+    }
+
+    async fn events_here(&self, generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, Failure> {
+        self.check_digests(&generation)?;
+        self.supervisor.generate(generation).await
     }
 
     /// What can be asked for: what is in this store, and the cluster's catalogue while somebody of
@@ -214,7 +254,10 @@ impl Places for Entry {
             }
             tracing::debug!(?place, reason, request = %generation.request, "asked");
             let asked = match place {
-                EntryPlace::Here => self.generate_here(generation.clone()).await.map(Promise::here),
+                EntryPlace::Here => {
+                    let events = self.events_here(generation.clone()).await;
+                    events.map(|events| Promise::here(self.id, events))
+                }
                 EntryPlace::Coordinator(number) => match self.coordinators.session(number) {
                     Some(session) => pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT).await,
                     None => continue,

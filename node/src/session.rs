@@ -322,6 +322,8 @@ async fn serve_stream(
                 Ok(Err(_)) | Err(_) => Ok(()),
             }
         }
+        // Clouds are asked by coordinators.
+        Ok(StreamRequest::Spill(_)) => Ok(()),
         Err(error) => Err(error),
     };
     if let Err(error) = outcome {

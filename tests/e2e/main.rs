@@ -11,6 +11,7 @@
 mod alone;
 mod api;
 mod clients;
+mod cloud;
 mod command;
 mod coordinators;
 mod crash;

@@ -367,7 +367,9 @@ impl Coordinator {
                 in_flight: 0,
                 draining: self.state.availability(*id, now_s).is_draining(),
                 spared: self.state.relief(*id).rung.spares(generation.class),
-                rank: self.state.rank(&list, &generation.pools, *id)?,
+                rank: self
+                    .state
+                    .rank(&list, (&generation.model, &generation.pools), *id)?,
                 full: false,
                 warm: 0,
             })

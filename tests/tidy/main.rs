@@ -140,6 +140,7 @@ fn each_heavy_library_lives_in_one_crate() {
         ("redb", vec!["pomona-raft"]),
         ("quinn", vec!["pomona-link"]),
         ("rustls", vec!["pomona-link"]),
+        ("tokio-rustls", vec!["pomona-upstream"]),
         ("rcgen", vec!["pomona-link"]),
         ("mdns-sd", vec!["pomona-discovery"]),
         ("bincode", vec!["pomona-wire"]),

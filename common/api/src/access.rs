@@ -6,7 +6,7 @@ use axum::http::HeaderMap;
 use pomona_clocks::wall_s;
 use pomona_common::key::{KeyRecord, KeyTerms};
 use pomona_common::spending::Batch;
-use pomona_common::{Class, KeyId, ModelName};
+use pomona_common::{Class, KeyId, ModelName, Pools};
 use pomona_keys::{Denied, KeyRing, KeySecret, Meter, PREFIX, Reserved};
 
 /// What an entry knows of keys. Clones share it.
@@ -125,6 +125,11 @@ impl Access {
 }
 
 impl Caller {
+    /// Where its requests may be answered.
+    pub(crate) fn reach(&self) -> Pools {
+        self.terms().map(KeyTerms::reach).unwrap_or_default()
+    }
+
     /// What the key is good for.
     pub(crate) fn terms(&self) -> Option<&KeyTerms> {
         self.0.as_ref().map(|(_, record)| &record.terms)

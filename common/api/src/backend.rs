@@ -8,7 +8,7 @@ use std::time::Duration;
 use pomona_common::gate::{Gate, Stage};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::NodeReport;
-use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId, Rung};
+use pomona_common::{Failure, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, TextAsk};
 use pomona_text::ModelText;
 use tokio::sync::mpsc;
 
@@ -20,7 +20,7 @@ use crate::usage::UsageLog;
 #[derive(Debug)]
 pub struct GenerationStream {
     /// Who makes it.
-    pub node: NodeId,
+    pub maker: Maker,
     /// Events after the grant. The end of the channel without `Finished` or `Failed` means that
     /// the node went away.
     pub events: mpsc::Receiver<GenerationEvent>,
@@ -60,10 +60,12 @@ pub trait Backend: Send + Sync + 'static {
     /// The text side of a model, loaded on first use.
     fn text(&self, model: &ModelRecord) -> impl Future<Output = Result<Arc<ModelText>, Failure>> + Send;
 
-    /// Starts an answer: comes back when a slot is granted or refused.
+    /// Starts an answer: comes back when a slot is granted or refused. `text` is the same request for a cloud, or
+    /// why none may answer it.
     fn generate(
         &self,
         generation: Generation,
+        text: Result<&TextAsk, &'static str>,
     ) -> impl Future<Output = Result<GenerationStream, Failure>> + Send;
 
     /// Last reports of the nodes behind this endpoint.

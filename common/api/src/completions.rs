@@ -8,13 +8,13 @@ use axum::http::{HeaderMap, HeaderValue, Response};
 use bytes::Bytes;
 use pomona_common::class::{Hints, classify, split_alias};
 use pomona_common::failure::InvalidCode;
-use pomona_common::key::KeyTerms;
 use pomona_common::{
-    Accounting, Class, ClassReason, Failure, Generation, ModelRecord, NodeId, RequestId, limits,
+    Accounting, Class, ClassReason, Failure, Generation, Maker, ModelRecord, NodeId, RequestId, limits,
 };
 use pomona_text::{ModelText, TemplateError};
 
 use crate::access::Caller;
+use crate::as_text::{Context, as_text};
 use crate::backend::{Backend, GenerationStream};
 use crate::entry_stats::EntryStats;
 use crate::error::Refusal;
@@ -34,7 +34,8 @@ pub(crate) struct Running {
     pub(crate) created_s: u64,
     pub(crate) class: Class,
     pub(crate) class_reason: ClassReason,
-    pub(crate) node: NodeId,
+    /// Who makes the first of the answers.
+    pub(crate) maker: Maker,
     pub(crate) model: ModelRecord,
     pub(crate) text: Arc<ModelText>,
     pub(crate) ask: Ask,
@@ -46,13 +47,22 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// An answer is whole: `told` of its tokens are counted. Of a cloud's, the rest is counted now.
+    pub(crate) fn finished(&self, accounting: &Accounting, told: u32) {
+        if accounting.node.is_none() {
+            self.tally
+                .took(accounting.completion_tokens.saturating_sub(told) as usize);
+        }
+        self.tally.finished(accounting);
+    }
+
     /// What is known of an answer's cost when a stop string ends it here, before the engine's own
     /// account of it.
     pub(crate) fn accounting_so_far(&self, completion_tokens: u32) -> Accounting {
         Accounting {
             prompt_tokens: self.prompt_tokens,
             completion_tokens,
-            node: Some(self.node),
+            node: self.maker.node(),
             ..Accounting::default()
         }
     }
@@ -69,8 +79,12 @@ pub(crate) async fn complete<B: Backend>(
     let request = RequestId::from_bits(random());
     let mut response = match begin(backend, kind, request, caller, headers, &body).await {
         Ok(running) => {
+            let maker = match &running.maker {
+                Maker::Node(node) => ("x-pomona-node", node.to_string()),
+                Maker::Cloud(cloud) => ("x-pomona-cloud", cloud.to_string()),
+            };
             let headers = [
-                ("x-pomona-node", running.node.to_string()),
+                maker,
                 ("x-pomona-class", running.class.to_string()),
                 ("x-pomona-class-reason", running.class_reason.as_str().to_owned()),
             ];
@@ -120,7 +134,7 @@ async fn begin<B: Backend>(
     tracing::debug!(%request, %class, reason = class_reason.as_str(), model = %model.name, "request");
     let text = backend.text(&model).await?;
     // Megabytes of text take a second: not on the threads that keep sessions alive.
-    let (ask, model, resolved) = {
+    let (mut ask, model, resolved) = {
         let text = text.clone();
         tokio::task::spawn_blocking(move || {
             let resolved = resolve(&text, &ask, &model);
@@ -137,6 +151,16 @@ async fn begin<B: Backend>(
     if let Some(ticket) = &ticket {
         ticket.reserve(prompt.len() as u64 + u64::from(max_tokens) * u64::from(ask.choices))?;
     }
+    let context = Context {
+        request,
+        caller,
+        headers,
+        class,
+        model: &model.name,
+        prompt_tokens: prompt.len() as u32,
+        max_tokens,
+    };
+    let mut text_ask = as_text(&context, &mut ask);
     let seed = if ask.seeded {
         ask.sampling.seed
     } else {
@@ -164,9 +188,14 @@ async fn begin<B: Backend>(
             },
             sampling,
             cache_salt: caller.cache_salt(),
-            pools: caller.terms().map(KeyTerms::reach).unwrap_or_default(),
+            pools: caller.reach(),
         };
-        streams.push(backend.generate(generation).await?);
+        if let Ok(text) = &mut text_ask {
+            text.choice = choice;
+            text.seed = ask.seeded.then_some(seed.wrapping_add(u64::from(choice)));
+        }
+        let as_text = text_ask.as_ref().map_err(|why| *why);
+        streams.push(backend.generate(generation, as_text).await?);
         // It is read once, and by now somebody reads it.
         if let Some(ticket) = ticket.as_ref().filter(|_| choice == 0) {
             ticket.took(prompt.len() as u64);
@@ -193,7 +222,9 @@ async fn begin<B: Backend>(
             .map_or(0, |since| since.as_secs()),
         class,
         class_reason,
-        node: streams.first().map_or(NodeId::from_bits(0), |stream| stream.node),
+        maker: streams
+            .first()
+            .map_or(Maker::Node(NodeId::from_bits(0)), |stream| stream.maker.clone()),
         model,
         text,
         ask,

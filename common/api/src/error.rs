@@ -61,6 +61,12 @@ fn classify(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
             "node_lost",
         ),
         Failure::TimedOut { .. } => (StatusCode::REQUEST_TIMEOUT, "timeout_error", "request_timeout"),
+        Failure::NoCloud { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "service_unavailable_error",
+            "no_cloud",
+        ),
+        Failure::CloudLost { .. } => (StatusCode::BAD_GATEWAY, "service_unavailable_error", "cloud_lost"),
         Failure::Internal { .. } => (
             StatusCode::INTERNAL_SERVER_ERROR,
             "internal_error",

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod as_text;
 mod attribution;
 pub mod backend;
 mod completions;

@@ -57,12 +57,18 @@ async fn collect(
         match stream.events.recv().await {
             None => return Err(Failure::NodeLost),
             Some(GenerationEvent::Granted | GenerationEvent::GrantedBy(_)) => {}
+            Some(GenerationEvent::GrantedByCloud(_)) => {}
+            Some(GenerationEvent::Text(text)) => {
+                running.tally.took(1);
+                tokens += 1;
+                choice.text.push_str(&text);
+            }
             Some(GenerationEvent::Failed(failure)) => return Err(failure),
             Some(GenerationEvent::Finished { reason, accounting }) => {
                 choice.text.push_str(&answer.finish());
                 choice.reason = reason;
                 choice.accounting = accounting;
-                running.tally.finished(&choice.accounting);
+                running.finished(&choice.accounting, tokens);
                 return Ok(choice);
             }
             Some(GenerationEvent::Chunk(chunk)) => {

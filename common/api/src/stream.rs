@@ -137,7 +137,16 @@ impl Sse {
         match event {
             // An answer that a stop string ended is still being made for a moment.
             _ if self.accountings.contains_key(&index) => String::new(),
-            Some(GenerationEvent::Granted | GenerationEvent::GrantedBy(_)) => String::new(),
+            Some(
+                GenerationEvent::Granted | GenerationEvent::GrantedBy(_) | GenerationEvent::GrantedByCloud(_),
+            ) => String::new(),
+            Some(GenerationEvent::Text(text)) => {
+                // Few servers send more than a token at once; what they count in the end is what counts.
+                self.running.tally.took(1);
+                self.tokens[index] += 1;
+                self.first_byte();
+                self.text(index, text, Value::Null)
+            }
             Some(GenerationEvent::Chunk(chunk)) => self.on_chunk(index, chunk),
             Some(GenerationEvent::Finished { reason, accounting }) => {
                 let rest = self.answers[index].finish();
@@ -170,6 +179,11 @@ impl Sse {
         if text.is_empty() && logprobs.is_null() {
             return String::new();
         }
+        self.first_byte();
+        self.text(index, text, logprobs)
+    }
+
+    fn first_byte(&mut self) {
         if !self.answered {
             self.answered = true;
             let waited = self.running.began.elapsed();
@@ -177,11 +191,10 @@ impl Sse {
                 .entry_stats
                 .record_first_byte(self.running.class, waited);
         }
-        self.text(index, text, logprobs)
     }
 
     fn account(&mut self, index: usize, accounting: Accounting) {
-        self.running.tally.finished(&accounting);
+        self.running.finished(&accounting, self.tokens[index]);
         self.accountings.insert(index, accounting);
     }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pomona_api::GenerationStream;
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, Failure, Generation, Rung, limits};
+use pomona_common::{Class, Failure, Generation, Maker, Rung, limits};
 use pomona_decide::{Next, Relay};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -81,7 +81,10 @@ pub async fn generate<P: Places>(places: P, generation: Generation) -> Result<Ge
     let relay = Relay::new(generation, place, node);
     #[expect(clippy::disallowed_methods, reason = "ends with either end of the stream")]
     tokio::spawn(carry(places, promise, relay, sender));
-    Ok(GenerationStream { node, events })
+    Ok(GenerationStream {
+        maker: Maker::Node(node),
+        events,
+    })
 }
 
 /// Whether every place would say the same.

@@ -7,8 +7,10 @@ mod carry;
 mod hold;
 mod promise;
 mod serve;
+mod spill;
 
 pub use carry::{Places, Seek, generate, is_last_word, moves};
 pub use hold::{Waiting, hopeful};
 pub use promise::{Promise, ask, fetch_text};
 pub use serve::{send_last, serve};
+pub use spill::{SPILL, ask_cloud};

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use pomona_api::GenerationStream;
 use pomona_common::control::{StreamRequest, TextBundle};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{ClassReason, Failure, Generation, ModelName, NodeId};
@@ -27,10 +26,10 @@ enum Events {
 
 impl Promise {
     /// An answer of this process.
-    pub fn here(stream: GenerationStream) -> Self {
+    pub fn here(node: NodeId, events: mpsc::Receiver<GenerationEvent>) -> Self {
         Self {
-            node: stream.node,
-            events: Events::Here(stream.events),
+            node,
+            events: Events::Here(events),
             _held: None,
         }
     }
@@ -94,7 +93,11 @@ pub async fn ask(
         GenerationEvent::Granted => node,
         GenerationEvent::GrantedBy(node) => node,
         GenerationEvent::Failed(failure) => return Err(failure),
-        GenerationEvent::Chunk(_) | GenerationEvent::Finished { .. } => return Err(Failure::NodeLost),
+        // Tokens were asked for.
+        GenerationEvent::GrantedByCloud(_)
+        | GenerationEvent::Text(_)
+        | GenerationEvent::Chunk(_)
+        | GenerationEvent::Finished { .. } => return Err(Failure::NodeLost),
     };
     Ok(Promise {
         node,

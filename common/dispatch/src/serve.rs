@@ -1,8 +1,8 @@
 //! The other end of [`ask`](crate::ask).
 
 use pomona_api::GenerationStream;
-use pomona_common::Failure;
 use pomona_common::generation::GenerationEvent;
+use pomona_common::{Failure, Maker};
 use pomona_link::{FrameSender, LinkError};
 use pomona_wire::Message;
 
@@ -22,7 +22,11 @@ pub async fn serve(
         Ok(stream) => stream,
         Err(failure) => return send_last(send, &GenerationEvent::Failed(failure)).await,
     };
-    let mut frames = pomona_wire::encode(&GenerationEvent::GrantedBy(stream.node))?;
+    let granted = match &stream.maker {
+        Maker::Node(node) => GenerationEvent::GrantedBy(*node),
+        Maker::Cloud(cloud) => GenerationEvent::GrantedByCloud(cloud.clone()),
+    };
+    let mut frames = pomona_wire::encode(&granted)?;
     // A short answer may be there already: then it goes out in one packet.
     tokio::task::yield_now().await;
     let mut next = stream.events.try_recv().ok();

@@ -4,6 +4,7 @@ use pomona_common::plan::Plan;
 use pomona_common::{NodeId, limits};
 
 use crate::audit;
+use crate::clouds;
 use crate::command::{Command, Reply};
 use crate::coordinators;
 use crate::gates;
@@ -44,6 +45,12 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::Relieve { node, seen, relieved } => offload::relieve(state, *node, *seen, relieved),
         Command::SetKnobs(made) => state.knobs.add(made),
         Command::SetFallbacks(made) => state.fallbacks.add(made),
+        Command::ApproveCloud { cloud, approval } => clouds::approve(state, cloud, approval),
+        Command::RevokeCloud(cloud) => clouds::revoke(state, cloud),
+        Command::SetPrivate { model, private } => clouds::set_private(state, model, *private),
+        Command::SetBudget { key, monthly } => clouds::set_budget(state, *key, *monthly),
+        Command::ReserveSpill(spill) => clouds::reserve(state, spill),
+        Command::SettleSpill { id, took } => clouds::settle(state, *id, took),
         Command::PassGate(transition) => gates::pass(state, transition),
         Command::CountKills {
             node,

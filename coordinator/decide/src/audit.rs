@@ -132,7 +132,16 @@ impl AuditBook {
         last.map_or((0, self.before), |last| (last.number, last.hash))
     }
 
-    fn push(&mut self, deed: Deed) {
+    /// Adds an entry, with texts as short as the log has them.
+    pub(crate) fn write(&mut self, deed: &Deed) {
+        let short = |text: &str| text.chars().take(limits::AUDIT_DETAIL_CHARS).collect::<String>();
+        let deed = Deed {
+            by: printable(&deed.by),
+            action: printable(&deed.action),
+            subject: short(&deed.subject),
+            detail: short(&deed.detail),
+            at_s: deed.at_s,
+        };
         let (number, before) = self.head();
         let number = number + 1;
         let hash = link(before, number, &deed);
@@ -184,15 +193,7 @@ pub(crate) fn apply_audited(state: &mut ClusterState, audited: &Audited) -> Repl
     }
     let reply = apply(state, &audited.command);
     if reply == Reply::Done {
-        let deed = &audited.deed;
-        let short = |text: &str| text.chars().take(limits::AUDIT_DETAIL_CHARS).collect::<String>();
-        state.audit.push(Deed {
-            by: printable(&deed.by),
-            action: printable(&deed.action),
-            subject: short(&deed.subject),
-            detail: short(&deed.detail),
-            at_s: deed.at_s,
-        });
+        state.audit.write(&audited.deed);
     }
     reply
 }
@@ -222,7 +223,7 @@ mod tests {
     fn book(entries: u64) -> AuditBook {
         let mut book = AuditBook::default();
         for at_s in 1..=entries {
-            book.push(Deed {
+            book.write(&Deed {
                 at_s,
                 ..Deed::default()
             });

@@ -7,11 +7,13 @@ use pomona_common::key::{KeyHash, KeyRecord, KeyTerms};
 use pomona_common::plan::Plan;
 use pomona_common::spending::{Batch, EntryId};
 use pomona_common::{
-    ClusterId, Fallbacks, KeyId, KeyPrint, KnobSet, ModelName, ModelRecord, NodeId, Rung, TokenId,
+    CloudName, ClusterId, Fallbacks, KeyId, KeyPrint, KnobSet, ModelName, ModelRecord, Money, NodeId, Rung,
+    TokenId,
 };
 use serde::{Deserialize, Serialize};
 
 use crate::audit::Audited;
+use crate::clouds::{Approval, Spill, SpillId, Took};
 use crate::gates::Transition;
 use crate::lease::Lease;
 use crate::offload::{Comfort, Relieved};
@@ -255,6 +257,38 @@ pub enum Command {
     Audited(Box<Audited>),
     /// Says where requests go, in which order.
     SetFallbacks(Made<Fallbacks>),
+    /// Lets a cloud be asked, or changes how.
+    ApproveCloud {
+        /// The cloud.
+        cloud: CloudName,
+        /// Until when, and for how much.
+        approval: Approval,
+    },
+    /// Ends that.
+    RevokeCloud(CloudName),
+    /// Says whether a model's prompts stay on the team's own machines.
+    SetPrivate {
+        /// The model.
+        model: ModelName,
+        /// Whether they do.
+        private: bool,
+    },
+    /// Says how much a key may take of clouds in a month.
+    SetBudget {
+        /// The key.
+        key: KeyId,
+        /// How much; none for as much as there is.
+        monthly: Option<Money>,
+    },
+    /// A request goes to a cloud: not before this is done.
+    ReserveSpill(Box<Spill>),
+    /// What it took in the end.
+    SettleSpill {
+        /// The request.
+        id: SpillId,
+        /// Tokens, and money.
+        took: Took,
+    },
 }
 
 /// What a command did.

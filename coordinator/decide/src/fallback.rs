@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use pomona_common::{Class, Fallback, MachineRole, NodeId, Pools};
+use pomona_common::{Class, Fallback, MachineRole, ModelName, NodeId, Pools};
 
 use crate::state::ClusterState;
 
@@ -12,17 +12,20 @@ impl ClusterState {
         Fallback::in_force(self.fallbacks.current(), class)
     }
 
-    /// Whether a key's requests may be answered by a node: not by one that is not known here yet, unless they
-    /// may go anywhere.
-    pub fn reaches(&self, pools: &Pools, node: NodeId) -> bool {
-        let record = self.nodes.get(&node);
-        pools.is_any() || record.is_some_and(|record| pools.allow(record.role))
+    /// Whether a key's requests for a model may be answered by a node: those for private ones by none that is
+    /// rented, and not by one that is not known here yet, unless they may go anywhere.
+    pub fn reaches(&self, model: &ModelName, pools: &Pools, node: NodeId) -> bool {
+        let is_private = self.clouds.is_private(model);
+        match self.nodes.get(&node) {
+            Some(record) => pools.allow(record.role) && !(is_private && record.role == MachineRole::Rented),
+            None => pools.is_any() && !is_private,
+        }
     }
 
     /// A node's place in a list; none where it must not be asked, whatever happens. One that is not known here
     /// yet comes last, where the list names every kind of machine.
-    pub fn rank(&self, list: &Fallback, pools: &Pools, node: NodeId) -> Option<usize> {
-        if !self.reaches(pools, node) {
+    pub fn rank(&self, list: &Fallback, (model, pools): (&ModelName, &Pools), node: NodeId) -> Option<usize> {
+        if !self.reaches(model, pools, node) {
             return None;
         }
         let names_all = || MachineRole::ALL.iter().all(|role| list.rank(*role).is_some());
@@ -52,14 +55,20 @@ mod tests {
             };
             state.nodes.insert(node, record);
         }
+        let model: ModelName = "org/a".parse().map_err(|error| format!("{error}"))?;
         let ranks = |state: &ClusterState, pools: &Pools| {
             let list = state.fallback(Class::Batch);
-            [laptop, rack, rented, unknown].map(|node| state.rank(&list, pools, node))
+            [laptop, rack, rented, unknown].map(|node| state.rank(&list, (&model, pools), node))
         };
         let any = Pools::default();
         assert_eq!(ranks(&state, &any), [Some(2), Some(0), Some(1), Some(5)]);
         let private = Pools::only([MachineRole::Laptop, MachineRole::Rack]);
         assert_eq!(ranks(&state, &private), [Some(2), Some(0), None, None]);
+        state.clouds.private.insert(model.clone());
+        assert_eq!(ranks(&state, &any), [Some(2), Some(0), None, None]);
+        let only_rented = Pools::only([MachineRole::Rented]);
+        assert_eq!(ranks(&state, &only_rented), [None; 4]);
+        state.clouds.private.clear();
         let mut set = Fallbacks {
             version: 1,
             ..Fallbacks::default()

@@ -7,6 +7,7 @@ use pomona_common::spending::{Account, Batch, Charged, EntryId, Windows};
 use pomona_common::{KeyId, MachineRole, NodeId, limits};
 use serde::{Deserialize, Serialize};
 
+use crate::clouds;
 use crate::command::Reply;
 use crate::membership::bad_name;
 use crate::state::ClusterState;
@@ -129,6 +130,7 @@ pub(crate) fn revoke(state: &mut ClusterState, id: KeyId) -> Reply {
         return unknown(id);
     }
     state.keys.spent.retain(|account, _| account.key != id);
+    clouds::forget_key(state, id);
     Reply::Done
 }
 

@@ -7,6 +7,7 @@
 pub mod affinity;
 pub mod apply;
 pub mod audit;
+pub mod clouds;
 pub mod command;
 pub mod coordinators;
 pub mod entry;
@@ -36,6 +37,7 @@ mod upgrade;
 pub use affinity::{Affinity, Marks};
 pub use apply::apply;
 pub use audit::{AuditBook, AuditEntry, AuditHash, Audited, Deed};
+pub use clouds::{Approval, CloudBook, Month, Reserved, Spill, SpillId, Took};
 pub use command::{Command, Reply};
 pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_change};
 pub use entry::{EntryPlace, Here, Reachable, entry};

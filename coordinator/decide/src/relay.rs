@@ -102,6 +102,8 @@ impl<P: Copy + Eq> Relay<P> {
         match event {
             GenerationEvent::Granted | GenerationEvent::GrantedBy(_) => Next::Wait,
             GenerationEvent::Chunk(chunk) => self.on_chunk(chunk),
+            // What was asked for is tokens, of a node: text cannot be gone on with elsewhere.
+            GenerationEvent::Text(_) | GenerationEvent::GrantedByCloud(_) => self.leave(Failure::NodeLost),
             GenerationEvent::Finished { .. } => Next::Last(event),
             // The node has tried more than once by itself: an answer that kills engines before it
             // says anything must not do so everywhere.

@@ -11,6 +11,7 @@ use pomona_common::{
 use serde::{Deserialize, Serialize};
 
 use crate::audit::AuditBook;
+use crate::clouds::CloudBook;
 use crate::coordinators::CoordinatorRecord;
 use crate::gates::GateBook;
 use crate::keys::KeyBook;
@@ -57,9 +58,11 @@ pub struct ClusterState {
     pub keys: KeyBook,
     /// Who changed what.
     pub audit: AuditBook,
-    /// Where requests go, in which order. What comes later is added after it: stored states of before end where
-    /// it begins, see `pomona_raft`.
+    /// Where requests go, in which order.
     pub fallbacks: Sets<Fallbacks>,
+    /// Clouds that may be asked, and what they took. What comes later is added after it: stored states of before
+    /// end where it begins, see `pomona_raft`.
+    pub clouds: CloudBook,
 }
 
 /// A node as the cluster knows it.

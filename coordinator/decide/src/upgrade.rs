@@ -2,14 +2,17 @@
 //! version of the program is needed to read it, by what is in it; nothing that some coordinator cannot
 //! read is written while it is there.
 
+use pomona_common::Fallbacks;
+
 use crate::audit::AuditBook;
+use crate::clouds::CloudBook;
 use crate::command::Command;
 use crate::gates::GateBook;
 use crate::keys::KeyBook;
 use crate::lease::Leases;
 use crate::offload::Offload;
 use crate::placement::Placement;
-use crate::sets::Sets;
+use crate::sets::{Made, Sets};
 use crate::state::ClusterState;
 
 /// Oldest version of stored values.
@@ -57,7 +60,14 @@ impl Command {
             | Command::RevokeKey(_)
             | Command::ChargeKeys { .. } => 8,
             Command::Audited(audited) => audited.command.since().max(9),
+            Command::SetFallbacks(made) if made.set.name_clouds() => 11,
             Command::SetFallbacks(_) => 10,
+            Command::ApproveCloud { .. }
+            | Command::RevokeCloud(_)
+            | Command::SetPrivate { .. }
+            | Command::SetBudget { .. }
+            | Command::ReserveSpill(_)
+            | Command::SettleSpill { .. } => 11,
         }
     }
 }
@@ -67,7 +77,10 @@ impl ClusterState {
     /// knows none.
     pub fn since(&self) -> u8 {
         let gates = GateBook::default();
-        if self.fallbacks != Sets::default() {
+        let names_clouds = |made: &Made<Fallbacks>| made.set.name_clouds();
+        if self.clouds != CloudBook::default() || self.fallbacks.0.iter().any(names_clouds) {
+            11
+        } else if self.fallbacks != Sets::default() {
             10
         } else if self.audit != AuditBook::default() {
             9

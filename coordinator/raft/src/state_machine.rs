@@ -20,8 +20,8 @@ use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown
 
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
 /// the two of `Leases`, the nodes that are doubted, the two of `Offload` with the sets of
-/// knobs, the five of the gates, the three of the keys, the audit log, and the sets of
-/// fallbacks.
+/// knobs, the five of the gates, the three of the keys, the audit log, the sets of
+/// fallbacks, and the six collections of the clouds with their log.
 const ADDED: Added<'static> = &[
     (4, &[0; 4]),
     (5, &[0; 2]),
@@ -30,6 +30,7 @@ const ADDED: Added<'static> = &[
     (8, &[0; 3]),
     (9, &[0; 33]),
     (10, &[0]),
+    (11, &[0; 39]),
 ];
 
 /// Writes a state so that every program reads it that knows what is in it.
@@ -216,11 +217,8 @@ mod tests {
         ] {
             let mut state = decode_state(&bytes(golden))?;
             assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
-            state.fallbacks.0.push_back(pomona_decide::Made {
-                set: pomona_common::Fallbacks::default(),
-                by: "anna".into(),
-                at_s: 9,
-            });
+            let model = "org/model".parse().map_err(std::io::Error::other)?;
+            state.clouds.private.insert(model);
             let newest = encode_state(&state)?;
             assert_eq!(newest[0], pomona_wire::stored::VERSION);
             assert_eq!(decode_state(&newest)?, state);

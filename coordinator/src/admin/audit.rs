@@ -10,7 +10,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{Admin, Answer, Asked, current, reply, unavailable};
-use crate::audit::entries;
+use crate::audit::Chain;
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
@@ -18,11 +18,15 @@ pub(super) fn routes() -> Router<Admin> {
 }
 
 async fn show(asked: Asked) -> Answer {
-    match current(&asked).await {
+    entries(&asked, asked.audit.clone()).await
+}
+
+/// One of the logs, whole.
+pub(super) async fn entries(asked: &Asked, chain: Chain) -> Answer {
+    match current(asked).await {
         Ok(_) => {
-            let (folder, replica) = (asked.audit.clone(), asked.backend.replica.clone());
-            let read = tokio::task::spawn_blocking(move || entries(&folder, &replica));
-            match read.await {
+            let replica = asked.backend.replica.clone();
+            match tokio::task::spawn_blocking(move || chain.entries(&replica)).await {
                 Ok(entries) => reply(StatusCode::OK, &json!(entries)),
                 Err(error) => unavailable(&error),
             }
@@ -94,6 +98,10 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
         }
         Command::ChangeKey { id, terms } => ("key.change", key(id), text(terms)),
         Command::RevokeKey(id) => ("key.revoke", key(id), none()),
+        Command::ApproveCloud { cloud, approval } => ("cloud.approve", cloud.to_string(), text(approval)),
+        Command::RevokeCloud(cloud) => ("cloud.revoke", cloud.to_string(), none()),
+        Command::SetPrivate { model, private } => ("model.private", model.to_string(), text(private)),
+        Command::SetBudget { key: id, monthly } => ("key.budget", key(id), text(monthly)),
         // Nobody types these.
         Command::Found(_)
         | Command::AdmitNode { .. }
@@ -112,6 +120,8 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
         | Command::PassGate(_)
         | Command::CountKills { .. }
         | Command::ChargeKeys { .. }
+        | Command::ReserveSpill(_)
+        | Command::SettleSpill { .. }
         | Command::Audited(_) => ("other", none(), none()),
     }
 }

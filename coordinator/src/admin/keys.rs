@@ -221,7 +221,7 @@ fn show_once(written: Answer, secret: &KeySecret, rest: impl FnOnce() -> Value) 
     reply(StatusCode::OK, &body)
 }
 
-async fn find(admin: &Admin, text: &str) -> Result<(std::sync::Arc<ClusterState>, KeyId), Answer> {
+pub(super) async fn find(admin: &Admin, text: &str) -> Result<(std::sync::Arc<ClusterState>, KeyId), Answer> {
     let state = current(admin).await?;
     let found = state.keys.find(text);
     let why = || format!("no key `{text}`; see `pomona key list`");

@@ -334,7 +334,9 @@ impl Actor {
             return;
         };
         let last = match &mut event {
-            GenerationEvent::GrantedBy(_) => return,
+            GenerationEvent::GrantedBy(_) | GenerationEvent::GrantedByCloud(_) | GenerationEvent::Text(_) => {
+                return;
+            }
             GenerationEvent::Granted if active.granted => return,
             GenerationEvent::Granted => {
                 active.granted = true;

@@ -40,7 +40,11 @@ impl Actor {
 
     pub(super) fn on_canary(&mut self, event: &GenerationEvent) {
         match event {
-            GenerationEvent::Granted | GenerationEvent::GrantedBy(_) | GenerationEvent::Chunk(_) => {}
+            GenerationEvent::Granted
+            | GenerationEvent::GrantedBy(_)
+            | GenerationEvent::GrantedByCloud(_)
+            | GenerationEvent::Text(_)
+            | GenerationEvent::Chunk(_) => {}
             GenerationEvent::Failed(failure @ (Failure::Internal { .. } | Failure::EngineLost)) => {
                 self.end_wedged(&format!("it makes no token: {failure}"));
             }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use pomona_common::gate::{Gate, Stage};
 use pomona_common::{MachineRole, ModelName, ModelRecord, NodeId};
 
+use crate::clouds::CloudBook;
 use crate::gates::GateBook;
 use crate::lease::Phase;
 use crate::placement::{Availability, ModelPolicy, Replicas};
@@ -44,6 +45,8 @@ pub enum Rejected {
     Relocated,
     /// The policy is for other kinds of machine.
     OtherPool(MachineRole),
+    /// The model is private, and the machine is rented.
+    Private,
     /// The weights are not there.
     NotStored,
     /// Other weights are there under the name.
@@ -87,6 +90,9 @@ impl fmt::Display for Rejected {
             ),
             Rejected::Relocated => f.write_str("the engine takes too much memory there: `pomona gates`"),
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
+            Rejected::Private => {
+                f.write_str("the model is private and this machine is rented: `pomona cloud private`")
+            }
             Rejected::NotStored => {
                 f.write_str("not in its store, and no other node gives it: `pomona model pull` there")
             }
@@ -124,6 +130,7 @@ pub(crate) struct Site<'a> {
     lease_ends: bool,
     /// How far its gates have acted.
     gates: &'a GateBook,
+    clouds: &'a CloudBook,
     now_s: u64,
     /// Models that no other node could be given.
     pub(crate) homeless: BTreeSet<&'a ModelName>,
@@ -159,6 +166,7 @@ impl<'a> Site<'a> {
             availability: state.availability(id, now_s),
             lease_ends: !matches!(state.lease_phase(id, now_s), None | Some(Phase::Running)),
             gates: &state.gates,
+            clouds: &state.clouds,
             now_s,
             homeless: BTreeSet::new(),
             stored,
@@ -227,6 +235,9 @@ impl<'a> Site<'a> {
     pub(crate) fn may_hold(&self, model: &ModelRecord) -> Result<(), Rejected> {
         if !self.record.approved {
             return Err(Rejected::Unapproved);
+        }
+        if self.record.role == MachineRole::Rented && self.clouds.is_private(&model.name) {
+            return Err(Rejected::Private);
         }
         if self.gates.quarantines(self.id, &model.name) {
             return Err(Rejected::Quarantined);

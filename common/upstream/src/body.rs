@@ -1,0 +1,93 @@
+//! What is sent: a request as servers of the OpenAI API understand it.
+
+use pomona_common::{TextAsk, TextPrompt};
+use serde_json::{Value, json};
+
+/// The path below the server's base, and the body.
+pub(crate) fn body(ask: &TextAsk, model: &str, max_tokens_field: &str) -> (&'static str, Value) {
+    let mut body = json!({
+        "model": model,
+        "stream": true,
+        "stream_options": { "include_usage": true },
+    });
+    body[max_tokens_field] = ask.max_tokens.into();
+    let path = match &ask.prompt {
+        TextPrompt::Chat(messages) => {
+            let messages = messages.iter();
+            let messages = messages.map(|(role, content)| json!({ "role": role, "content": content }));
+            body["messages"] = messages.collect();
+            "/chat/completions"
+        }
+        TextPrompt::Text(prompt) => {
+            body["prompt"] = prompt.as_str().into();
+            "/completions"
+        }
+    };
+    // What is usual everywhere is left out: some servers know not all of it.
+    for (name, value, usual) in [
+        ("temperature", ask.temperature, 1.0),
+        ("top_p", ask.top_p, 1.0),
+        ("presence_penalty", ask.presence_penalty, 0.0),
+        ("frequency_penalty", ask.frequency_penalty, 0.0),
+    ] {
+        if value != usual {
+            body[name] = exact(value);
+        }
+    }
+    if !ask.stops.is_empty() {
+        body["stop"] = ask.stops.as_slice().into();
+    }
+    if let Some(seed) = ask.seed {
+        // Signed, as the client wrote it.
+        body["seed"] = (seed as i64).into();
+    }
+    (path, body)
+}
+
+/// The number as it was written: 0.7 and not 0.699999988.
+fn exact(value: f32) -> Value {
+    value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::{Class, Pools, RequestId};
+
+    use super::*;
+
+    #[test]
+    fn only_what_the_client_said_is_sent() -> Result<(), Box<dyn std::error::Error>> {
+        let mut ask = TextAsk {
+            request: RequestId::from_bits(1),
+            choice: 0,
+            model: "org/a".parse()?,
+            class: Class::Batch,
+            key: None,
+            pools: Pools::default(),
+            prompt: TextPrompt::Chat(vec![("user".into(), "Hello".into())]),
+            prompt_tokens: 3,
+            max_tokens: 9,
+            stops: Vec::new(),
+            temperature: 1.0,
+            top_p: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+        };
+        let usual = json!({
+            "model": "m", "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 9,
+            "messages": [{ "role": "user", "content": "Hello" }],
+        });
+        assert_eq!(body(&ask, "m", "max_tokens"), ("/chat/completions", usual));
+        ask.prompt = TextPrompt::Text("Once".into());
+        ask.temperature = 0.7;
+        ask.stops = vec!["END".into()];
+        ask.seed = Some(-3i64 as u64);
+        let all = json!({
+            "model": "m", "stream": true, "stream_options": { "include_usage": true },
+            "max_completion_tokens": 9, "prompt": "Once", "temperature": 0.7, "stop": ["END"], "seed": -3,
+        });
+        assert_eq!(body(&ask, "m", "max_completion_tokens"), ("/completions", all));
+        Ok(())
+    }
+}

@@ -1,0 +1,210 @@
+//! One server: who may ask it now, and asking.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::client::conn::http1;
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
+use hyper::{Method, Request};
+use hyper_util::rt::TokioIo;
+use pomona_common::cloud::SPILLED;
+use pomona_common::{ServerAddress, TextAsk};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
+
+use crate::answer::Answer;
+use crate::body::body;
+use crate::breaker::Breaker;
+use crate::connect::{connect, connector};
+use crate::error::{Phase, UpstreamError};
+
+/// How a server is asked.
+pub struct Settings {
+    /// Where it is.
+    pub address: ServerAddress,
+    /// Its API key, if it wants one.
+    pub key: Option<String>,
+    /// Answers under way at once.
+    pub parallel: usize,
+    /// Certificates (PEM) of authorities beside those that browsers trust.
+    pub authorities: Option<Vec<u8>>,
+    /// What it calls the longest answer: `max_tokens`, or `max_completion_tokens`.
+    pub max_tokens_field: String,
+}
+
+/// A server. Clones share it.
+#[derive(Clone)]
+pub struct Client(Arc<Shared>);
+
+struct Shared {
+    address: ServerAddress,
+    authorization: Option<HeaderValue>,
+    parallel: usize,
+    slots: Arc<Semaphore>,
+    tls: Option<TlsConnector>,
+    max_tokens_field: String,
+    breaker: Mutex<Breaker>,
+    began: Instant,
+}
+
+impl Client {
+    /// Opens nothing yet.
+    ///
+    /// # Errors
+    /// A key or certificate that cannot be one.
+    pub fn new(settings: Settings) -> Result<Self, String> {
+        let authorization = match settings.key {
+            None => None,
+            Some(key) => {
+                let mut value = HeaderValue::from_str(&format!("Bearer {}", key.trim()))
+                    .map_err(|_| "its API key has characters that no header may have".to_owned())?;
+                value.set_sensitive(true);
+                Some(value)
+            }
+        };
+        let tls = match settings.address.tls {
+            true => Some(connector(settings.authorities.as_deref())?),
+            false => None,
+        };
+        Ok(Self(Arc::new(Shared {
+            address: settings.address,
+            authorization,
+            parallel: settings.parallel,
+            slots: Arc::new(Semaphore::new(settings.parallel)),
+            tls,
+            max_tokens_field: settings.max_tokens_field,
+            breaker: Mutex::default(),
+            began: Instant::now(),
+        })))
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> &ServerAddress {
+        &self.0.address
+    }
+
+    /// Answers under way.
+    pub fn under_way(&self) -> usize {
+        self.0.parallel - self.0.slots.available_permits()
+    }
+
+    /// For how long it is left alone yet, if it failed lately.
+    pub fn left_alone(&self) -> Option<std::time::Duration> {
+        self.0.breaker().left_alone(self.0.began.elapsed())
+    }
+
+    /// A place among those that may ask it now.
+    ///
+    /// # Errors
+    /// It is left alone, or has enough to do.
+    pub fn turn(&self) -> Result<Turn, UpstreamError> {
+        let busy = || UpstreamError::Busy(self.0.parallel);
+        let slot = self.0.slots.clone().try_acquire_owned().map_err(|_| busy())?;
+        let now = self.0.began.elapsed();
+        self.0.breaker().admit(now).map_err(UpstreamError::LeftAlone)?;
+        Ok(Turn {
+            client: self.clone(),
+            told: false,
+            _slot: slot,
+        })
+    }
+}
+
+impl Shared {
+    fn breaker(&self) -> MutexGuard<'_, Breaker> {
+        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Leave to ask a server once. Dropping it says nothing about the server.
+pub struct Turn {
+    client: Client,
+    /// Whether its server was judged.
+    told: bool,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl Turn {
+    /// Asks. The answer has begun when this comes back.
+    ///
+    /// # Errors
+    /// It is not reached, refuses, or sends something else.
+    pub async fn ask(mut self, ask: &TextAsk, model: &str) -> Result<Answer, UpstreamError> {
+        match self.response(ask, model).await {
+            Ok((response, connection)) => match Answer::of(response, self, connection).await {
+                Ok(answer) => Ok(answer),
+                Err((mut turn, error)) => {
+                    turn.failed(&error);
+                    Err(error)
+                }
+            },
+            Err(error) => {
+                self.failed(&error);
+                Err(error)
+            }
+        }
+    }
+
+    async fn response(
+        &self,
+        ask: &TextAsk,
+        model: &str,
+    ) -> Result<(hyper::Response<hyper::body::Incoming>, JoinSet<()>), UpstreamError> {
+        let server = &self.client.0;
+        let unreachable = |error: &dyn std::fmt::Display| UpstreamError::Unreachable(error.to_string());
+        let (path, body) = body(ask, model, &server.max_tokens_field);
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}{path}", server.address.base))
+            .header(HOST, server.address.authority())
+            .header(USER_AGENT, concat!("pomona/", env!("CARGO_PKG_VERSION")))
+            .header(ACCEPT, "text/event-stream")
+            .header(CONTENT_TYPE, "application/json")
+            .header(SPILLED, "1");
+        if let Some(authorization) = &server.authorization {
+            request = request.header(AUTHORIZATION, authorization.clone());
+        }
+        let request = request
+            .body(Full::new(Bytes::from(body.to_string())))
+            .map_err(|error| unreachable(&error))?;
+        let wire = connect(&server.address, server.tls.as_ref()).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(wire))
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // What goes wrong with it, the response tells.
+            let _ = connection.await;
+        });
+        match timeout(Phase::Status.limit(), sender.send_request(request)).await {
+            Ok(Ok(response)) => Ok((response, tasks)),
+            Ok(Err(error)) if error.is_parse() => Err(UpstreamError::Garbage("what is no HTTP".to_owned())),
+            Ok(Err(_)) => Err(UpstreamError::BrokeOff),
+            Err(_) => Err(UpstreamError::Silent(Phase::Status)),
+        }
+    }
+
+    pub(crate) fn succeeded(&mut self) {
+        self.told = true;
+        self.client.0.breaker().succeeded();
+    }
+
+    pub(crate) fn failed(&mut self, error: &UpstreamError) {
+        if error.is_ill() {
+            self.told = true;
+            let now = self.client.0.began.elapsed();
+            self.client.0.breaker().failed(now, error.retry_after());
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if !self.told {
+            self.client.0.breaker().gave_up();
+        }
+    }
+}

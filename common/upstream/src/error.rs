@@ -1,0 +1,104 @@
+//! What can go wrong with a server, in the operator's terms. Texts of the server are not passed on: some repeat
+//! keys and prompts.
+
+use std::fmt;
+use std::time::Duration;
+
+/// A part of an answer that has a time of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Name, connection and TLS.
+    Connect,
+    /// From the request to the status.
+    Status,
+    /// From the status to the first text.
+    FirstText,
+    /// Between two texts.
+    Text,
+}
+
+impl Phase {
+    /// How long it may take.
+    pub const fn limit(self) -> Duration {
+        match self {
+            Phase::Connect => Duration::from_secs(5),
+            // Some servers say nothing before they have prefilled.
+            Phase::Status => Duration::from_secs(60),
+            Phase::FirstText => Duration::from_secs(60),
+            Phase::Text => Duration::from_secs(30),
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Connect => "a connection",
+            Phase::Status => "a status",
+            Phase::FirstText => "the first text",
+            Phase::Text => "more text",
+        })
+    }
+}
+
+/// See the module's documentation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UpstreamError {
+    /// It failed lately, and is left alone for a while.
+    #[error("it failed lately, and is asked again in {} s", .0.as_secs().max(1))]
+    LeftAlone(Duration),
+    /// As many answers are under way as may be.
+    #[error("{0} of its answers are under way, the limit")]
+    Busy(usize),
+    /// No connection.
+    #[error("it is not reached: {0}")]
+    Unreachable(String),
+    /// It sends people elsewhere.
+    #[error("it redirects (HTTP {0}), which is not followed: configure where it really is")]
+    Redirects(u16),
+    /// It refuses.
+    #[error("it refuses: HTTP {status}{}", code.as_deref().map(|code| format!(" ({code})")).unwrap_or_default())]
+    Refused {
+        /// HTTP status.
+        status: u16,
+        /// Its name for the reason, where that is one word.
+        code: Option<String>,
+        /// When it wants to be asked again.
+        retry_after: Option<Duration>,
+    },
+    /// It kept silent for too long.
+    #[error("it gave no sign of {0} within {limit} s", limit = .0.limit().as_secs())]
+    Silent(Phase),
+    /// It does not speak the protocol.
+    #[error("it answers with {0}")]
+    Garbage(String),
+    /// The connection ended before the answer did.
+    #[error("it broke off")]
+    BrokeOff,
+}
+
+impl UpstreamError {
+    /// Whether it says something about the server, rather than about one request.
+    pub fn is_ill(&self) -> bool {
+        match self {
+            UpstreamError::LeftAlone(_) | UpstreamError::Busy(_) => false,
+            // It is there, and says what is wrong with what it was asked; that it knows no key or model is so for
+            // all requests.
+            UpstreamError::Refused { status, .. } => !matches!(status, 400 | 413 | 422),
+            UpstreamError::Unreachable(_)
+            | UpstreamError::Redirects(_)
+            | UpstreamError::Silent(_)
+            | UpstreamError::Garbage(_)
+            | UpstreamError::BrokeOff => true,
+        }
+    }
+
+    /// When it wants to be asked again.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            UpstreamError::Refused { retry_after, .. } => *retry_after,
+            UpstreamError::LeftAlone(left) => Some(*left),
+            _ => None,
+        }
+    }
+}
