@@ -2,10 +2,12 @@
 
 mod cloud;
 mod fallback;
+mod import;
 pub(crate) mod keys;
 
 pub(crate) use cloud::CloudCommand;
 pub(crate) use fallback::FallbackCommand;
+pub(crate) use import::ImportCommand;
 
 use std::path::PathBuf;
 
@@ -100,6 +102,11 @@ pub(crate) enum Command {
     Plan {
         #[command(subcommand)]
         command: PlanCommand,
+    },
+    /// Print the configuration of another program as ours.
+    Import {
+        #[command(subcommand)]
+        command: ImportCommand,
     },
     /// Services outside the cluster that answer when no machine does: approve them, and see what they took.
     Cloud {

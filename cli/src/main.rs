@@ -10,6 +10,7 @@ mod coordinators;
 mod doctor;
 mod fallback;
 mod gates;
+mod import;
 mod keys;
 mod knobs;
 mod leases;
@@ -83,6 +84,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
         } => node_commands::run(config, file, &command),
         Command::Token { command } => membership::token(config, &command, json),
         Command::Audit { last, noted } => audit::run(config, &audit::CHANGES, last, noted.as_deref(), json),
+        Command::Import { command } => import::run(&command, json),
         Command::Cloud { command } => clouds::run(config, &command, json),
         Command::Key { command } => keys::run(config, &command, json),
         Command::Join {

@@ -26,6 +26,10 @@ pub struct CloudConfig {
     pub key: CloudKey,
     /// Answers under way at once.
     pub parallel: usize,
+    /// Requests in a minute, by each coordinator's own count.
+    pub requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers in a minute, likewise.
+    pub tokens_per_minute: Option<u64>,
     /// A file with the certificates of authorities beside those that browsers trust.
     pub authorities: Option<PathBuf>,
     /// What it calls the longest answer.
@@ -76,6 +80,7 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
     let (mut url, mut allow_http, mut parallel) = (String::new(), false, PARALLEL);
     let (mut key_env, mut key_file, mut authorities) = (String::new(), None, None);
     let mut max_tokens_field = "max_tokens".to_owned();
+    let (mut requests, mut tokens) = (u32::MAX, u64::MAX);
     let mut models = BTreeMap::new();
     reader.nested(section, value, |reader, name, value| {
         match name.strip_prefix(section).unwrap_or_default() {
@@ -84,6 +89,8 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
             ".key_env" => reader.text(name, value, &mut key_env),
             ".key_file" => reader.optional_path(name, value, &mut key_file),
             ".parallel" => reader.number(name, value, &mut parallel),
+            ".requests_per_minute" => reader.number(name, value, &mut requests),
+            ".tokens_per_minute" => reader.number(name, value, &mut tokens),
             ".authorities" => reader.optional_path(name, value, &mut authorities),
             ".max_tokens_field" => reader.text(name, value, &mut max_tokens_field),
             ".models" => models = models_of(reader, name, value),
@@ -105,6 +112,9 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
     if !["max_tokens", "max_completion_tokens"].contains(&max_tokens_field.as_str()) {
         problem(".max_tokens_field: must be max_tokens or max_completion_tokens".to_owned());
     }
+    if requests == 0 || tokens == 0 {
+        problem(": a minute without requests or tokens lets nothing through".to_owned());
+    }
     if models.is_empty() {
         problem(".models: names no model, so nothing would ever go there".to_owned());
     }
@@ -121,6 +131,8 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
         address: address?,
         key,
         parallel,
+        requests_per_minute: (requests < u32::MAX).then_some(requests),
+        tokens_per_minute: (tokens < u64::MAX).then_some(tokens),
         authorities,
         max_tokens_field,
         models,
@@ -280,6 +292,7 @@ mod tests {
             ("input = 0.15", "input = nan", "`NaN` is not an amount"),
             ("\"big-1\"", "\"\"", "what the cloud calls the model"),
             ("parallel = 4", "parallel = 0", "must be 1 to 256"),
+            ("parallel = 4", "tokens_per_minute = 0", "lets nothing through"),
             (
                 "parallel = 4",
                 "paralel = 4",

@@ -8,6 +8,7 @@
 mod cloud;
 mod environment;
 mod file;
+pub mod litellm;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

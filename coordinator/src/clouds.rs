@@ -14,7 +14,7 @@ use pomona_common::{
 use pomona_decide::{Command, Deed, Reply, Reserved, Spill, SpillId, Took};
 use pomona_dispatch::SPILL;
 use pomona_raft::Replica;
-use pomona_upstream::{Answer, Client, Piece, Settings, Turn, UpstreamError};
+use pomona_upstream::{Answer, Client, Piece, Rate, Settings, Turn, UpstreamError};
 use serde_json::json;
 use tokio::sync::mpsc;
 
@@ -101,7 +101,8 @@ impl Clouds {
         if let Some(why) = self.replica.known().refuses_spill(&spill) {
             return Err(why);
         }
-        let turn = client.turn().map_err(|error| error.to_string())?;
+        let turn = client.turn(spill.reserved.tokens);
+        let turn = turn.map_err(|error| error.to_string())?;
         let account = Account {
             replica: self.replica.clone(),
             id: spill.id,
@@ -190,6 +191,7 @@ fn client(config: &CloudConfig) -> Result<Client, String> {
         address: config.address.clone(),
         key,
         parallel: config.parallel,
+        rate: Rate::new(config.requests_per_minute, config.tokens_per_minute),
         authorities: config.authorities.as_deref().map(read).transpose()?,
         max_tokens_field: config.max_tokens_field.clone(),
     })

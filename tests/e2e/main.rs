@@ -22,6 +22,7 @@ mod golden;
 mod join;
 mod keys;
 mod lease;
+mod litellm;
 mod offload;
 mod placement;
 mod resume;

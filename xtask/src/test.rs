@@ -21,6 +21,7 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     let gguf = model::gguf()?;
     let clients = python::install("clients")?;
     let oracle = if full { Some(python::oracle()?) } else { None };
+    let litellm = if full { Some(python::install("litellm")?) } else { None };
     report.step("tests", || {
         let mut command = cargo();
         command
@@ -31,6 +32,9 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
         if let Some(oracle) = &oracle {
             command.env("POMONA_TEST_ORACLE", oracle);
         }
+        if let Some(litellm) = &litellm {
+            command.env("POMONA_TEST_LITELLM", litellm);
+        }
         // Real processes share two cores: tests of one binary run one after the other there.
         run("cargo test", &mut command)
     })?;
@@ -38,6 +42,10 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
         report.skip(
             "live comparison with mlx-lm",
             "long; `cargo xtask test full` runs it, goldens ran",
+        );
+        report.skip(
+            "LiteLLM in front and behind",
+            "580 MB of packages; `cargo xtask test full` runs it",
         );
     }
     verify::verify(report)?;

@@ -102,9 +102,12 @@ impl Answer {
             }
             Ok(Piece::Text(_)) => {}
             // An empty answer is one.
-            Ok(Piece::End { .. }) => {
+            Ok(Piece::End { usage, .. }) => {
                 self.ended = true;
                 self.turn.succeeded();
+                if let Some((prompt, answer)) = usage {
+                    self.turn.took(prompt.saturating_add(*answer));
+                }
             }
             Err(error) => {
                 self.ended = true;

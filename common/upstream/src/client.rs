@@ -20,6 +20,7 @@ use crate::body::body;
 use crate::breaker::Breaker;
 use crate::connect::{connect, connector};
 use crate::error::{Phase, UpstreamError};
+use crate::rate::Rate;
 
 /// How a server is asked.
 pub struct Settings {
@@ -29,6 +30,8 @@ pub struct Settings {
     pub key: Option<String>,
     /// Answers under way at once.
     pub parallel: usize,
+    /// Requests, and tokens of prompts and answers, in a minute.
+    pub rate: Rate,
     /// Certificates (PEM) of authorities beside those that browsers trust.
     pub authorities: Option<Vec<u8>>,
     /// What it calls the longest answer: `max_tokens`, or `max_completion_tokens`.
@@ -47,6 +50,7 @@ struct Shared {
     tls: Option<TlsConnector>,
     max_tokens_field: String,
     breaker: Mutex<Breaker>,
+    rate: Mutex<Rate>,
     began: Instant,
 }
 
@@ -77,6 +81,7 @@ impl Client {
             tls,
             max_tokens_field: settings.max_tokens_field,
             breaker: Mutex::default(),
+            rate: Mutex::new(settings.rate),
             began: Instant::now(),
         })))
     }
@@ -96,26 +101,38 @@ impl Client {
         self.0.breaker().left_alone(self.0.began.elapsed())
     }
 
-    /// A place among those that may ask it now.
+    /// A place among those that may ask it now, for a request that takes so many tokens at most.
     ///
     /// # Errors
     /// It is left alone, or has enough to do.
-    pub fn turn(&self) -> Result<Turn, UpstreamError> {
+    pub fn turn(&self, tokens: u64) -> Result<Turn, UpstreamError> {
         let busy = || UpstreamError::Busy(self.0.parallel);
         let slot = self.0.slots.clone().try_acquire_owned().map_err(|_| busy())?;
         let now = self.0.began.elapsed();
         self.0.breaker().admit(now).map_err(UpstreamError::LeftAlone)?;
-        Ok(Turn {
+        let mut turn = Turn {
             client: self.clone(),
             told: false,
+            number: 0,
             _slot: slot,
-        })
+        };
+        // Refused, it gives back what the breaker let through.
+        turn.number = self
+            .0
+            .rate()
+            .admit(now, tokens)
+            .map_err(UpstreamError::MinuteFull)?;
+        Ok(turn)
     }
 }
 
 impl Shared {
     fn breaker(&self) -> MutexGuard<'_, Breaker> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn rate(&self) -> MutexGuard<'_, Rate> {
+        self.rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -124,6 +141,8 @@ pub struct Turn {
     client: Client,
     /// Whether its server was judged.
     told: bool,
+    /// Among the requests of its minute.
+    number: u64,
     _slot: OwnedSemaphorePermit,
 }
 
@@ -185,6 +204,11 @@ impl Turn {
             Ok(Err(_)) => Err(UpstreamError::BrokeOff),
             Err(_) => Err(UpstreamError::Silent(Phase::Status)),
         }
+    }
+
+    /// What the answer took, by the server's own count.
+    pub(crate) fn took(&self, tokens: u64) {
+        self.client.0.rate().took(self.number, tokens);
     }
 
     pub(crate) fn succeeded(&mut self) {

@@ -50,6 +50,9 @@ pub enum UpstreamError {
     /// As many answers are under way as may be.
     #[error("{0} of its answers are under way, the limit")]
     Busy(usize),
+    /// This minute's requests or tokens are taken.
+    #[error("its minute is full, and has room in {} s", .0.as_secs().max(1))]
+    MinuteFull(Duration),
     /// No connection.
     #[error("it is not reached: {0}")]
     Unreachable(String),
@@ -81,7 +84,7 @@ impl UpstreamError {
     /// Whether it says something about the server, rather than about one request.
     pub fn is_ill(&self) -> bool {
         match self {
-            UpstreamError::LeftAlone(_) | UpstreamError::Busy(_) => false,
+            UpstreamError::LeftAlone(_) | UpstreamError::Busy(_) | UpstreamError::MinuteFull(_) => false,
             // It is there, and says what is wrong with what it was asked; that it knows no key or model is so for
             // all requests.
             UpstreamError::Refused { status, .. } => !matches!(status, 400 | 413 | 422),

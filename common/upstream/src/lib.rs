@@ -10,9 +10,11 @@ mod client;
 mod connect;
 mod error;
 mod events;
+mod rate;
 
 pub use answer::{Answer, Piece};
 pub use breaker::Breaker;
 pub use client::{Client, Settings, Turn};
 pub use error::{Phase, UpstreamError};
 pub use events::Events;
+pub use rate::Rate;

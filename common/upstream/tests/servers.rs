@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use pomona_common::{Class, FinishReason, Pools, RequestId, ServerAddress, TextAsk, TextPrompt};
-use pomona_upstream::{Answer, Client, Phase, Piece, Settings, UpstreamError};
+use pomona_upstream::{Answer, Client, Phase, Piece, Rate, Settings, UpstreamError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
@@ -50,6 +50,7 @@ async fn server(does: Does, parallel: usize) -> Server {
         address,
         key: Some("sk-secret\n".into()),
         parallel,
+        rate: Rate::default(),
         authorities: None,
         max_tokens_field: "max_tokens".into(),
     });
@@ -100,7 +101,7 @@ fn asked() -> TextAsk {
 }
 
 async fn ask(client: &Client) -> Result<Answer, UpstreamError> {
-    client.turn()?.ask(&asked(), "their-name").await
+    client.turn(12)?.ask(&asked(), "their-name").await
 }
 
 /// All of an answer, or what is wrong with it.
@@ -267,6 +268,7 @@ async fn nobody_there_is_not_reached() {
         address,
         key: None,
         parallel: 1,
+        rate: Rate::default(),
         authorities: None,
         max_tokens_field: "max_tokens".into(),
     });
