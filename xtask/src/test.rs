@@ -21,7 +21,11 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     let gguf = model::gguf()?;
     let clients = python::install("clients")?;
     let oracle = if full { Some(python::oracle()?) } else { None };
-    let litellm = if full { Some(python::install("litellm")?) } else { None };
+    let litellm = if full {
+        Some(python::install("litellm")?)
+    } else {
+        None
+    };
     report.step("tests", || {
         let mut command = cargo();
         command
