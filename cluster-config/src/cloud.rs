@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pomona_common::{CloudName, ModelName, Money, Prices, ServerAddress, limits};
 use toml::Value;
@@ -14,6 +15,9 @@ use crate::file::Reader;
 const PARALLEL: usize = 16;
 /// And at most.
 const PARALLEL_MAX: usize = 256;
+/// Seconds for the first text where nothing else is said, and at most: a coordinator asks for no longer.
+const FIRST_TEXT_S: u64 = 60;
+const FIRST_TEXT_MAX_S: u64 = 300;
 /// Characters of the name that a cloud has for a model.
 const NAME_CHARS: usize = 200;
 
@@ -30,6 +34,8 @@ pub struct CloudConfig {
     pub requests_per_minute: Option<u32>,
     /// Tokens of prompts and answers in a minute, likewise.
     pub tokens_per_minute: Option<u64>,
+    /// How long it may think before its first text.
+    pub first_text: Duration,
     /// A file with the certificates of authorities beside those that browsers trust.
     pub authorities: Option<PathBuf>,
     /// What it calls the longest answer.
@@ -81,6 +87,7 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
     let (mut key_env, mut key_file, mut authorities) = (String::new(), None, None);
     let mut max_tokens_field = "max_tokens".to_owned();
     let (mut requests, mut tokens) = (u32::MAX, u64::MAX);
+    let mut first_text_s = FIRST_TEXT_S;
     let mut models = BTreeMap::new();
     reader.nested(section, value, |reader, name, value| {
         match name.strip_prefix(section).unwrap_or_default() {
@@ -91,6 +98,7 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
             ".parallel" => reader.number(name, value, &mut parallel),
             ".requests_per_minute" => reader.number(name, value, &mut requests),
             ".tokens_per_minute" => reader.number(name, value, &mut tokens),
+            ".first_text_s" => reader.number(name, value, &mut first_text_s),
             ".authorities" => reader.optional_path(name, value, &mut authorities),
             ".max_tokens_field" => reader.text(name, value, &mut max_tokens_field),
             ".models" => models = models_of(reader, name, value),
@@ -111,6 +119,9 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
     }
     if !["max_tokens", "max_completion_tokens"].contains(&max_tokens_field.as_str()) {
         problem(".max_tokens_field: must be max_tokens or max_completion_tokens".to_owned());
+    }
+    if !(1..=FIRST_TEXT_MAX_S).contains(&first_text_s) {
+        problem(format!(".first_text_s: must be 1 to {FIRST_TEXT_MAX_S}"));
     }
     if requests == 0 || tokens == 0 {
         problem(": a minute without requests or tokens lets nothing through".to_owned());
@@ -133,6 +144,7 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
         parallel,
         requests_per_minute: (requests < u32::MAX).then_some(requests),
         tokens_per_minute: (tokens < u64::MAX).then_some(tokens),
+        first_text: Duration::from_secs(first_text_s),
         authorities,
         max_tokens_field,
         models,

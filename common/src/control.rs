@@ -182,6 +182,17 @@ pub enum CoordinatorMessage {
 }
 
 impl CoordinatorMessage {
+    /// As a peer of a version of the protocol can know it.
+    #[must_use]
+    pub fn known_to(self, protocol: u16) -> Self {
+        match self {
+            CoordinatorMessage::Fallbacks(lists) => {
+                CoordinatorMessage::Fallbacks(Box::new(lists.known_to(protocol)))
+            }
+            other => other,
+        }
+    }
+
     /// Version of the protocol that brought it.
     pub fn since(&self) -> u16 {
         match self {

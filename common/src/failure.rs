@@ -73,6 +73,8 @@ pub enum Failure {
     NoCloud {
         /// Each of them, and why.
         detail: String,
+        /// Whether one was really asked: it may want to be paid, and is not asked for the same again.
+        asked: bool,
     },
     /// A cloud gave the answer up half-way: nobody else can go on with it.
     #[error("cloud:{cloud} gave up while answering: {detail}; send the request again")]

@@ -14,6 +14,8 @@ use crate::machine::MachineRole;
 
 /// How long a request is held where a list says `pause` without a time.
 const PAUSE_S: u32 = 10;
+/// Version of the protocol that brought clouds.
+const CLOUDS_SINCE: u16 = 7;
 /// Targets of one list, `pause` included.
 const MOST: usize = 8;
 
@@ -245,6 +247,18 @@ impl Fallbacks {
         } = list;
     }
 
+    /// As peers of a version of the protocol know them: those of before clouds go by the rest of the lists.
+    #[must_use]
+    pub fn known_to(&self, protocol: u16) -> Self {
+        let mut known = self.clone();
+        if protocol < CLOUDS_SINCE {
+            for list in [&mut known.interactive, &mut known.background, &mut known.batch] {
+                list.0.retain(|target| !matches!(target, Target::Cloud(_)));
+            }
+        }
+        known
+    }
+
     /// Whether any list names a cloud.
     pub fn name_clouds(&self) -> bool {
         let names = |class| self.class(class).clouds().next().is_some();
@@ -316,6 +330,14 @@ mod tests {
             let problems = lists.problems();
             assert!(problems.len() == 1 && problems[0].contains(why), "{problems:?}");
         }
+        let mut lists = Fallbacks::default();
+        lists.set(Class::Batch, "rack, cloud:a, pause".parse()?);
+        assert!(lists.name_clouds() && lists.known_to(7) == lists);
+        let older = lists.known_to(6);
+        assert_eq!(
+            (older.batch.to_string().as_str(), older.name_clouds()),
+            ("rack, pause:10", false)
+        );
         let mut lists = Fallbacks::default();
         lists.set(Class::Batch, "local, rack".parse()?);
         assert_eq!(lists.problems(), Vec::<String>::new());

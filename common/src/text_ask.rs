@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::catalogue::ModelDigests;
 use crate::class::Class;
 use crate::id::{KeyId, ModelName, RequestId};
 use crate::machine::Pools;
@@ -24,6 +25,8 @@ pub struct TextAsk {
     pub choice: u32,
     /// The model, by its name in the catalogue.
     pub model: ModelName,
+    /// What the cluster has under that name.
+    pub digests: ModelDigests,
     /// Class of load.
     pub class: Class,
     /// The API key that asked.

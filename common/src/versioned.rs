@@ -11,11 +11,12 @@ pub trait Versioned: Clone + PartialEq {
     /// Counts what was agreed on, from 1.
     fn version(&self) -> u64;
 
-    /// Takes the place of what is known, if it is newer. Whether it is.
+    /// Takes the place of what is known, if it is newer, or says more under the same version: an older program was
+    /// told, and has kept, only what it could read of it. Whether it is news.
     fn replace_in(&self, known: &mut Option<Self>) -> bool {
-        let is_news = known
-            .as_ref()
-            .is_none_or(|known| known.version() < self.version());
+        let is_news = known.as_ref().is_none_or(|known| {
+            known.version() < self.version() || known.version() == self.version() && known != self
+        });
         if is_news {
             *known = Some(self.clone());
         }

@@ -9,14 +9,15 @@ use pomona_clocks::wall_s;
 use pomona_cluster_config::{CloudConfig, CloudKey, CloudModel};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{
-    Accounting, CloudName, Failure, Fallback, Maker, ModelName, Money, Prices, TextAsk, limits,
+    Accounting, CloudName, Failure, Fallback, FinishReason, Maker, ModelName, Money, Prices, TextAsk,
+    TextPrompt, limits,
 };
 use pomona_decide::{Command, Deed, Reply, Reserved, Spill, SpillId, Took};
 use pomona_dispatch::SPILL;
 use pomona_raft::Replica;
 use pomona_upstream::{Answer, Client, Piece, Rate, Settings, Turn, UpstreamError};
 use serde_json::json;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::random;
 
@@ -73,46 +74,49 @@ impl Clouds {
     /// # Errors
     /// [`Failure::NoCloud`], with what each of them said.
     pub(crate) async fn answer(&self, list: &Fallback, ask: &TextAsk) -> Result<GenerationStream, Failure> {
-        let (deadline, mut said) = (Instant::now() + SPILL, Vec::new());
+        let (deadline, mut said, mut asked) = (Instant::now() + SPILL, Vec::new(), false);
         for name in list.clouds() {
             let left = deadline.saturating_duration_since(Instant::now());
-            let asked = tokio::time::timeout(left, self.ask(name, ask)).await;
-            match asked.unwrap_or_else(|_| Err("there was no time left for it".to_owned())) {
-                Ok(stream) => return Ok(stream),
-                Err(why) => {
-                    tracing::info!(cloud = %name, request = %ask.request, why, "not asked, or no answer");
-                    said.push(format!("cloud:{name}: {why}"));
-                }
-            }
+            let answer = tokio::time::timeout(left, self.ask(name, ask)).await;
+            let not_asked = match answer {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(not_asked)) => not_asked,
+                Err(_) => NotAnswered::asked("there was no time left for it"),
+            };
+            let NotAnswered { why, was_asked } = not_asked;
+            tracing::info!(cloud = %name, request = %ask.request, why, was_asked, "no answer of a cloud");
+            said.push(format!("cloud:{name}: {why}"));
+            asked |= was_asked;
         }
-        Err(Failure::NoCloud {
-            detail: said.join("; "),
-        })
+        let detail = said.join("; ");
+        Err(Failure::NoCloud { detail, asked })
     }
 
-    async fn ask(&self, name: &CloudName, ask: &TextAsk) -> Result<GenerationStream, String> {
+    async fn ask(&self, name: &CloudName, ask: &TextAsk) -> Result<GenerationStream, NotAnswered> {
+        let not = NotAnswered::not_asked;
         let cloud = self.known.get(name);
-        let cloud = cloud.ok_or("this coordinator is not configured for it")?;
-        let client = cloud.client.as_ref().map_err(Clone::clone)?;
+        let cloud = cloud.ok_or_else(|| not("this coordinator is not configured for it"))?;
+        let client = cloud.client.as_ref();
+        let client = client.map_err(|_| not("it lacks something: `pomona cloud list` on the coordinator"))?;
         let model = cloud.models.get(&ask.model);
-        let model = model.ok_or_else(|| format!("it is not configured for `{}`", ask.model))?;
-        let spill = self.spill(name, cloud, model, ask)?;
+        let model = model.ok_or_else(|| not(&format!("it is not configured for `{}`", ask.model)))?;
+        let spill = self.spill(name, cloud, model, ask).map_err(|why| not(&why))?;
         // Most refusals cost no entry of the log.
         if let Some(why) = self.replica.known().refuses_spill(&spill) {
-            return Err(why);
+            return Err(not(&why));
         }
         let turn = client.turn(spill.reserved.tokens);
-        let turn = turn.map_err(|error| error.to_string())?;
-        let account = Account {
-            replica: self.replica.clone(),
-            id: spill.id,
-            prices: model.prices,
-            prompt_tokens: u64::from(ask.prompt_tokens),
-        };
-        self.reserve(spill).await?;
+        let turn = turn.map_err(|error| not(&error.to_string()))?;
         let (sender, events) = mpsc::channel(limits::STREAM_EVENTS);
-        let began = begin(turn, ask, &model.name, account, name.clone(), sender).await;
-        began.map_err(|error| error.to_string())?;
+        let errand = Errand {
+            replica: self.replica.clone(),
+            prices: model.prices,
+            most: spill.reserved.tokens,
+            cloud: name.clone(),
+            model: model.name.clone(),
+            ask: ask.clone(),
+        };
+        errand.begin(spill, turn, sender).await?;
         tracing::info!(cloud = %name, request = %ask.request, model = %ask.model, "answered by a cloud");
         Ok(GenerationStream {
             maker: Maker::Cloud(name.clone()),
@@ -128,12 +132,12 @@ impl Clouds {
         model: &CloudModel,
         ask: &TextAsk,
     ) -> Result<Spill, String> {
-        let (prompt, answer) = (u64::from(ask.prompt_tokens), u64::from(ask.max_tokens));
+        let (prompt, answer) = (most_tokens(ask), u64::from(ask.max_tokens));
         let reserved = Reserved {
             cloud: name.clone(),
             key: ask.key,
             money: model.prices.cost(prompt, answer),
-            tokens: prompt + answer,
+            tokens: prompt.saturating_add(answer),
             at_s: wall_s(),
         };
         let state = self.replica.known();
@@ -162,16 +166,44 @@ impl Clouds {
             pools: ask.pools.clone(),
         })
     }
+}
 
-    async fn reserve(&self, spill: Spill) -> Result<(), String> {
-        match self.replica.write(Command::ReserveSpill(Box::new(spill))).await {
-            Ok(Reply::Done | Reply::Unchanged) => Ok(()),
-            Ok(Reply::Refused(why)) => Err(why),
-            Err(error) => Err(format!(
-                "the other coordinators have not agreed, and without a majority nothing goes out: {error}"
-            )),
+/// A cloud that gave no answer, and why.
+struct NotAnswered {
+    why: String,
+    /// Whether it was asked, and may want to be paid: nobody asks for the same again.
+    was_asked: bool,
+}
+
+impl NotAnswered {
+    fn not_asked(why: &str) -> Self {
+        Self {
+            why: why.to_owned(),
+            was_asked: false,
         }
     }
+
+    fn asked(why: &str) -> Self {
+        Self {
+            why: why.to_owned(),
+            was_asked: true,
+        }
+    }
+}
+
+/// Tokens that a prompt can have, whoever counts: none has more than its bytes, with what a template puts around
+/// each message.
+fn most_tokens(ask: &TextAsk) -> u64 {
+    const AROUND: usize = 16;
+    let bytes = match &ask.prompt {
+        TextPrompt::Chat(messages) => {
+            let of_message = |(role, text): &(String, String)| role.len() + text.len() + AROUND;
+            messages.iter().map(of_message).sum::<usize>()
+        }
+        TextPrompt::Text(text) => text.len(),
+    };
+    let most = (bytes + AROUND) as u64;
+    most.max(ask.prompt_tokens.into())
 }
 
 fn client(config: &CloudConfig) -> Result<Client, String> {
@@ -192,159 +224,218 @@ fn client(config: &CloudConfig) -> Result<Client, String> {
         key,
         parallel: config.parallel,
         rate: Rate::new(config.requests_per_minute, config.tokens_per_minute),
+        first_text: config.first_text,
         authorities: config.authorities.as_deref().map(read).transpose()?,
         max_tokens_field: config.max_tokens_field.clone(),
     })
 }
 
-/// What was reserved for one answer, until it is known what it took.
-struct Account {
+/// What a cloud counts beyond what can be: it is not believed.
+const TIMES_MOST: u64 = 2;
+
+/// One request on its way: reserved, asked, passed on and settled, whatever becomes of the client. One that leaves
+/// ends the answer, and not its bill.
+struct Errand {
     replica: Replica,
-    id: SpillId,
     prices: Prices,
-    prompt_tokens: u64,
+    /// Tokens that are reserved.
+    most: u64,
+    cloud: CloudName,
+    /// The cloud's name for the model.
+    model: String,
+    ask: TextAsk,
 }
 
-impl Account {
-    fn took(&self, prompt: u64, answer: u64) -> Took {
-        Took {
-            money: self.prices.cost(prompt, answer),
-            tokens: prompt + answer,
+impl Errand {
+    /// Starts it; comes back when the first of the answer is there.
+    async fn begin(
+        self,
+        spill: Spill,
+        turn: Turn,
+        sender: mpsc::Sender<GenerationEvent>,
+    ) -> Result<(), NotAnswered> {
+        let (tell, told) = oneshot::channel();
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "ends with either end of the answer, whose times are bounded, and a bounded number of settlements"
+        )]
+        tokio::spawn(async move {
+            let id = spill.id;
+            let took = match self.reserve(spill).await {
+                Ok(()) => self.run(turn, tell, sender).await,
+                Err(reserved) => {
+                    let _ = tell.send(Err(NotAnswered::not_asked(&reserved.why)));
+                    if !reserved.perhaps {
+                        return;
+                    }
+                    // Nothing went out.
+                    Some(NOTHING)
+                }
+            };
+            match took {
+                Some(took) => self.settle(id, took).await,
+                None => tracing::warn!(
+                    cloud = %self.cloud, request = %id.request,
+                    "nobody has told what an answer took: it counts as all that was reserved for it"
+                ),
+            }
+        });
+        told.await
+            .unwrap_or_else(|_| Err(NotAnswered::asked("it broke off")))
+    }
+
+    async fn reserve(&self, spill: Spill) -> Result<(), NotReserved> {
+        match self.replica.write(Command::ReserveSpill(Box::new(spill))).await {
+            Ok(Reply::Done | Reply::Unchanged) => Ok(()),
+            Ok(Reply::Refused(why)) => Err(NotReserved { why, perhaps: false }),
+            Err(error) => Err(NotReserved {
+                why: format!(
+                    "without a majority of the coordinators nothing goes out, and they have not agreed: {error}"
+                ),
+                perhaps: true,
+            }),
         }
     }
 
-    /// Nothing reached the cloud, as far as it says itself.
-    const NOTHING: Took = Took {
-        money: Money(0),
-        tokens: 0,
-    };
+    /// Asks, and passes the answer on until either end leaves. Says what it took; nothing when nobody knows.
+    async fn run(
+        &self,
+        turn: Turn,
+        tell: oneshot::Sender<Result<(), NotAnswered>>,
+        sender: mpsc::Sender<GenerationEvent>,
+    ) -> Option<Took> {
+        let began = Instant::now();
+        let first = async {
+            let mut answer = turn.ask(&self.ask, &self.model).await?;
+            let piece = answer.next().await?.ok_or(UpstreamError::BrokeOff)?;
+            Ok::<_, UpstreamError>((answer, piece))
+        };
+        let first = tokio::select! {
+            first = first => first,
+            () = sender.closed() => return None,
+        };
+        match first {
+            Ok((answer, piece)) => {
+                let _ = tell.send(Ok(()));
+                self.pass_on(answer, piece, &sender, began).await
+            }
+            Err(error) => {
+                let took = error.made_nothing().then_some(NOTHING);
+                let _ = tell.send(Err(NotAnswered::asked(&error.to_string())));
+                took
+            }
+        }
+    }
 
-    async fn settle(self, took: Took) {
+    async fn pass_on(
+        &self,
+        mut answer: Answer,
+        mut piece: Piece,
+        sender: &mpsc::Sender<GenerationEvent>,
+        began: Instant,
+    ) -> Option<Took> {
+        let first = began.elapsed();
+        let mut tokens = 0u64;
+        loop {
+            let (event, took) = match piece {
+                Piece::Text(_) | Piece::Thought if tokens >= u64::from(self.ask.max_tokens) => {
+                    // It goes on beyond what was asked for, at our cost.
+                    let accounting = self.accounting((None, tokens), (first, began.elapsed()));
+                    let reason = FinishReason::Length;
+                    (GenerationEvent::Finished { reason, accounting }, Some(None))
+                }
+                Piece::Text(text) => {
+                    tokens += 1;
+                    (GenerationEvent::Text(text), None)
+                }
+                Piece::Thought => {
+                    tokens += 1;
+                    // A chunk of nothing: what waits hears that something is going on.
+                    (GenerationEvent::Text(String::new()), None)
+                }
+                Piece::End { reason, usage } => {
+                    let usage = usage.filter(|usage| self.is_plausible(*usage, tokens));
+                    let (prompt, told) = usage.unzip();
+                    let counted = (prompt, told.unwrap_or(tokens));
+                    let accounting = self.accounting(counted, (first, began.elapsed()));
+                    let took = usage.map(|(prompt, answer)| Took {
+                        money: self.prices.cost(prompt, answer),
+                        tokens: prompt.saturating_add(answer),
+                    });
+                    (GenerationEvent::Finished { reason, accounting }, Some(took))
+                }
+            };
+            // Whoever reads slowly slows the cloud down, until they count as gone.
+            let sent = tokio::time::timeout(limits::IDLE_WRITE_TIMEOUT, sender.send(event)).await;
+            if let Some(took) = took {
+                return took;
+            }
+            if !matches!(sent, Ok(Ok(()))) {
+                return None;
+            }
+            let next = tokio::select! {
+                next = answer.next() => next.and_then(|next| next.ok_or(UpstreamError::BrokeOff)),
+                () = sender.closed() => return None,
+            };
+            piece = match next {
+                Ok(next) => next,
+                Err(error) => {
+                    tracing::warn!(cloud = %self.cloud, %error, "a cloud gave up half-way");
+                    let failure = Failure::CloudLost {
+                        cloud: self.cloud.clone(),
+                        detail: error.to_string(),
+                    };
+                    let _ = sender.try_send(GenerationEvent::Failed(failure));
+                    return None;
+                }
+            };
+        }
+    }
+
+    /// Whether tokens of prompt and answer can be so many, when so many texts came.
+    fn is_plausible(&self, (prompt, answer): (u64, u64), texts: u64) -> bool {
+        let sum = prompt.saturating_add(answer);
+        prompt > 0 && (answer > 0 || texts == 0) && sum <= self.most.saturating_mul(TIMES_MOST)
+    }
+
+    /// A cloud's answer in our terms. No node and no engine of ours had a part in it.
+    fn accounting(
+        &self,
+        (prompt, answer): (Option<u64>, u64),
+        (first, whole): (Duration, Duration),
+    ) -> Accounting {
+        let ms = |time: Duration| time.as_secs_f64() * 1e3;
+        let count = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
+        Accounting {
+            prefill_ms: ms(first),
+            decode_ms: ms(whole.saturating_sub(first)),
+            prompt_tokens: prompt.map_or(self.ask.prompt_tokens, count),
+            completion_tokens: count(answer),
+            build: format!("cloud:{}", self.cloud),
+            ..Accounting::default()
+        }
+    }
+
+    async fn settle(&self, id: SpillId, took: Took) {
         for _ in 0..SETTLEMENTS {
-            match self
-                .replica
-                .write(Command::SettleSpill { id: self.id, took })
-                .await
-            {
+            match self.replica.write(Command::SettleSpill { id, took }).await {
                 Ok(_) => return,
                 Err(error) => tracing::debug!(%error, "not settled yet"),
             }
             tokio::time::sleep(PAUSE).await;
         }
-        tracing::warn!(request = %self.id.request, "an answer of a cloud counts as all that was reserved for it");
+        tracing::warn!(request = %id.request, "an answer of a cloud counts as all that was reserved for it");
     }
 }
 
-/// Asks, in a task that settles the account whatever becomes of the client: one that leaves ends the answer, and
-/// not its bill. Comes back when the answer has begun.
-async fn begin(
-    turn: Turn,
-    ask: &TextAsk,
-    model: &str,
-    account: Account,
-    cloud: CloudName,
-    sender: mpsc::Sender<GenerationEvent>,
-) -> Result<(), UpstreamError> {
-    let (ask, model) = (ask.clone(), model.to_owned());
-    let (tell, told) = tokio::sync::oneshot::channel();
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "ends with either end of the answer, whose times are bounded, and a bounded number of settlements"
-    )]
-    tokio::spawn(async move {
-        let answer = tokio::select! {
-            answer = turn.ask(&ask, &model) => answer,
-            () = sender.closed() => {
-                // It may have read the prompt.
-                let took = account.took(account.prompt_tokens, 0);
-                return account.settle(took).await;
-            }
-        };
-        match answer {
-            Ok(answer) => {
-                let _ = tell.send(Ok(()));
-                let took = pass_on(answer, &account, &cloud, &sender).await;
-                drop(sender);
-                account.settle(took).await;
-            }
-            Err(error) => {
-                let read_it =
-                    matches!(error, UpstreamError::Silent(phase) if phase != pomona_upstream::Phase::Connect);
-                let took = if read_it {
-                    account.took(account.prompt_tokens, 0)
-                } else {
-                    Account::NOTHING
-                };
-                let _ = tell.send(Err(error));
-                account.settle(took).await;
-            }
-        }
-    });
-    told.await.unwrap_or(Err(UpstreamError::BrokeOff))
+/// A reservation that is not there, or not known to be.
+struct NotReserved {
+    why: String,
+    /// Whether it may have been made all the same.
+    perhaps: bool,
 }
 
-/// Passes an answer on until either end leaves; says what it took.
-async fn pass_on(
-    mut answer: Answer,
-    account: &Account,
-    cloud: &CloudName,
-    sender: &mpsc::Sender<GenerationEvent>,
-) -> Took {
-    let began = Instant::now();
-    let (mut first, mut texts) = (None, 0u64);
-    loop {
-        let piece = tokio::select! {
-            piece = answer.next() => piece,
-            () = sender.closed() => return account.took(account.prompt_tokens, texts),
-        };
-        let failed = |error: &dyn std::fmt::Display| {
-            GenerationEvent::Failed(Failure::CloudLost {
-                cloud: cloud.clone(),
-                detail: error.to_string(),
-            })
-        };
-        let event = match piece {
-            Ok(Some(Piece::Text(text))) => {
-                first.get_or_insert_with(|| began.elapsed());
-                texts += 1;
-                // A reader that is that far behind is gone for all purposes.
-                if sender.try_send(GenerationEvent::Text(text)).is_err() {
-                    return account.took(account.prompt_tokens, texts);
-                }
-                continue;
-            }
-            Ok(Some(Piece::End { reason, usage })) => {
-                let (prompt, tokens) = usage.unwrap_or((account.prompt_tokens, texts));
-                let first = first.unwrap_or_else(|| began.elapsed());
-                let accounting = accounting(cloud, (prompt, tokens), (first, began.elapsed()));
-                let _ = sender.try_send(GenerationEvent::Finished { reason, accounting });
-                return account.took(prompt, tokens);
-            }
-            Ok(None) => failed(&UpstreamError::BrokeOff),
-            Err(error) => {
-                tracing::warn!(%cloud, %error, "a cloud gave up half-way");
-                failed(&error)
-            }
-        };
-        let _ = sender.try_send(event);
-        return account.took(account.prompt_tokens, texts);
-    }
-}
-
-/// A cloud's answer in our terms. No node and no engine of ours had a part in it.
-fn accounting(
-    cloud: &CloudName,
-    (prompt, answer): (u64, u64),
-    (first, whole): (Duration, Duration),
-) -> Accounting {
-    let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let count = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
-    Accounting {
-        prefill_ms: ms(first),
-        decode_ms: ms(whole.saturating_sub(first)),
-        prompt_tokens: count(prompt),
-        completion_tokens: count(answer),
-        build: format!("cloud:{cloud}"),
-        ..Accounting::default()
-    }
-}
+const NOTHING: Took = Took {
+    money: Money(0),
+    tokens: 0,
+};

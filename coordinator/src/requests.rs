@@ -66,8 +66,13 @@ impl Requests {
                     Err(failure) => Err(failure),
                     Ok(()) if permit.is_err() => Err(Failure::NoCloud {
                         detail: format!("this node's endpoint has {ANSWERS} requests elsewhere"),
+                        asked: false,
                     }),
-                    Ok(()) => self.backend.spill_for_node(&ask).await,
+                    Ok(()) => tokio::select! {
+                        answer = self.backend.spill_for_node(&ask) => answer,
+                        // Its client left.
+                        () = send.given_up() => return Ok(()),
+                    },
                 };
                 pomona_dispatch::serve(answer, send).await
             }
@@ -87,7 +92,8 @@ impl Requests {
 
     /// As [`check`](Self::check) for one that stayed text. Whether it may go out, the log says.
     fn check_text(&self, ask: &TextAsk) -> Result<(), Failure> {
-        let Some(record) = self.backend.model(ask.model.as_str()) else {
+        let model = self.backend.model(ask.model.as_str());
+        let Some(record) = model.filter(|record| record.digests == ask.digests) else {
             return Err(Failure::unknown_model(ask.model.as_str()));
         };
         let parts = match &ask.prompt {

@@ -135,7 +135,7 @@ impl Sessions {
             let news = told.news(&seen, id, replica.number());
             let wishes = told.wishes(&seen, id, &connected, self);
             for message in news.into_iter().chain(wishes) {
-                send.send(&message).await?;
+                send.send(&message.known_to(session.version())).await?;
             }
             tokio::select! {
                 // Streams say nothing that the node would have to be told for.

@@ -407,6 +407,7 @@ fn text_ask() -> TextAsk {
         request: RequestId::from_bits(5),
         choice: 0,
         model: model().name,
+        digests: ModelDigests::default(),
         class: Class::Batch,
         key: Some(KeyId::from_bits(3)),
         pools: Pools::default(),

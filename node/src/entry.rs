@@ -1,7 +1,7 @@
 //! Where the node's own endpoint gets its answers: the engine here, or any other node of the
 //! cluster through a coordinator, and on from one to the other when it is lost.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
@@ -63,38 +63,57 @@ impl Entry {
         text: Result<&TextAsk, &'static str>,
     ) -> Result<GenerationStream, Failure> {
         let list = self.list(generation.class);
+        // Whoever was asked, and why they do not answer: they are not asked for the same again.
+        let done: OnceLock<String> = OnceLock::new();
         let ask = || async {
             let machines = pomona_dispatch::generate(self.clone(), generation.clone()).await;
             let failure = match machines {
                 Err(failure) if failure.may_spill() && list.clouds().next().is_some() => failure,
                 answered => return answered,
             };
-            match text {
-                Ok(text) => self.spill(text, failure).await,
-                Err(why) => Err(failure.and_no_cloud(why)),
-            }
+            let why = match (text, done.get()) {
+                (Err(why), _) => why.to_owned(),
+                (Ok(_), Some(why)) => why.clone(),
+                (Ok(text), None) => match self.spill(text).await {
+                    Ok(stream) => return Ok(stream),
+                    Err((why, asked)) => {
+                        if asked {
+                            let _ = done.set(why.clone());
+                        }
+                        why
+                    }
+                },
+            };
+            Err(failure.and_no_cloud(&why))
         };
         self.waiting.hold(generation.class, list.hold(), ask).await
     }
 
-    /// Has a cloud answer what no machine does, for that reason: the coordinators know which may.
-    async fn spill(&self, ask: &TextAsk, failure: Failure) -> Result<GenerationStream, Failure> {
-        let mut why = "no coordinator that knows of clouds is in reach".to_owned();
+    /// Has a cloud answer what no machine does: the coordinators know which may. Else says why none does, and whether
+    /// one was asked.
+    async fn spill(&self, ask: &TextAsk) -> Result<GenerationStream, (String, bool)> {
+        let mut said: Option<String> = None;
         for coordinator in self.coordinators.reachable() {
             let Some(session) = self.coordinators.session(coordinator.number) else {
                 continue;
             };
-            match pomona_dispatch::ask_cloud(&session, ask).await {
+            let why = match pomona_dispatch::ask_cloud(&session, ask).await {
                 Ok(stream) => return Ok(stream),
-                Err(Failure::NodeLost) => {}
-                Err(Failure::NoCloud { detail }) => {
-                    // Others have other configurations, perhaps.
-                    why = detail;
+                Err(Failure::NoCloud { detail, asked: true }) => return Err((detail, true)),
+                Err(Failure::NoCloud { detail, .. }) => detail,
+                // It may have asked one before it went, or in the time that is over now.
+                Err(Failure::NodeLost) => {
+                    return Err(("the coordinator that was asked went away".into(), true));
                 }
-                Err(other) => return Err(other),
-            }
+                Err(other) => other.to_string(),
+            };
+            // Others have other configurations, perhaps.
+            said.get_or_insert(why);
         }
-        Err(failure.and_no_cloud(&why))
+        Err((
+            said.unwrap_or_else(|| "no coordinator that knows of clouds is in reach".to_owned()),
+            false,
+        ))
     }
 
     /// Starts an answer of this node's engine.

@@ -2,7 +2,9 @@
 //! down. The cloud is another cluster: a server of the same API that is really there.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use pomona_tests::{Cluster, MODEL, agent, eventually, greedy};
@@ -74,7 +76,7 @@ fn redirecting() -> u16 {
     std::thread::spawn(move || {
         for socket in listener.incoming() {
             let Ok(mut socket) = socket else { return };
-            let _ = socket.read(&mut [0; 4096]);
+            whole_request(&mut socket);
             let _ = socket.write_all(
                 b"HTTP/1.1 307 Elsewhere\r\nlocation: http://127.0.0.1:1/\r\ncontent-length: 0\r\n\r\n",
             );
@@ -83,15 +85,55 @@ fn redirecting() -> u16 {
     port
 }
 
+/// A server that begins every answer, and ends none: it breaks off, or goes on until whoever asked leaves. Says how
+/// many left.
+fn beginning(breaks_off: bool) -> (u16, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let left = Arc::new(AtomicUsize::new(0));
+    let count = left.clone();
+    std::thread::spawn(move || {
+        for socket in listener.incoming() {
+            let Ok(mut socket) = socket else { return };
+            let left = count.clone();
+            std::thread::spawn(move || {
+                whole_request(&mut socket);
+                let _ = socket.write_all(
+                    b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n\
+                      data: {\"choices\":[{\"delta\":{\"content\":\"Apples\"}}]}\n\n",
+                );
+                if !breaks_off {
+                    while socket.read(&mut [0; 64]).is_ok_and(|count| count > 0) {}
+                    left.fetch_add(1, Ordering::SeqCst);
+                }
+            });
+        }
+    });
+    (port, left)
+}
+
+/// Whoever closes before sends a reset instead of an answer.
+fn whole_request(socket: &mut TcpStream) {
+    let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+    while !read.ends_with(b"}") {
+        match socket.read(&mut buffer) {
+            Ok(count) if count > 0 => read.extend_from_slice(&buffer[..count]),
+            _ => return,
+        }
+    }
+}
+
+/// Configuration of a cloud at this port.
+fn cloud(name: &str, port: u16) -> String {
+    format!(
+        "[cloud.{name}]\nurl = \"http://127.0.0.1:{port}/v1\"\n\
+         models.{MODEL} = {{ name = \"{MODEL}\", input = 1000, output = 1000 }}\n"
+    )
+}
+
 /// Two clusters: one at home, whose batch work goes to machines in a rack that it does not have, and the cloud.
 fn home_and_away() -> (Cluster, Cluster) {
     let away = Cluster::start("echo:1");
-    let cloud = |name: &str, port: u16| {
-        format!(
-            "[cloud.{name}]\nurl = \"http://127.0.0.1:{port}/v1\"\n\
-             models.{MODEL} = {{ name = \"{MODEL}\", input = 1000, output = 1000 }}\n"
-        )
-    };
     let keyless = format!(
         "{}key_env = \"POMONA_TEST_NO_SUCH_KEY\"\n",
         cloud("keyless", 1).replace("models", "parallel = 1\nmodels")
@@ -178,7 +220,9 @@ fn what_no_machine_answers_goes_to_an_approved_cloud_and_nothing_else_does() {
     eventually("the answers are settled", SOON, || {
         of("away")["month"]["tokens"] == tokens
     });
-    assert_eq!(of("away")["month"]["money"], format!("0.{tokens:03}"));
+    // A thousandth of the currency each.
+    let money: f64 = of("away")["month"]["money"].as_str().unwrap().parse().unwrap();
+    assert!((money - tokens as f64 / 1e3).abs() < 1e-9, "{money}");
     // That one was asked three times, until it was left alone; nothing was followed, and nothing taken.
     let lost = of("lost");
     assert!(lost["left_alone_s"].is_u64(), "{lost}");
@@ -248,7 +292,7 @@ fn kept_at_home(home: &Cluster) {
     }
     // A key's own ceiling.
     ok(home, &["cloud", "budget", "open", "0.01"]);
-    refused(&asked(&open), "of the API key's 0.01");
+    refused(&asked(&open), "the API key's money of this month");
     ok(home, &["cloud", "budget", "open", "none"]);
 
     ok(home, &["cloud", "private", MODEL]);
@@ -271,8 +315,8 @@ fn kept_at_home(home: &Cluster) {
 fn ceilings(home: &Cluster) {
     let at = home.coordinator;
     for (money, tokens, why) in [
-        ("5", "1", "tokens, and of this month's 1 are"),
-        ("0.001", "5M", "of this month's 0.001 are"),
+        ("5", "1", "this month's tokens"),
+        ("0.001", "5M", "this month's money"),
     ] {
         ok(
             home,
@@ -301,4 +345,62 @@ fn ceilings(home: &Cluster) {
         let (done, _, errors) = home.pomona(&[&["cloud", "approve"], &arguments[..]].concat());
         assert!(!done && errors.contains(why), "{arguments:?}: {errors}");
     }
+}
+
+/// At both kinds of endpoint: what is cut off is said so and booked in full, and a client that leaves ends the answer.
+#[test]
+fn an_answer_that_is_not_whole_is_booked_in_full() {
+    let _one = crate::engine_lock();
+    let (breaking, _) = beginning(true);
+    let (endless, left) = beginning(false);
+    let clouds = [cloud("breaking", breaking), cloud("endless", endless)];
+    let home = Cluster::configured("echo:1", &clouds.concat());
+    for name in ["breaking", "endless"] {
+        ok(
+            &home,
+            &[
+                "cloud", "approve", name, "--days", "1", "--money", "100", "--tokens", "1M",
+            ],
+        );
+    }
+    let tokens = |name: &str| {
+        let list = home.json(&["cloud", "list"]);
+        let clouds = list["clouds"].as_array().unwrap();
+        let cloud = clouds.iter().find(|cloud| cloud["name"] == name).unwrap();
+        cloud["month"]["tokens"].as_u64().unwrap()
+    };
+    let mut streamed = greedy("Hi", 600);
+    streamed["stream"] = true.into();
+    for (nth, port) in [(1, home.coordinator), (2, home.node)] {
+        ok(&home, &["fallback", "set", "batch=rack,cloud:breaking"]);
+        eventually("it is asked", SOON, || {
+            batch(port)
+                .body
+                .contains("cloud:breaking gave up while answering: it broke off")
+        });
+        ok(&home, &["fallback", "set", "batch=rack,cloud:endless"]);
+        let body = streamed.to_string();
+        eventually("a client has left in the middle", SOON, || {
+            let mut client = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            client.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            write!(
+                client,
+                "POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1\r\nx-pomona-class: batch\r\n\
+                 content-length: {}\r\n\r\n{body}",
+                body.len()
+            )
+            .unwrap();
+            let (mut read, mut buffer) = (Vec::new(), [0; 4096]);
+            while let Ok(count) = client.read(&mut buffer) {
+                read.extend_from_slice(&buffer[..count]);
+                if count == 0 || String::from_utf8_lossy(&read).contains("Apples") {
+                    break;
+                }
+            }
+            String::from_utf8_lossy(&read).contains("Apples")
+        });
+        eventually("the cloud is left", SOON, || left.load(Ordering::SeqCst) >= nth);
+    }
+    // Nobody has told what it took.
+    assert!(tokens("endless") >= 2 * 600 && tokens("breaking") >= 2 * 6);
 }

@@ -2,7 +2,7 @@
 
 use axum::http::HeaderMap;
 use pomona_common::cloud::SPILLED;
-use pomona_common::{Class, ModelName, RequestId, Sampling, TextAsk, TextPrompt};
+use pomona_common::{Class, ModelRecord, RequestId, Sampling, TextAsk, TextPrompt};
 
 use crate::access::Caller;
 use crate::request::{Ask, Prompt};
@@ -13,7 +13,7 @@ pub(crate) struct Context<'a> {
     pub(crate) caller: &'a Caller,
     pub(crate) headers: &'a HeaderMap,
     pub(crate) class: Class,
-    pub(crate) model: &'a ModelName,
+    pub(crate) model: &'a ModelRecord,
     /// Tokens of the prompt.
     pub(crate) prompt_tokens: u32,
     pub(crate) max_tokens: u32,
@@ -40,7 +40,8 @@ pub(crate) fn as_text(context: &Context<'_>, ask: &mut Ask) -> Result<TextAsk, &
     Ok(TextAsk {
         request: context.request,
         choice: 0,
-        model: context.model.clone(),
+        model: context.model.name.clone(),
+        digests: context.model.digests.clone(),
         class: context.class,
         key: caller.key(),
         pools: caller.reach(),
@@ -91,14 +92,22 @@ fn means_the_same(ask: &Ask) -> Result<(), &'static str> {
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::Failure;
+    use pomona_common::{Failure, ModelDigests};
 
     use super::*;
     use crate::request::{Kind, parse};
 
     #[test]
     fn what_would_mean_something_else_stays_here() -> Result<(), Failure> {
-        let model: ModelName = "org/a".parse().map_err(|_| Failure::NodeLost)?;
+        let model = ModelRecord {
+            name: "org/a".parse().map_err(|_| Failure::NodeLost)?,
+            digests: ModelDigests::default(),
+            weight_bytes: 1,
+            dequantized_bytes: 1,
+            kv_bytes_per_token: 1,
+            context: 99,
+            created_s: 0,
+        };
         let mut headers = HeaderMap::new();
         let asked = |headers: &HeaderMap, more: &str| {
             let body = format!(

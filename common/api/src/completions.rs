@@ -156,7 +156,7 @@ async fn begin<B: Backend>(
         caller,
         headers,
         class,
-        model: &model.name,
+        model: &model,
         prompt_tokens: prompt.len() as u32,
         max_tokens,
     };

@@ -144,6 +144,10 @@ impl Sse {
                 // Few servers send more than a token at once; what they count in the end is what counts.
                 self.running.tally.took(1);
                 self.tokens[index] += 1;
+                if text.is_empty() {
+                    // It is being thought about.
+                    return String::new();
+                }
                 self.first_byte();
                 self.text(index, text, Value::Null)
             }

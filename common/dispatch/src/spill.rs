@@ -9,8 +9,8 @@ use pomona_common::{Failure, Maker, TextAsk, limits};
 use pomona_link::{LinkError, Session};
 use tokio::sync::mpsc;
 
-/// A coordinator asks one cloud after the other for at most so long.
-pub const SPILL: Duration = Duration::from_secs(90);
+/// A coordinator asks one cloud after the other for at most so long: the longest that one may think, and a bit.
+pub const SPILL: Duration = Duration::from_secs(330);
 /// What the way to the coordinator takes beside that.
 const WAY: Duration = Duration::from_secs(5);
 
@@ -18,7 +18,7 @@ const WAY: Duration = Duration::from_secs(5);
 /// have other tokens.
 ///
 /// # Errors
-/// [`Failure::NoCloud`], or [`Failure::NodeLost`] when the coordinator is gone or knows of no clouds.
+/// [`Failure::NoCloud`], what is wrong with the request, or [`Failure::NodeLost`] when the coordinator is gone.
 pub async fn ask_cloud(session: &Session, ask: &TextAsk) -> Result<GenerationStream, Failure> {
     let lost = |error: LinkError| {
         tracing::debug!(%error, "stream to coordinator failed");
@@ -26,7 +26,10 @@ pub async fn ask_cloud(session: &Session, ask: &TextAsk) -> Result<GenerationStr
     };
     let request = StreamRequest::Spill(Box::new(ask.clone()));
     if request.since() > session.version() {
-        return Err(Failure::NodeLost);
+        return Err(Failure::NoCloud {
+            detail: "the coordinator is older than clouds: update it".to_owned(),
+            asked: false,
+        });
     }
     let (mut send, mut receive) = session.open().await.map_err(lost)?;
     send.send(&request).await.map_err(lost)?;
@@ -56,11 +59,12 @@ pub async fn ask_cloud(session: &Session, ask: &TextAsk) -> Result<GenerationStr
                 event,
                 GenerationEvent::Finished { .. } | GenerationEvent::Failed(_)
             );
-            // A reader that is that far behind is gone for all purposes.
-            if sender.try_send(event).is_err() || is_last {
-                if is_last {
-                    send.finish();
-                }
+            // Whoever reads slowly slows the cloud down, until they count as gone.
+            let sent = tokio::time::timeout(limits::IDLE_WRITE_TIMEOUT, sender.send(event)).await;
+            if is_last {
+                return send.finish();
+            }
+            if !matches!(sent, Ok(Ok(()))) {
                 return;
             }
         }

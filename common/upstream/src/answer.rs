@@ -19,6 +19,8 @@ use crate::events::Events;
 
 /// Of a refusal, so much is read for its code.
 const REFUSAL_BYTES: usize = 16 * 1024;
+/// And for so long.
+const REFUSAL: Duration = Duration::from_secs(5);
 /// Characters of such a code.
 const CODE_CHARS: usize = 64;
 
@@ -27,6 +29,8 @@ const CODE_CHARS: usize = 64;
 pub enum Piece {
     /// More of it.
     Text(String),
+    /// It is being thought about, which takes tokens.
+    Thought,
     /// It is whole.
     End {
         /// Why it ends.
@@ -80,7 +84,7 @@ impl Answer {
             ready: VecDeque::new(),
             begun: false,
             ended: false,
-            deadline: Instant::now() + Phase::FirstText.limit(),
+            deadline: Instant::now() + Phase::FirstText.limit(turn.first_text()),
             turn,
             _connection: connection,
         })
@@ -96,11 +100,11 @@ impl Answer {
         }
         let outcome = self.piece().await;
         match &outcome {
-            Ok(Piece::Text(_)) if !self.begun => {
+            Ok(Piece::Text(_) | Piece::Thought) if !self.begun => {
                 self.begun = true;
-                self.turn.succeeded();
+                self.turn.began();
             }
-            Ok(Piece::Text(_)) => {}
+            Ok(Piece::Text(_) | Piece::Thought) => {}
             // An empty answer is one.
             Ok(Piece::End { usage, .. }) => {
                 self.ended = true;
@@ -120,7 +124,7 @@ impl Answer {
     async fn piece(&mut self) -> Result<Piece, UpstreamError> {
         loop {
             if let Some(piece) = self.ready.pop_front() {
-                self.deadline = Instant::now() + Phase::Text.limit();
+                self.deadline = Instant::now() + Phase::Text.limit(self.turn.first_text());
                 return Ok(piece);
             }
             let phase = if self.begun { Phase::Text } else { Phase::FirstText };
@@ -146,7 +150,7 @@ async fn refusal(response: Response<Incoming>) -> UpstreamError {
     // A date is not worth a parser here: the time it is left alone is bounded anyway.
     let wait = wait.and_then(|wait| wait.to_str().ok()?.trim().parse().ok());
     let read = read_some(response.into_body());
-    let body = tokio::time::timeout(Phase::Connect.limit(), read).await;
+    let body = tokio::time::timeout(REFUSAL, read).await;
     UpstreamError::Refused {
         status,
         code: body.ok().and_then(|body| code(&body)),

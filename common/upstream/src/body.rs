@@ -23,14 +23,16 @@ pub(crate) fn body(ask: &TextAsk, model: &str, max_tokens_field: &str) -> (&'sta
             "/completions"
         }
     };
-    // What is usual everywhere is left out: some servers know not all of it.
-    for (name, value, usual) in [
-        ("temperature", ask.temperature, 1.0),
-        ("top_p", ask.top_p, 1.0),
-        ("presence_penalty", ask.presence_penalty, 0.0),
-        ("frequency_penalty", ask.frequency_penalty, 0.0),
+    // Said also where it is OpenAI's default: other servers have others.
+    for (name, value) in [("temperature", ask.temperature), ("top_p", ask.top_p)] {
+        body[name] = exact(value);
+    }
+    for (name, value) in [
+        ("presence_penalty", ask.presence_penalty),
+        ("frequency_penalty", ask.frequency_penalty),
     ] {
-        if value != usual {
+        // No penalty is the default everywhere, and not everybody knows them.
+        if value != 0.0 {
             body[name] = exact(value);
         }
     }
@@ -51,16 +53,18 @@ fn exact(value: f32) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::{Class, Pools, RequestId};
+    use pomona_common::{Class, ModelDigests, Pools, RequestId};
 
     use super::*;
 
     #[test]
-    fn only_what_the_client_said_is_sent() -> Result<(), Box<dyn std::error::Error>> {
+    fn what_the_client_said_is_sent_and_nothing_is_left_to_other_defaults()
+    -> Result<(), Box<dyn std::error::Error>> {
         let mut ask = TextAsk {
             request: RequestId::from_bits(1),
             choice: 0,
             model: "org/a".parse()?,
+            digests: ModelDigests::default(),
             class: Class::Batch,
             key: None,
             pools: Pools::default(),
@@ -76,7 +80,7 @@ mod tests {
         };
         let usual = json!({
             "model": "m", "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 9,
-            "messages": [{ "role": "user", "content": "Hello" }],
+            "messages": [{ "role": "user", "content": "Hello" }], "temperature": 1.0, "top_p": 1.0,
         });
         assert_eq!(body(&ask, "m", "max_tokens"), ("/chat/completions", usual));
         ask.prompt = TextPrompt::Text("Once".into());
@@ -85,7 +89,7 @@ mod tests {
         ask.seed = Some(-3i64 as u64);
         let all = json!({
             "model": "m", "stream": true, "stream_options": { "include_usage": true },
-            "max_completion_tokens": 9, "prompt": "Once", "temperature": 0.7, "stop": ["END"], "seed": -3,
+            "max_completion_tokens": 9, "prompt": "Once", "temperature": 0.7, "top_p": 1.0, "stop": ["END"], "seed": -3,
         });
         assert_eq!(body(&ask, "m", "max_completion_tokens"), ("/completions", all));
         Ok(())

@@ -21,13 +21,14 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// Lets a request through; every one that was let through ends in one of the other calls.
+    /// Lets a request through, and says whether it is the one that tries. Every one that was let through ends in one
+    /// of the other calls, which it tells that.
     ///
     /// # Errors
     /// How long it is left alone yet.
-    pub fn admit(&mut self, now: Duration) -> Result<(), Duration> {
+    pub fn admit(&mut self, now: Duration) -> Result<bool, Duration> {
         let Some((until, _)) = self.open else {
-            return Ok(());
+            return Ok(false);
         };
         if now < until {
             return Err(until - now);
@@ -36,36 +37,45 @@ impl Breaker {
             return Err(SHORTEST);
         }
         self.trial = true;
-        Ok(())
+        Ok(true)
     }
 
-    /// It sent text.
+    /// It has begun to answer: others may ask again. It has to end an answer before its failures are forgotten, since
+    /// some break off every time.
+    pub fn began(&mut self, is_trial: bool) {
+        if is_trial {
+            self.open = None;
+            self.trial = false;
+            self.failures = FAILURES - 1;
+        }
+    }
+
+    /// It made a whole answer.
     pub fn succeeded(&mut self) {
         *self = Self::default();
     }
 
-    /// It did not, or broke off.
-    pub fn failed(&mut self, now: Duration, retry_after: Option<Duration>) {
-        let was_trial = std::mem::take(&mut self.trial);
+    /// It did not.
+    pub fn failed(&mut self, is_trial: bool, now: Duration, retry_after: Option<Duration>) {
+        let is_trial = is_trial && std::mem::take(&mut self.trial);
         self.failures = self.failures.saturating_add(1);
-        if self.failures < FAILURES && retry_after.is_none() && !was_trial {
+        if self.failures < FAILURES && retry_after.is_none() && !is_trial {
             return;
         }
-        let before = self.open.map(|(_, wait)| wait);
-        let doubled = match before {
+        let waits = match self.open {
             // Requests of before it was left alone end as they were bound to.
-            Some(wait) if !was_trial => wait,
-            Some(wait) => wait * 2,
+            Some((_, wait)) if !is_trial => wait,
+            Some((_, wait)) => wait * 2,
             None => SHORTEST,
         };
-        let wait = doubled.max(retry_after.unwrap_or_default()).min(LONGEST);
+        let wait = waits.max(retry_after.unwrap_or_default()).min(LONGEST);
         let until = self.open.map_or(Duration::ZERO, |(until, _)| until);
         self.open = Some(((now + wait).max(until), wait));
     }
 
     /// The client left, or the request itself was at fault: that says nothing.
-    pub fn gave_up(&mut self) {
-        self.trial = false;
+    pub fn gave_up(&mut self, is_trial: bool) {
+        self.trial &= !is_trial;
     }
 
     /// How long it is left alone yet, if it is.
@@ -89,19 +99,31 @@ mod tests {
     fn one_that_fails_is_left_alone_longer_and_longer_and_comes_back_by_one_answer() {
         let mut breaker = Breaker::default();
         for _ in 0..FAILURES {
-            assert_eq!(breaker.admit(s(0)), Ok(()));
-            breaker.failed(s(0), None);
+            assert_eq!(breaker.admit(s(0)), Ok(false));
+            breaker.failed(false, s(0), None);
         }
         assert_eq!(breaker.admit(s(1)), Err(s(4)));
-        assert_eq!(breaker.admit(s(5)), Ok(()), "one tries");
+        assert_eq!(breaker.admit(s(5)), Ok(true), "one tries");
         assert_eq!(breaker.admit(s(5)), Err(SHORTEST), "and nobody else");
-        breaker.failed(s(6), None);
+        // One of before ends: that is not what the one that tries has met.
+        breaker.gave_up(false);
+        assert_eq!(breaker.admit(s(5)), Err(SHORTEST));
+        breaker.failed(true, s(6), None);
         assert_eq!(breaker.admit(s(7)), Err(s(9)));
-        assert_eq!(breaker.admit(s(16)), Ok(()));
-        breaker.gave_up();
-        assert_eq!(breaker.admit(s(16)), Ok(()));
+        assert_eq!(breaker.admit(s(16)), Ok(true));
+        breaker.gave_up(true);
+        assert_eq!(breaker.admit(s(16)), Ok(true));
+        breaker.began(true);
+        assert_eq!(
+            (breaker.admit(s(16)), breaker.admit(s(16))),
+            (Ok(false), Ok(false))
+        );
+        // One that begins and breaks off is no better.
+        breaker.failed(false, s(17), None);
+        assert_eq!(breaker.admit(s(18)), Err(s(4)));
+        assert_eq!(breaker.admit(s(22)), Ok(true));
+        breaker.began(true);
         breaker.succeeded();
-        assert_eq!((breaker.admit(s(16)), breaker.admit(s(16))), (Ok(()), Ok(())));
         assert_eq!(breaker, Breaker::default());
     }
 
@@ -109,33 +131,35 @@ mod tests {
     fn what_it_asks_for_is_kept_within_reason() {
         for (asked, waits) in [(s(60), s(60)), (s(86_400), LONGEST)] {
             let mut breaker = Breaker::default();
-            breaker.failed(s(1), Some(asked));
+            breaker.failed(false, s(1), Some(asked));
             assert_eq!(breaker.admit(s(1)), Err(waits));
         }
     }
 
     proptest! {
-        /// A server that is well again is asked again, whatever came before.
+        /// A server that is well again is asked again, whatever came before; and one request tries at a time.
         #[test]
-        fn it_always_comes_back(steps in prop::collection::vec((0..4u8, 0..400u64), 0..60)) {
-            let (mut breaker, mut now, mut under_way) = (Breaker::default(), s(0), 0u32);
+        fn it_always_comes_back(steps in prop::collection::vec((0..5u8, 0..400u64), 0..60)) {
+            let (mut breaker, mut now, mut under_way) = (Breaker::default(), s(0), Vec::new());
             for (step, seconds) in steps {
-                match step {
-                    0 => under_way += u32::from(breaker.admit(now).is_ok()),
-                    1 if under_way > 0 => { breaker.failed(now, None); under_way -= 1 }
-                    2 if under_way > 0 => { breaker.gave_up(); under_way -= 1 }
-                    3 => now += s(seconds),
+                match (step, under_way.len()) {
+                    (0, _) => under_way.extend(breaker.admit(now).ok()),
+                    (1, 1..) => breaker.failed(under_way.remove(seconds as usize % under_way.len()), now, None),
+                    (2, 1..) => breaker.gave_up(under_way.remove(seconds as usize % under_way.len())),
+                    (3, 1..) => {
+                        let which = seconds as usize % under_way.len();
+                        breaker.began(std::mem::take(&mut under_way[which]));
+                    }
+                    (4, _) => now += s(seconds),
                     _ => {}
                 }
+                prop_assert!(under_way.iter().filter(|is_trial| **is_trial).count() <= 1);
             }
-            while under_way > 0 {
-                breaker.gave_up();
-                under_way -= 1;
-            }
+            under_way.into_iter().for_each(|is_trial| breaker.gave_up(is_trial));
             now += LONGEST;
-            prop_assert_eq!(breaker.admit(now), Ok(()));
+            prop_assert!(breaker.admit(now).is_ok());
             breaker.succeeded();
-            prop_assert_eq!(breaker.admit(now), Ok(()));
+            prop_assert_eq!(breaker.admit(now), Ok(false));
         }
     }
 }

@@ -1,6 +1,7 @@
 //! One server: who may ask it now, and asking.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -32,6 +33,8 @@ pub struct Settings {
     pub parallel: usize,
     /// Requests, and tokens of prompts and answers, in a minute.
     pub rate: Rate,
+    /// From the request to the first text, which some models think about for minutes.
+    pub first_text: Duration,
     /// Certificates (PEM) of authorities beside those that browsers trust.
     pub authorities: Option<Vec<u8>>,
     /// What it calls the longest answer: `max_tokens`, or `max_completion_tokens`.
@@ -49,6 +52,7 @@ struct Shared {
     slots: Arc<Semaphore>,
     tls: Option<TlsConnector>,
     max_tokens_field: String,
+    first_text: Duration,
     breaker: Mutex<Breaker>,
     rate: Mutex<Rate>,
     began: Instant,
@@ -80,6 +84,7 @@ impl Client {
             slots: Arc::new(Semaphore::new(settings.parallel)),
             tls,
             max_tokens_field: settings.max_tokens_field,
+            first_text: settings.first_text,
             breaker: Mutex::default(),
             rate: Mutex::new(settings.rate),
             began: Instant::now(),
@@ -97,7 +102,7 @@ impl Client {
     }
 
     /// For how long it is left alone yet, if it failed lately.
-    pub fn left_alone(&self) -> Option<std::time::Duration> {
+    pub fn left_alone(&self) -> Option<Duration> {
         self.0.breaker().left_alone(self.0.began.elapsed())
     }
 
@@ -109,10 +114,11 @@ impl Client {
         let busy = || UpstreamError::Busy(self.0.parallel);
         let slot = self.0.slots.clone().try_acquire_owned().map_err(|_| busy())?;
         let now = self.0.began.elapsed();
-        self.0.breaker().admit(now).map_err(UpstreamError::LeftAlone)?;
+        let is_trial = self.0.breaker().admit(now).map_err(UpstreamError::LeftAlone)?;
         let mut turn = Turn {
             client: self.clone(),
             told: false,
+            is_trial,
             number: 0,
             _slot: slot,
         };
@@ -141,6 +147,8 @@ pub struct Turn {
     client: Client,
     /// Whether its server was judged.
     told: bool,
+    /// Whether it tries for all whether the server is well again.
+    is_trial: bool,
     /// Among the requests of its minute.
     number: u64,
     _slot: OwnedSemaphorePermit,
@@ -198,7 +206,8 @@ impl Turn {
             // What goes wrong with it, the response tells.
             let _ = connection.await;
         });
-        match timeout(Phase::Status.limit(), sender.send_request(request)).await {
+        let limit = Phase::Status.limit(server.first_text);
+        match timeout(limit, sender.send_request(request)).await {
             Ok(Ok(response)) => Ok((response, tasks)),
             Ok(Err(error)) if error.is_parse() => Err(UpstreamError::Garbage("what is no HTTP".to_owned())),
             Ok(Err(_)) => Err(UpstreamError::BrokeOff),
@@ -211,6 +220,15 @@ impl Turn {
         self.client.0.rate().took(self.number, tokens);
     }
 
+    /// See [`Settings::first_text`].
+    pub(crate) fn first_text(&self) -> Duration {
+        self.client.0.first_text
+    }
+
+    pub(crate) fn began(&mut self) {
+        self.client.0.breaker().began(std::mem::take(&mut self.is_trial));
+    }
+
     pub(crate) fn succeeded(&mut self) {
         self.told = true;
         self.client.0.breaker().succeeded();
@@ -220,7 +238,8 @@ impl Turn {
         if error.is_ill() {
             self.told = true;
             let now = self.client.0.began.elapsed();
-            self.client.0.breaker().failed(now, error.retry_after());
+            let mut breaker = self.client.0.breaker();
+            breaker.failed(self.is_trial, now, error.retry_after());
         }
     }
 }
@@ -228,7 +247,7 @@ impl Turn {
 impl Drop for Turn {
     fn drop(&mut self) {
         if !self.told {
-            self.client.0.breaker().gave_up();
+            self.client.0.breaker().gave_up(self.is_trial);
         }
     }
 }

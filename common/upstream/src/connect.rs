@@ -2,16 +2,21 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pomona_common::ServerAddress;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto};
 
 use crate::error::{Phase, UpstreamError};
+
+/// One of a server's addresses may take so long.
+const ADDRESS: Duration = Duration::from_millis(1500);
 
 /// Bytes both ways.
 pub(crate) trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -45,6 +50,22 @@ pub(crate) fn connector(more_authorities: Option<&[u8]>) -> Result<TlsConnector,
     Ok(TlsConnector::from(Arc::new(config)))
 }
 
+/// One address after the other: one that swallows what is sent to it must not take all the time.
+async fn dial(address: &ServerAddress) -> io::Result<TcpStream> {
+    let mut outcome = Err(io::Error::other("the name has no address"));
+    for one in lookup_host((address.host.as_str(), address.port)).await? {
+        outcome = match timeout(ADDRESS, TcpStream::connect(one)).await {
+            Ok(Ok(socket)) => return Ok(socket),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("{one} does not answer"),
+            )),
+        };
+    }
+    outcome
+}
+
 /// Dials a server, within the time for that.
 ///
 /// # Errors
@@ -53,8 +74,8 @@ pub(crate) async fn connect(
     address: &ServerAddress,
     tls: Option<&TlsConnector>,
 ) -> Result<Box<dyn Wire>, UpstreamError> {
-    let dial = async {
-        let socket = TcpStream::connect((address.host.as_str(), address.port)).await?;
+    let connecting = async {
+        let socket = dial(address).await?;
         // Requests go out in one piece, and nobody waits for an acknowledgement.
         socket.set_nodelay(true)?;
         let Some(tls) = tls else {
@@ -64,7 +85,7 @@ pub(crate) async fn connect(
         let wire = tls.connect(name, socket).await?;
         Ok(Box::new(wire) as Box<dyn Wire>)
     };
-    match tokio::time::timeout(Phase::Connect.limit(), dial).await {
+    match timeout(Phase::Connect.limit(Duration::ZERO), connecting).await {
         Ok(dialled) => dialled.map_err(|error: io::Error| UpstreamError::Unreachable(error.to_string())),
         Err(_) => Err(UpstreamError::Silent(Phase::Connect)),
     }

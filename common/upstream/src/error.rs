@@ -18,13 +18,12 @@ pub enum Phase {
 }
 
 impl Phase {
-    /// How long it may take.
-    pub const fn limit(self) -> Duration {
+    /// How long it may take, at a server whose first text may take `first_text`.
+    pub const fn limit(self, first_text: Duration) -> Duration {
         match self {
             Phase::Connect => Duration::from_secs(5),
             // Some servers say nothing before they have prefilled.
-            Phase::Status => Duration::from_secs(60),
-            Phase::FirstText => Duration::from_secs(60),
+            Phase::Status | Phase::FirstText => first_text,
             Phase::Text => Duration::from_secs(30),
         }
     }
@@ -70,8 +69,11 @@ pub enum UpstreamError {
         retry_after: Option<Duration>,
     },
     /// It kept silent for too long.
-    #[error("it gave no sign of {0} within {limit} s", limit = .0.limit().as_secs())]
+    #[error("it gave no sign of {0} in time")]
     Silent(Phase),
+    /// It made an answer, and keeps it to itself.
+    #[error("it has filtered its answer")]
+    Filtered,
     /// It does not speak the protocol.
     #[error("it answers with {0}")]
     Garbage(String),
@@ -85,14 +87,32 @@ impl UpstreamError {
     pub fn is_ill(&self) -> bool {
         match self {
             UpstreamError::LeftAlone(_) | UpstreamError::Busy(_) | UpstreamError::MinuteFull(_) => false,
-            // It is there, and says what is wrong with what it was asked; that it knows no key or model is so for
-            // all requests.
-            UpstreamError::Refused { status, .. } => !matches!(status, 400 | 413 | 422),
+            // It is there, and says what is wrong with what it was asked. That it knows no model is so for that
+            // model; that it knows no key, for all.
+            UpstreamError::Refused { status, .. } => !matches!(status, 400 | 404 | 413 | 422),
+            UpstreamError::Filtered => false,
             UpstreamError::Unreachable(_)
             | UpstreamError::Redirects(_)
             | UpstreamError::Silent(_)
             | UpstreamError::Garbage(_)
             | UpstreamError::BrokeOff => true,
+        }
+    }
+
+    /// Whether the server can have made nothing of the request: it was not reached, or says so.
+    pub fn made_nothing(&self) -> bool {
+        match self {
+            UpstreamError::LeftAlone(_)
+            | UpstreamError::Busy(_)
+            | UpstreamError::MinuteFull(_)
+            | UpstreamError::Unreachable(_)
+            | UpstreamError::Redirects(_)
+            | UpstreamError::Refused { .. }
+            | UpstreamError::Silent(Phase::Connect) => true,
+            UpstreamError::Silent(_)
+            | UpstreamError::Filtered
+            | UpstreamError::Garbage(_)
+            | UpstreamError::BrokeOff => false,
         }
     }
 

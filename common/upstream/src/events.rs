@@ -105,13 +105,22 @@ impl Events {
         }
         let choice = &event["choices"][0];
         let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
-        if let Some(text) = text.filter(|text| !text.is_empty()) {
-            pieces.push(Piece::Text(text.to_owned()));
+        // What models think before they answer: by the names of DeepSeek's API and of OpenRouter's.
+        let thought = ["reasoning_content", "reasoning"];
+        let thinks = thought.iter().any(|name| {
+            choice["delta"][*name]
+                .as_str()
+                .is_some_and(|text| !text.is_empty())
+        });
+        match text.filter(|text| !text.is_empty()) {
+            Some(text) => pieces.push(Piece::Text(text.to_owned())),
+            None if thinks => pieces.push(Piece::Thought),
+            None => {}
         }
         match choice["finish_reason"].as_str() {
             None => {}
             Some("length") => self.reason = Some(FinishReason::Length),
-            Some("content_filter") => return Err(garbage("an answer that it has filtered")),
+            Some("content_filter") => return Err(UpstreamError::Filtered),
             Some(_) => self.reason = Some(FinishReason::Stop),
         }
         Ok(())
@@ -130,12 +139,14 @@ mod tests {
 
     const ANSWER: &str = ": keep-alive\r\n\r\ndata: {\"choices\":[{\"delta\":{\"role\":\"assistant\",\"content\":\"\"}}]}\n\n\
         data: {\"choices\":[{\"delta\":{\"content\":\"Äp\"},\"finish_reason\":null}],\"usage\":null}\n\n\
+        data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n\
         event: message\ndata: {\"choices\":[{\"text\":\"fel\",\"finish_reason\":\"length\"}]}\n\n\
         data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
 
     fn pieces() -> Vec<Piece> {
         vec![
             Piece::Text("Äp".into()),
+            Piece::Thought,
             Piece::Text("fel".into()),
             Piece::End {
                 reason: FinishReason::Length,

@@ -3,14 +3,19 @@
 
 use std::time::Duration;
 
-use pomona_common::{Class, FinishReason, Pools, RequestId, ServerAddress, TextAsk, TextPrompt};
+use pomona_common::{
+    Class, FinishReason, ModelDigests, Pools, RequestId, ServerAddress, TextAsk, TextPrompt,
+};
 use pomona_upstream::{Answer, Client, Phase, Piece, Rate, Settings, UpstreamError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
+/// What each test gives a server to begin.
+const FIRST_TEXT: Duration = Duration::from_secs(60);
 const HEAD: &str = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n\r\n";
 const TEXT: &str = "data: {\"choices\":[{\"delta\":{\"content\":\"Apples\"}}]}\n\n";
+const THOUGHT: &str = "data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"Hm\"}}]}\n\n";
 const END: &str = "data: {\"choices\":[{\"delta\":{},\"finish_reason\":\"stop\"}]}\n\ndata: [DONE]\n\n";
 
 /// What a server does with a connection, after it has read the request.
@@ -51,6 +56,7 @@ async fn server(does: Does, parallel: usize) -> Server {
         key: Some("sk-secret\n".into()),
         parallel,
         rate: Rate::default(),
+        first_text: FIRST_TEXT,
         authorities: None,
         max_tokens_field: "max_tokens".into(),
     });
@@ -85,6 +91,7 @@ fn asked() -> TextAsk {
         request: RequestId::from_bits(1),
         choice: 0,
         model: "org/a".parse().unwrap(),
+        digests: ModelDigests::default(),
         class: Class::Batch,
         key: None,
         pools: Pools::default(),
@@ -192,6 +199,7 @@ async fn each_phase_has_its_time_and_silence_with_comments_is_silence() {
         (String::new(), Phase::Status),
         (HEAD.to_owned(), Phase::FirstText),
         (format!("{HEAD}: still here\n\n"), Phase::FirstText),
+        (format!("{HEAD}{THOUGHT}"), Phase::Text),
         (format!("{HEAD}{TEXT}"), Phase::Text),
     ] {
         let server = server(Does::Hangs(sent.clone()), 2).await;
@@ -203,7 +211,7 @@ async fn each_phase_has_its_time_and_silence_with_comments_is_silence() {
         );
         let took = began.elapsed();
         assert!(
-            took >= phase.limit() && took < phase.limit() + Duration::from_secs(1),
+            took >= phase.limit(FIRST_TEXT) && took < phase.limit(FIRST_TEXT) + Duration::from_secs(1),
             "{phase}: {took:?}"
         );
     }
@@ -223,6 +231,15 @@ async fn one_that_fails_is_left_alone_and_one_that_only_refuses_a_request_is_not
         ));
     }
     assert!(matches!(all(&ill.client).await, Err(UpstreamError::LeftAlone(_))));
+    // One that begins every time, and never ends.
+    let flaky = server(Does::Sends(format!("{HEAD}{TEXT}")), 2).await;
+    for _ in 0..3 {
+        assert_eq!(all(&flaky.client).await, Err(UpstreamError::BrokeOff));
+    }
+    assert!(matches!(
+        all(&flaky.client).await,
+        Err(UpstreamError::LeftAlone(_))
+    ));
     let busy = "HTTP/1.1 429 No\r\nretry-after: 40\r\ncontent-length: 0\r\n\r\n";
     let busy = server(Does::Sends(busy.into()), 2).await;
     assert!(all(&busy.client).await.is_err());
@@ -269,6 +286,7 @@ async fn nobody_there_is_not_reached() {
         key: None,
         parallel: 1,
         rate: Rate::default(),
+        first_text: FIRST_TEXT,
         authorities: None,
         max_tokens_field: "max_tokens".into(),
     });

@@ -2,8 +2,9 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use pomona_common::{Class, Pools, RequestId, ServerAddress, TextAsk, TextPrompt};
+use pomona_common::{Class, ModelDigests, Pools, RequestId, ServerAddress, TextAsk, TextPrompt};
 use pomona_upstream::{Client, Piece, Rate, Settings, UpstreamError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -14,6 +15,7 @@ use tokio_rustls::rustls::crypto::ring::default_provider;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
+const FIRST_TEXT: Duration = Duration::from_secs(60);
 /// Made for this test, for 127.0.0.1 and a hundred years; the authority's key is gone.
 const AUTHORITY: &[u8] = include_bytes!("tls/ca.pem");
 const CERTIFICATE: &[u8] = include_bytes!("tls/server.pem");
@@ -42,6 +44,7 @@ async fn ask(host: &str, port: u16, authorities: Option<&[u8]>) -> Result<Piece,
         key: None,
         parallel: 1,
         rate: Rate::default(),
+        first_text: FIRST_TEXT,
         authorities: authorities.map(<[u8]>::to_vec),
         max_tokens_field: "max_tokens".into(),
     });
@@ -49,6 +52,7 @@ async fn ask(host: &str, port: u16, authorities: Option<&[u8]>) -> Result<Piece,
         request: RequestId::from_bits(1),
         choice: 0,
         model: "org/a".parse().unwrap(),
+        digests: ModelDigests::default(),
         class: Class::Batch,
         key: None,
         pools: Pools::default(),
@@ -105,6 +109,7 @@ async fn a_server_is_asked_when_its_certificate_is_its_own_and_by_an_authority_t
             key: Some("bad\nkey".into()),
             parallel: 1,
             rate: Rate::default(),
+            first_text: FIRST_TEXT,
             authorities: None,
             max_tokens_field: "max_tokens".into(),
         })

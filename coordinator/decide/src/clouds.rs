@@ -32,7 +32,7 @@ pub struct CloudBook {
     /// How much of clouds keys may take in a month; others may take what there is.
     pub budgets: BTreeMap<KeyId, Money>,
     /// Answers under way.
-    pub open: BTreeMap<SpillId, Reserved>,
+    pub open: BTreeMap<SpillId, Open>,
     /// Models whose prompts go to no cloud, and to no machine that is rented.
     pub private: BTreeSet<ModelName>,
     /// Every request that went to a cloud, in a chain of its own: there are more of them than of changes.
@@ -95,6 +95,21 @@ pub struct Reserved {
     pub at_s: u64,
 }
 
+/// An answer under way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Open {
+    /// What it may take.
+    pub reserved: Reserved,
+    /// The month that has it, as in [`Month`].
+    pub month: u32,
+}
+
+impl Open {
+    fn is_over(&self, now_s: u64) -> bool {
+        self.reserved.at_s.saturating_add(LONGEST_S) <= now_s
+    }
+}
+
 /// A request that is to go to a cloud.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spill {
@@ -137,7 +152,10 @@ impl Month {
     /// month anew.
     #[must_use]
     pub fn at(self, now_s: u64) -> Self {
-        let month = month_of(now_s);
+        self.from(month_of(now_s))
+    }
+
+    fn from(self, month: u32) -> Self {
         if self.month >= month {
             self
         } else {
@@ -148,16 +166,16 @@ impl Month {
         }
     }
 
-    fn take(&mut self, reserved: &Reserved) {
-        *self = self.at(reserved.at_s);
+    fn take(&mut self, month: u32, reserved: &Reserved) {
+        *self = self.from(month);
         self.money = self.money.plus(reserved.money);
         self.tokens = self.tokens.saturating_add(reserved.tokens);
         self.requests += 1;
     }
 
     /// Of what was reserved only this was taken.
-    fn settle(&mut self, reserved: &Reserved, took: &Took) {
-        if self.month != month_of(reserved.at_s) {
+    fn settle(&mut self, Open { reserved, month }: &Open, took: &Took) {
+        if self.month != *month {
             return;
         }
         self.money = self.money.minus(reserved.money).plus(took.money);
@@ -188,10 +206,8 @@ impl ClusterState {
             return Some(format!("its approval has ended: `pomona cloud approve {cloud}`"));
         }
         if approval.address != spill.address {
-            return Some(format!(
-                "it was approved at {}, and is configured at {} here: approve that, or mend the configuration",
-                approval.address, spill.address
-            ));
+            let why = "it was approved at another address than it is configured at here: `pomona cloud list`";
+            return Some(why.to_owned());
         }
         if !spill.pools.is_any() {
             return Some(format!(
@@ -202,11 +218,17 @@ impl ClusterState {
         if book.is_private(&spill.model) {
             return Some(format!("`{}` is private", spill.model));
         }
-        let record = key.and_then(|key| self.keys.keys.get(&key));
-        if record.is_some_and(|record| !record.terms.reach().is_any()) {
-            return Some("the API key is private".to_owned());
+        // Whatever the entry says of its key.
+        let record = key.map(|key| self.keys.keys.get(&key));
+        match record {
+            Some(None) => return Some("the API key is none any more".to_owned()),
+            Some(Some(record)) if !record.terms.reach().is_any() => {
+                return Some("the API key is private".to_owned());
+            }
+            Some(Some(_)) | None => {}
         }
-        if book.open.len() >= OPEN {
+        let open = book.open.values().filter(|open| !open.is_over(*at_s));
+        if open.count() >= OPEN {
             return Some(format!("{OPEN} answers of clouds are under way, the limit"));
         }
         self.over_budget(approval, spill)
@@ -218,26 +240,20 @@ impl ClusterState {
         let at = |month: Option<&Month>| month.copied().unwrap_or_default().at(reserved.at_s);
         let of_cloud = at(book.spent.get(&reserved.cloud));
         if of_cloud.money.plus(reserved.money) > approval.monthly_money {
-            return Some(format!(
-                "this may cost {}, and of this month's {} are {} taken",
-                reserved.money, approval.monthly_money, of_cloud.money
-            ));
+            return Some(
+                "this might cost more than is left of this month's money: `pomona cloud list`".to_owned(),
+            );
         }
         if of_cloud.tokens.saturating_add(reserved.tokens) > approval.monthly_tokens {
-            return Some(format!(
-                "this may take {} tokens, and of this month's {} are {} taken",
-                reserved.tokens, approval.monthly_tokens, of_cloud.tokens
-            ));
+            return Some(
+                "this might take more than is left of this month's tokens: `pomona cloud list`".to_owned(),
+            );
         }
         let key = reserved.key?;
         let budget = *book.budgets.get(&key)?;
         let of_key = at(book.of_keys.get(&key));
-        (of_key.money.plus(reserved.money) > budget).then(|| {
-            format!(
-                "this may cost {}, and of the API key's {budget} of this month are {} taken",
-                reserved.money, of_key.money
-            )
-        })
+        let is_over = of_key.money.plus(reserved.money) > budget;
+        is_over.then(|| "this might cost more than is left of the API key's money of this month".to_owned())
     }
 }
 
@@ -300,23 +316,29 @@ pub(crate) fn set_budget(state: &mut ClusterState, key: KeyId, monthly: Option<M
 
 pub(crate) fn reserve(state: &mut ClusterState, spill: &Spill) -> Reply {
     let reserved = &spill.reserved;
-    if state.clouds.open.get(&spill.id) == Some(reserved) {
+    let known = state.clouds.open.get(&spill.id);
+    if known.is_some_and(|known| known.reserved == *reserved) {
         return Reply::Unchanged;
     }
     if let Some(why) = state.refuses_spill(spill) {
         return Reply::Refused(why);
     }
     let book = &mut state.clouds;
-    book.open
-        .retain(|_, open| open.at_s.saturating_add(LONGEST_S) > reserved.at_s);
-    book.open.insert(spill.id, reserved.clone());
-    book.spent
-        .entry(reserved.cloud.clone())
-        .or_default()
-        .take(reserved);
-    if let Some(key) = reserved.key.filter(|key| state.keys.keys.contains_key(key)) {
-        book.of_keys.entry(key).or_default().take(reserved);
+    book.open.retain(|_, open| !open.is_over(reserved.at_s));
+    let of_cloud = book.spent.entry(reserved.cloud.clone()).or_default();
+    let of_key = reserved.key.map(|key| book.of_keys.entry(key).or_default());
+    // One month for both, also where a clock lags behind what was booked already.
+    let latest = of_cloud.month.max(of_key.as_ref().map_or(0, |month| month.month));
+    let month = latest.max(month_of(reserved.at_s));
+    of_cloud.take(month, reserved);
+    if let Some(of_key) = of_key {
+        of_key.take(month, reserved);
     }
+    let open = Open {
+        reserved: reserved.clone(),
+        month,
+    };
+    book.open.insert(spill.id, open);
     book.spills.write(&spill.deed);
     Reply::Done
 }
@@ -324,14 +346,14 @@ pub(crate) fn reserve(state: &mut ClusterState, spill: &Spill) -> Reply {
 /// What was reserved is what it took, if nobody says less.
 pub(crate) fn settle(state: &mut ClusterState, id: SpillId, took: &Took) -> Reply {
     let book = &mut state.clouds;
-    let Some(reserved) = book.open.remove(&id) else {
+    let Some(open) = book.open.remove(&id) else {
         return Reply::Unchanged;
     };
-    if let Some(month) = book.spent.get_mut(&reserved.cloud) {
-        month.settle(&reserved, took);
+    if let Some(month) = book.spent.get_mut(&open.reserved.cloud) {
+        month.settle(&open, took);
     }
-    if let Some(month) = reserved.key.and_then(|key| book.of_keys.get_mut(&key)) {
-        month.settle(&reserved, took);
+    if let Some(month) = open.reserved.key.and_then(|key| book.of_keys.get_mut(&key)) {
+        month.settle(&open, took);
     }
     Reply::Done
 }
