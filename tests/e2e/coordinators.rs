@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use pomona_tests::{Machine, eventually, greedy, post_to};
+use pomona_tests::{MODEL, Machine, eventually, greedy, post_to};
 use serde_json::{Value, json};
 
 const SOON: Duration = Duration::from_secs(15);
@@ -55,7 +55,7 @@ fn answers(machine: &Machine) -> bool {
 #[test]
 fn three_coordinators_go_on_without_the_one_that_founded_the_cluster() {
     let _one = crate::engine_lock();
-    let [mut first, second, mut third] = three();
+    let [mut first, mut second, mut third] = three();
     let mut node = Machine::empty();
     node.pull_model();
     node.join(&second, &["token", "create", "--name", "mini"]);
@@ -109,6 +109,30 @@ fn three_coordinators_go_on_without_the_one_that_founded_the_cluster() {
     eventually("changes are possible again", SOON, || {
         second.pomona(&["node", "rename", "mini-2", "mini-3"]).0
     });
+    nothing_goes_to_a_cloud_without_a_majority(&mut second, &mut third);
+}
+
+/// However it was approved before: one that nobody reaches is not even tried then.
+fn nothing_goes_to_a_cloud_without_a_majority(one: &mut Machine, other: &mut Machine) {
+    one.kill();
+    one.configure(&format!(
+        "[cloud.away]\nurl = \"http://127.0.0.1:1/v1\"\nmodels.{MODEL} = {{ name = \"a\", input = 0, output = 0 }}\n"
+    ));
+    one.start_coordinator();
+    let approve = [
+        "cloud", "approve", "away", "--days", "1", "--money", "1", "--tokens", "1M",
+    ];
+    eventually("it is approved", SOON, || one.pomona(&approve).0);
+    assert!(one.pomona(&["fallback", "set", "batch=rack,cloud:away"]).0);
+    let mut batch = greedy("Hi", 3);
+    batch["model"] = format!("{MODEL}:batch").into();
+    let says = |what: &str| {
+        let (status, body) = post_to(one.coordinator, "/v1/chat/completions", &batch);
+        status == 503 && body.to_string().contains(what)
+    };
+    eventually("it is tried", SOON, || says("cloud:away: it is not reached"));
+    other.kill();
+    assert!(says("without a majority of the coordinators nothing goes out"));
 }
 
 #[test]
