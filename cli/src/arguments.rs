@@ -1,11 +1,13 @@
 //! The command line.
 
 mod cloud;
+mod engine;
 mod fallback;
 mod import;
 pub(crate) mod keys;
 
 pub(crate) use cloud::CloudCommand;
+pub(crate) use engine::EngineCommand;
 pub(crate) use fallback::FallbackCommand;
 pub(crate) use import::ImportCommand;
 
@@ -103,6 +105,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: PlanCommand,
     },
+    /// Let a server of another program on this machine (mlx_lm.server, LM Studio, Ollama, …) answer for its node.
+    Engine {
+        #[command(subcommand)]
+        command: EngineCommand,
+    },
     /// Print the configuration of another program as ours.
     Import {
         #[command(subcommand)]
@@ -138,6 +145,9 @@ pub(crate) enum Command {
     Doctor,
     /// Talk to a model; the answer streams into the terminal. POMONA_API_KEY is sent if it is set.
     Chat(Chat),
+    /// Speak the engine protocol for a server of another program.
+    #[command(hide = true)]
+    AdoptedEngine,
     /// Speak the engine protocol with made-up tokens (benchmarks and tests).
     #[command(hide = true)]
     EchoEngine {

@@ -8,6 +8,7 @@ mod chat;
 mod clouds;
 mod coordinators;
 mod doctor;
+mod engines;
 mod fallback;
 mod gates;
 mod import;
@@ -54,6 +55,9 @@ fn main() -> ExitCode {
     if let Command::EchoEngine { step_ms } = arguments.command {
         return finish(pomona_node::echo::run(std::time::Duration::from_millis(step_ms)).map_err(Into::into));
     }
+    if let Command::AdoptedEngine = arguments.command {
+        return finish(run::adopted_engine());
+    }
     let config = match load_config(&arguments) {
         Ok(config) => config,
         Err(error) => {
@@ -84,6 +88,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
         } => node_commands::run(config, file, &command),
         Command::Token { command } => membership::token(config, &command, json),
         Command::Audit { last, noted } => audit::run(config, &audit::CHANGES, last, noted.as_deref(), json),
+        Command::Engine { command } => engines::run(config, &command, json),
         Command::Import { command } => import::run(&command, json),
         Command::Cloud { command } => clouds::run(config, &command, json),
         Command::Key { command } => keys::run(config, &command, json),
@@ -110,7 +115,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
             ModelCommand::Remove { name } => models::remove(config, &name),
         },
         Command::Chat(chat) => chat::chat(config, &chat),
-        Command::EchoEngine { .. } => Ok(()),
+        Command::EchoEngine { .. } | Command::AdoptedEngine => Ok(()),
     }
 }
 

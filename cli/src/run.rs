@@ -19,6 +19,13 @@ use crate::tables;
 /// cores belong to the engine.
 const WORKERS_MAX: usize = 4;
 
+/// Runs as an engine that asks a server of another program.
+pub(crate) fn adopted_engine() -> anyhow::Result<()> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    let runtime = builder.enable_all().build()?;
+    Ok(runtime.block_on(pomona_node::adopted::engine::run())?)
+}
+
 /// What to run in this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Parts {

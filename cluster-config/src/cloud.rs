@@ -107,7 +107,7 @@ fn cloud(reader: &mut Reader<'_>, section: &str, value: &Value) -> Option<CloudC
         true
     });
     let mut problem = |text: String| reader.problems.push(format!("{section}{text}"));
-    let address = match address(&url, allow_http) {
+    let address = match server_address(&url, allow_http) {
         Ok(address) => Some(address),
         Err(why) => {
             problem(format!(".url: {why}"));
@@ -214,7 +214,10 @@ fn money(reader: &mut Reader<'_>, name: &str, value: &Value) -> Option<Money> {
 
 /// The address of a server. What prompts and keys would cross a network with in the clear is refused, unless
 /// somebody says that they may.
-fn address(url: &str, allow_http: bool) -> Result<ServerAddress, String> {
+///
+/// # Errors
+/// What is wrong with it.
+pub fn server_address(url: &str, allow_http: bool) -> Result<ServerAddress, String> {
     let parsed = Url::parse(url).map_err(|error| format!("`{url}` is no URL: {error}"))?;
     let tls = match parsed.scheme() {
         "https" => true,

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use pomona_common::{CloudName, EngineKnobs};
 
-pub use cloud::{CloudConfig, CloudKey, CloudModel};
+pub use cloud::{CloudConfig, CloudKey, CloudModel, server_address};
 pub use environment::{Environment, VARIABLES};
 
 /// Everything a process needs to know, valid as a whole.

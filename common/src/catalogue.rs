@@ -19,6 +19,26 @@ pub struct ModelDigests {
     pub template: String,
 }
 
+/// What digests of models begin with that servers of other programs have.
+const ADOPTED: &str = "adopted:";
+
+impl ModelDigests {
+    /// Of a model that a server of another program has under this name: it keeps what is in it to itself, so the name
+    /// is all that tells it from others. `digest` is its SHA-256 in hex.
+    pub fn adopted(digest: &str) -> Self {
+        let room = DIGEST_CHARS - ADOPTED.len();
+        Self {
+            weights: format!("{ADOPTED}{}", digest.get(..room).unwrap_or(digest)),
+            ..Self::default()
+        }
+    }
+
+    /// Whether a server of another program has it, which takes text and gives text.
+    pub fn is_adopted(&self) -> bool {
+        self.weights.starts_with(ADOPTED)
+    }
+}
+
 impl ModelRecord {
     /// Whether it can be a model at all: whoever stores one says what it is.
     pub fn is_plausible(&self) -> bool {

@@ -2,6 +2,7 @@
 //! every other stream.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -221,26 +222,39 @@ pub enum StreamRequest {
     GenerateIn(Box<Generation>, Pools),
     /// Have a prompt answered by a cloud, as the list of its class says.
     Spill(Box<TextAsk>),
+    /// As `GenerateIn`, of a model that takes text.
+    GenerateText(Box<Generation>, Pools, Box<TextAsk>),
 }
 
 impl StreamRequest {
-    /// The request for a generation, which says where it may be answered if that is not anywhere.
+    /// The request for a generation, with what travels beside it.
     pub fn generate(generation: Generation) -> Self {
         let pools = generation.pools.clone();
-        if pools.is_any() {
+        if let Some(text) = &generation.text {
+            let text = Box::new(TextAsk::clone(text));
+            StreamRequest::GenerateText(Box::new(generation), pools, text)
+        } else if pools.is_any() {
             StreamRequest::Generate(Box::new(generation))
         } else {
             StreamRequest::GenerateIn(Box::new(generation), pools)
         }
     }
 
-    /// As it was sent, with the pools where they belong.
+    /// As it was sent, with what travelled beside the generation where it belongs.
     #[must_use]
-    pub fn with_pools(mut self) -> Self {
-        if let StreamRequest::GenerateIn(generation, pools) = &mut self {
-            generation.pools.clone_from(pools);
+    pub fn whole(self) -> Self {
+        match self {
+            StreamRequest::GenerateIn(mut generation, pools) => {
+                generation.pools = pools;
+                StreamRequest::Generate(generation)
+            }
+            StreamRequest::GenerateText(mut generation, pools, text) => {
+                generation.pools = pools;
+                generation.text = Some(Arc::new(*text));
+                StreamRequest::Generate(generation)
+            }
+            other => other,
         }
-        self
     }
 
     /// Version of the protocol that brought it.
@@ -248,7 +262,7 @@ impl StreamRequest {
         match self {
             StreamRequest::Generate(_) | StreamRequest::FetchText(_) => 1,
             StreamRequest::GenerateIn(..) => 5,
-            StreamRequest::Spill(_) => 7,
+            StreamRequest::Spill(_) | StreamRequest::GenerateText(..) => 7,
         }
     }
 }

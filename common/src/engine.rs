@@ -6,6 +6,7 @@ use crate::generation::{Generation, GenerationEvent};
 use crate::id::ModelName;
 use crate::knobs::EngineKnobs;
 use crate::report::{EngineBuild, EngineReport};
+use crate::text_ask::TextAsk;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -35,6 +36,30 @@ pub enum EngineCommand {
     Knobs(EngineKnobs),
     /// Send a report.
     Report,
+    /// As `Start`, of a model that takes text.
+    StartText {
+        /// Names the sequence from here on.
+        sequence: u64,
+        /// What to do.
+        generation: Box<Generation>,
+        /// What to answer.
+        text: Box<TextAsk>,
+    },
+}
+
+impl EngineCommand {
+    /// Starts a sequence.
+    pub fn start(sequence: u64, generation: &Generation) -> Self {
+        let generation = Box::new(generation.clone());
+        match &generation.text {
+            Some(text) => EngineCommand::StartText {
+                sequence,
+                text: Box::new(TextAsk::clone(text)),
+                generation,
+            },
+            None => EngineCommand::Start { sequence, generation },
+        }
+    }
 }
 
 /// Sent by the engine.
@@ -77,4 +102,6 @@ pub enum EngineEvent {
     /// Before every report: how many pieces of work (slices of steps, parts of loads) the engine has
     /// done since it started. One that has work and does not count on is wedged.
     Progress(u64),
+    /// The process that does the work, where that is not the engine itself; none while it is not there.
+    Serves(Option<u32>),
 }

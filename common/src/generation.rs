@@ -1,5 +1,7 @@
 //! One answer being made: what is asked of a node, and what comes back.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelDigests;
@@ -9,6 +11,7 @@ use crate::failure::Failure;
 use crate::id::{ModelName, NodeId, RequestId};
 use crate::machine::Pools;
 use crate::sampling::Sampling;
+use crate::text_ask::TextAsk;
 
 /// A request as it travels: resolved to token ids, so that any node with the same digests
 /// gives the same answer, and a stream can be continued elsewhere.
@@ -43,6 +46,10 @@ pub struct Generation {
     /// [`StreamRequest::GenerateIn`](crate::control::StreamRequest::GenerateIn): peers of before know none.
     #[serde(skip)]
     pub pools: Pools,
+    /// The request as text, for a model that a server of another program has; then there are no token ids. It
+    /// travels beside the generation as well.
+    #[serde(skip)]
+    pub text: Option<Arc<TextAsk>>,
 }
 
 impl Generation {
@@ -63,6 +70,7 @@ impl Generation {
             sampling: Sampling::greedy(),
             cache_salt: 0,
             pools: Pools::default(),
+            text: None,
         }
     }
 }

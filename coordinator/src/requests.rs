@@ -47,8 +47,10 @@ impl Requests {
     }
 
     async fn answer(&self, send: FrameSender, mut receive: FrameReceiver) -> Result<(), LinkError> {
-        match receive.expect::<StreamRequest>(REQUEST).await?.with_pools() {
-            StreamRequest::Generate(generation) | StreamRequest::GenerateIn(generation, _) => {
+        match receive.expect::<StreamRequest>(REQUEST).await?.whole() {
+            StreamRequest::Generate(generation)
+            | StreamRequest::GenerateIn(generation, _)
+            | StreamRequest::GenerateText(generation, ..) => {
                 let permit = self.answers.try_acquire();
                 let answer = match self.check(&generation) {
                     Err(failure) => Err(failure),
@@ -128,6 +130,9 @@ impl Requests {
         let Some(record) = model.filter(|record| record.digests == generation.digests) else {
             return Err(Failure::unknown_model(generation.model.as_str()));
         };
+        if let Some(text) = &generation.text {
+            return self.check_text(text);
+        }
         let invalid = |code, why: String| Err(Failure::invalid("", code, why));
         if let Err(error) = generation.sampling.validate() {
             return invalid(InvalidCode::InvalidValue, error.to_string());

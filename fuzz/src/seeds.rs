@@ -176,6 +176,10 @@ fn frames() -> Vec<Vec<u8>> {
             &StreamRequest::GenerateIn(generation.clone(), Pools::only([MachineRole::Rack])),
         ),
         framed(2, &StreamRequest::Spill(Box::new(text_ask()))),
+        framed(
+            2,
+            &StreamRequest::GenerateText(generation.clone(), Pools::default(), Box::new(text_ask())),
+        ),
         framed(3, &GenerationEvent::Text("apples".into())),
         framed(3, &GenerationEvent::GrantedByCloud(cloud())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),

@@ -84,6 +84,12 @@ fn build() -> EngineBuild {
     }
 }
 
+fn tokens_only() -> Failure {
+    Failure::Internal {
+        detail: "this engine takes token ids".into(),
+    }
+}
+
 /// Token `i` of the answer to a prompt: small ids, which every tokenizer has.
 pub fn token(prompt: &[u32], i: u32) -> u32 {
     let sum = prompt
@@ -119,6 +125,9 @@ impl Echo {
                 self.running.insert(sequence, (*generation, emitted));
                 self.tell(sequence, GenerationEvent::Granted)?;
                 if self.step.is_zero() { self.step() } else { Ok(()) }
+            }
+            EngineCommand::StartText { sequence, .. } => {
+                self.tell(sequence, GenerationEvent::Failed(tokens_only()))
             }
             EngineCommand::Cancel { sequence } => {
                 self.running.remove(&sequence);

@@ -2,6 +2,7 @@
 //! second, follows its target, and serves `/v1` on loopback, with or without a coordinator.
 #![forbid(unsafe_code)]
 
+pub mod adopted;
 mod backend;
 mod coordinators;
 mod credentials;
@@ -420,7 +421,7 @@ pub fn default_name(config: &Config) -> String {
     }
 }
 
-pub use pomona_probe::{disk_free, is_laptop};
+pub use pomona_probe::{disk_free, is_laptop, listener, process_memory};
 
 /// Where the engine's program is, if it is anywhere.
 pub fn engine_path(config: &Config) -> Option<PathBuf> {

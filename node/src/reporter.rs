@@ -50,7 +50,10 @@ impl Reporter {
             let mut sequence = 0;
             loop {
                 sequence += 1;
-                let pid = engine.borrow().pid;
+                let pid = {
+                    let view = engine.borrow();
+                    view.serves.or(view.pid)
+                };
                 let machine = probe.sample(pid);
                 supervisor.note_pressure(machine.pressure.value());
                 let mut report = report(sequence, machine, &engine, &entry_stats);

@@ -303,9 +303,14 @@ async fn serve_stream(
     mut receive: FrameReceiver,
 ) {
     let _answer = drain.answers.token();
-    let outcome = match receive.expect::<StreamRequest>(ANSWER).await {
+    let request = receive.expect::<StreamRequest>(ANSWER).await;
+    let outcome = match request.map(StreamRequest::whole) {
         // Whoever asks has chosen this machine.
-        Ok(StreamRequest::Generate(generation) | StreamRequest::GenerateIn(generation, _)) => {
+        Ok(
+            StreamRequest::Generate(generation)
+            | StreamRequest::GenerateIn(generation, _)
+            | StreamRequest::GenerateText(generation, ..),
+        ) => {
             let answer = if drain.begun.is_cancelled() {
                 // The coordinator tries elsewhere.
                 Err(Failure::NodeLost)

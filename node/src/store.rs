@@ -17,6 +17,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use crate::adopted::Adopted;
+
 /// How often the directory is looked at: a pull by another process appears within this time.
 const RESCAN: Duration = Duration::from_secs(2);
 /// The record, kept in the model's folder.
@@ -181,6 +183,9 @@ pub fn scan(folder: &Path) -> Vec<ModelRecord> {
 
 /// The record of a folder: the kept one when it is newer than every file, else a new one.
 fn record(folder: &Path, name: ModelName) -> Result<ModelRecord, StoreError> {
+    if let Some(adopted) = Adopted::read(folder) {
+        return Ok(adopted.map_err(StoreError::io(folder))?.record(name));
+    }
     let kept = folder.join(RECORD);
     let changed = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
     let newest = fs::read_dir(folder)

@@ -41,6 +41,8 @@ pub(crate) enum EngineProgram {
         /// Milliseconds per step.
         step_ms: u64,
     },
+    /// A go-between to a server of another program.
+    Adopted,
     /// Nothing.
     None,
 }
@@ -60,6 +62,8 @@ pub(crate) struct Setup {
 pub(crate) struct EngineView {
     /// Process id while it runs.
     pub(crate) pid: Option<u32>,
+    /// The process that does the work, where that is a server of another program.
+    pub(crate) serves: Option<u32>,
     /// Its last report.
     pub(crate) report: Option<Arc<EngineReport>>,
     /// Models of the target.

@@ -8,6 +8,7 @@
     reason = "a test"
 )]
 
+mod adopted;
 mod alone;
 mod api;
 mod clients;

@@ -100,6 +100,7 @@ impl World {
             sampling: Sampling::greedy(),
             cache_salt: 0,
             pools: pomona_common::Pools::default(),
+            text: None,
         };
         let client = Client {
             coordinator,

@@ -1,7 +1,5 @@
 //! A request as text, for where no machine answers it: as far as it means the same elsewhere.
 
-use axum::http::HeaderMap;
-use pomona_common::cloud::SPILLED;
 use pomona_common::{Class, ModelRecord, RequestId, Sampling, TextAsk, TextPrompt};
 
 use crate::access::Caller;
@@ -11,7 +9,6 @@ use crate::request::{Ask, Prompt};
 pub(crate) struct Context<'a> {
     pub(crate) request: RequestId,
     pub(crate) caller: &'a Caller,
-    pub(crate) headers: &'a HeaderMap,
     pub(crate) class: Class,
     pub(crate) model: &'a ModelRecord,
     /// Tokens of the prompt.
@@ -24,9 +21,6 @@ pub(crate) struct Context<'a> {
 /// # Errors
 /// Why it must not, or cannot, be answered by a server that is not ours.
 pub(crate) fn as_text(context: &Context<'_>, ask: &mut Ask) -> Result<TextAsk, &'static str> {
-    if context.headers.contains_key(SPILLED) {
-        return Err("another cluster has sent this here");
-    }
     means_the_same(ask)?;
     let prompt = match std::mem::replace(&mut ask.prompt, Prompt::Tokens(Vec::new())) {
         Prompt::Chat(messages) => {
@@ -108,8 +102,7 @@ mod tests {
             context: 99,
             created_s: 0,
         };
-        let mut headers = HeaderMap::new();
-        let asked = |headers: &HeaderMap, more: &str| {
+        let asked = |more: &str| {
             let body = format!(
                 "{{\"model\":\"org/a\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hi\"}}]{more}}}"
             );
@@ -117,7 +110,6 @@ mod tests {
             let context = Context {
                 request: RequestId::from_bits(1),
                 caller: &Caller::default(),
-                headers,
                 class: Class::Batch,
                 model: &model,
                 prompt_tokens: 3,
@@ -125,7 +117,7 @@ mod tests {
             };
             Ok::<_, Failure>(as_text(&context, &mut ask))
         };
-        let text = asked(&headers, ",\"temperature\":0.5,\"seed\":7")?;
+        let text = asked(",\"temperature\":0.5,\"seed\":7")?;
         let text = text.map_err(|_| Failure::NodeLost)?;
         assert_eq!((text.temperature, text.seed), (0.5, Some(7)));
         assert_eq!(text.prompt, TextPrompt::Chat(vec![("user".into(), "Hi".into())]));
@@ -138,13 +130,8 @@ mod tests {
             (",\"ignore_eos\":true", "ignore_eos"),
             (",\"stop\":[\"a\",\"b\",\"c\",\"d\",\"e\"]", "stop"),
         ] {
-            assert!(
-                asked(&headers, more)?.is_err_and(|said| said.contains(why)),
-                "{more}"
-            );
+            assert!(asked(more)?.is_err_and(|said| said.contains(why)), "{more}");
         }
-        headers.insert(SPILLED, axum::http::HeaderValue::from_static("1"));
-        assert!(asked(&headers, "")?.is_err());
         Ok(())
     }
 }

@@ -7,18 +7,20 @@ use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Response};
 use bytes::Bytes;
 use pomona_common::class::{Hints, classify, split_alias};
+use pomona_common::cloud::SPILLED;
 use pomona_common::failure::InvalidCode;
 use pomona_common::{
     Accounting, Class, ClassReason, Failure, Generation, Maker, ModelRecord, NodeId, RequestId, limits,
 };
-use pomona_text::{ModelText, TemplateError};
+use pomona_text::{AnswerText, ModelText};
 
 use crate::access::Caller;
 use crate::as_text::{Context, as_text};
 use crate::backend::{Backend, GenerationStream};
 use crate::entry_stats::EntryStats;
 use crate::error::Refusal;
-use crate::request::{self, Ask, Kind, Prompt};
+use crate::request::{self, Ask, Kind};
+use crate::resolve::resolve;
 use crate::usage::{Asked, Tally};
 use crate::{error, respond, stream};
 
@@ -37,7 +39,8 @@ pub(crate) struct Running {
     /// Who makes the first of the answers.
     pub(crate) maker: Maker,
     pub(crate) model: ModelRecord,
-    pub(crate) text: Arc<ModelText>,
+    /// None of a model that takes text.
+    pub(crate) text: Option<Arc<ModelText>>,
     pub(crate) ask: Ask,
     /// Text of the prompt, where it is to be echoed.
     pub(crate) echo: String,
@@ -47,13 +50,19 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// An answer is whole: `told` of its tokens are counted. Of a cloud's, the rest is counted now.
+    /// An answer is whole: `told` of its tokens are counted. Of one that came as text, the rest is counted now.
     pub(crate) fn finished(&self, accounting: &Accounting, told: u32) {
-        if accounting.node.is_none() {
+        if self.text.is_none() || accounting.node.is_none() {
             self.tally
                 .took(accounting.completion_tokens.saturating_sub(told) as usize);
         }
         self.tally.finished(accounting);
+    }
+
+    /// Turns the tokens of one of the answers into text.
+    pub(crate) fn answer(&self) -> Option<AnswerText> {
+        let text = self.text.as_ref()?;
+        Some(text.answer(self.ask.stops.clone()))
     }
 
     /// What is known of an answer's cost when a stop string ends it here, before the engine's own
@@ -132,35 +141,26 @@ async fn begin<B: Backend>(
     let ticket = backend.access().begin(caller, &model.name)?;
     backend.entry_stats().count(class, class_reason);
     tracing::debug!(%request, %class, reason = class_reason.as_str(), model = %model.name, "request");
-    let text = backend.text(&model).await?;
-    // Megabytes of text take a second: not on the threads that keep sessions alive.
-    let (mut ask, model, resolved) = {
-        let text = text.clone();
-        tokio::task::spawn_blocking(move || {
-            let resolved = resolve(&text, &ask, &model);
-            (ask, model, resolved)
-        })
-        .await
-        .map_err(|error| Failure::Internal {
-            detail: error.to_string(),
-        })?
-    };
-    let (prompt, echo) = resolved?;
-    let room = model.context - prompt.len() as u32;
+    let (mut ask, resolved) = resolve(&**backend, ask, &model).await?;
+    let room = model.context.saturating_sub(resolved.tokens).max(1);
     let max_tokens = ask.max_tokens.unwrap_or(limits::DEFAULT_MAX_TOKENS).min(room);
     if let Some(ticket) = &ticket {
-        ticket.reserve(prompt.len() as u64 + u64::from(max_tokens) * u64::from(ask.choices))?;
+        ticket.reserve(u64::from(resolved.tokens) + u64::from(max_tokens) * u64::from(ask.choices))?;
     }
     let context = Context {
         request,
         caller,
-        headers,
         class,
         model: &model,
-        prompt_tokens: prompt.len() as u32,
+        prompt_tokens: resolved.tokens,
         max_tokens,
     };
     let mut text_ask = as_text(&context, &mut ask);
+    if let (true, Err(why)) = (model.digests.is_adopted(), &text_ask) {
+        let text = format!("`{}` is at a server of another program: {why}", model.name);
+        return Err(Failure::invalid("", InvalidCode::Unsupported, text).into());
+    }
+    let is_spilled = headers.contains_key(SPILLED);
     let seed = if ask.seeded {
         ask.sampling.seed
     } else {
@@ -171,34 +171,39 @@ async fn begin<B: Backend>(
         let mut sampling = ask.sampling.clone();
         // Answers to one prompt differ; the first of them is the one that `n = 1` would give.
         sampling.seed = seed.wrapping_add(u64::from(choice));
-        let generation = Generation {
+        let mut generation = Generation {
             request,
             choice,
             model: model.name.clone(),
             digests: model.digests.clone(),
             class,
             class_reason,
-            prompt: prompt.clone(),
+            prompt: resolved.prompt.clone(),
             resume: Vec::new(),
             max_tokens,
-            stop_tokens: if ask.ignore_eos {
-                Vec::new()
-            } else {
-                text.stop_tokens().to_vec()
+            stop_tokens: match &resolved.text {
+                Some(text) if !ask.ignore_eos => text.stop_tokens().to_vec(),
+                Some(_) | None => Vec::new(),
             },
             sampling,
             cache_salt: caller.cache_salt(),
             pools: caller.reach(),
+            text: None,
         };
         if let Ok(text) = &mut text_ask {
             text.choice = choice;
             text.seed = ask.seeded.then_some(seed.wrapping_add(u64::from(choice)));
+            generation.text = model.digests.is_adopted().then(|| Arc::new(text.clone()));
         }
-        let as_text = text_ask.as_ref().map_err(|why| *why);
-        streams.push(backend.generate(generation, as_text).await?);
+        let for_clouds = match &text_ask {
+            Ok(_) if is_spilled => Err("another cluster has sent this here"),
+            Ok(text) => Ok(text),
+            Err(why) => Err(*why),
+        };
+        streams.push(backend.generate(generation, for_clouds).await?);
         // It is read once, and by now somebody reads it.
         if let Some(ticket) = ticket.as_ref().filter(|_| choice == 0) {
-            ticket.took(prompt.len() as u64);
+            ticket.took(resolved.tokens.into());
         }
     }
     let asked = Asked {
@@ -212,7 +217,7 @@ async fn begin<B: Backend>(
     };
     Ok(Running {
         tally: Tally::new(asked, ticket, backend.usage().clone(), backend.clone()),
-        prompt_tokens: prompt.len() as u32,
+        prompt_tokens: resolved.tokens,
         began,
         entry_stats: backend.entry_stats().clone(),
         kind,
@@ -226,9 +231,9 @@ async fn begin<B: Backend>(
             .first()
             .map_or(Maker::Node(NodeId::from_bits(0)), |stream| stream.maker.clone()),
         model,
-        text,
+        text: resolved.text,
         ask,
-        echo,
+        echo: resolved.echo,
         streams,
     })
 }
@@ -261,60 +266,6 @@ fn class_of(
     };
     classify(hints)
         .map_err(|unknown| Failure::invalid("x-pomona-class", InvalidCode::InvalidValue, unknown.to_string()))
-}
-
-/// The prompt as token ids, with room for at least one more.
-fn resolve(text: &ModelText, ask: &Ask, model: &ModelRecord) -> Result<(Vec<u32>, String), Failure> {
-    let invalid = |message: String| {
-        let parameter = if matches!(ask.prompt, Prompt::Chat(_)) {
-            "messages"
-        } else {
-            "prompt"
-        };
-        Failure::invalid(parameter, InvalidCode::InvalidValue, message)
-    };
-    let encode_error = |error: pomona_text::TextError| invalid(error.to_string());
-    let (prompt, echo) = match &ask.prompt {
-        Prompt::Chat(messages) => {
-            let rendered = text.render_chat(messages).map_err(|error| match error {
-                TemplateError::Missing | TemplateError::Refused(_) => invalid(error.to_string()),
-                TemplateError::Broken(_) => invalid(format!("{error}")),
-            })?;
-            (text.encode(&rendered).map_err(encode_error)?, String::new())
-        }
-        Prompt::Text(plain) => {
-            let ids = text.encode_prompt(plain).map_err(encode_error)?;
-            (ids, if ask.echo { plain.clone() } else { String::new() })
-        }
-        Prompt::Tokens(ids) => {
-            if let Some(id) = ids.iter().find(|id| **id >= text.vocab()) {
-                return Err(invalid(format!("token id {id} is not below {}", text.vocab())));
-            }
-            (ids.clone(), String::new())
-        }
-    };
-    if prompt.is_empty() {
-        return Err(invalid("the prompt is empty".into()));
-    }
-    if prompt.len() as u64 >= u64::from(model.context) {
-        let parameter = if matches!(ask.prompt, Prompt::Chat(_)) {
-            "messages"
-        } else {
-            "prompt"
-        };
-        let message = format!(
-            "the prompt has {} tokens and the context of `{}` is {}: shorten it",
-            prompt.len(),
-            model.name,
-            model.context
-        );
-        return Err(Failure::invalid(
-            parameter,
-            InvalidCode::ContextLengthExceeded,
-            message,
-        ));
-    }
-    Ok((prompt, echo))
 }
 
 /// 128 random bits; all zero only if the system has no randomness at all.

@@ -11,6 +11,7 @@ mod entry_stats;
 mod error;
 mod metrics;
 mod request;
+mod resolve;
 mod respond;
 mod router;
 mod serve;

@@ -25,7 +25,7 @@ struct Choice {
 pub(crate) async fn respond(mut running: Running) -> Response<Body> {
     let streams = std::mem::take(&mut running.streams);
     let answers = streams.into_iter().map(|stream| {
-        let answer = running.text.answer(running.ask.stops.clone());
+        let answer = running.answer();
         collect(&running, stream, answer)
     });
     // All at once: they run side by side, and one clock is for all. The first failure drops the
@@ -44,7 +44,7 @@ pub(crate) async fn respond(mut running: Running) -> Response<Body> {
 async fn collect(
     running: &Running,
     mut stream: GenerationStream,
-    mut answer: AnswerText,
+    mut answer: Option<AnswerText>,
 ) -> Result<Choice, Failure> {
     let mut choice = Choice {
         text: String::new(),
@@ -65,13 +65,17 @@ async fn collect(
             }
             Some(GenerationEvent::Failed(failure)) => return Err(failure),
             Some(GenerationEvent::Finished { reason, accounting }) => {
-                choice.text.push_str(&answer.finish());
+                choice
+                    .text
+                    .push_str(&answer.as_mut().map(AnswerText::finish).unwrap_or_default());
                 choice.reason = reason;
                 choice.accounting = accounting;
                 running.finished(&choice.accounting, tokens);
                 return Ok(choice);
             }
             Some(GenerationEvent::Chunk(chunk)) => {
+                // Tokens of a model whose tokenizer nobody has.
+                let answer = answer.as_mut().ok_or(Failure::NodeLost)?;
                 running.tally.took(chunk.tokens.len());
                 choice
                     .logprobs
@@ -98,7 +102,10 @@ fn whole(running: &Running, choices: &[Choice]) -> Value {
         .enumerate()
         .map(|(index, choice)| {
             let reason = finish_reason(choice.reason);
-            let logprobs = logprobs_json(running.kind, &running.text, &choice.logprobs);
+            let text = running.text.as_deref();
+            let logprobs = text.map_or(Value::Null, |text| {
+                logprobs_json(running.kind, text, &choice.logprobs)
+            });
             match running.kind {
                 Kind::Chat => json!({
                     "index": index,

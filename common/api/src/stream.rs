@@ -25,7 +25,7 @@ type Events = futures_util::stream::BoxStream<'static, (usize, Option<Generation
 struct Sse {
     running: Running,
     events: SelectAll<Events>,
-    answers: Vec<AnswerText>,
+    answers: Vec<Option<AnswerText>>,
     /// Aborting one drops its events, which cancels its sequence.
     cancel: Vec<AbortHandle>,
     tokens: Vec<u32>,
@@ -43,7 +43,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
     let mut answers = Vec::new();
     let mut cancel = Vec::new();
     for (index, generation) in std::mem::take(&mut running.streams).into_iter().enumerate() {
-        answers.push(running.text.answer(running.ask.stops.clone()));
+        answers.push(running.answer());
         let (handle, registration) = AbortHandle::new_pair();
         cancel.push(handle);
         events.push(numbered(index, generation.events, registration));
@@ -153,7 +153,8 @@ impl Sse {
             }
             Some(GenerationEvent::Chunk(chunk)) => self.on_chunk(index, chunk),
             Some(GenerationEvent::Finished { reason, accounting }) => {
-                let rest = self.answers[index].finish();
+                let answer = self.answers[index].as_mut();
+                let rest = answer.map(AnswerText::finish).unwrap_or_default();
                 self.account(index, accounting);
                 self.end(index, rest, reason)
             }
@@ -163,14 +164,18 @@ impl Sse {
     }
 
     fn on_chunk(&mut self, index: usize, chunk: Chunk) -> String {
+        let (Some(model), Some(answer)) = (&self.running.text, &mut self.answers[index]) else {
+            // Tokens of a model whose tokenizer nobody has.
+            return self.fail(&Failure::NodeLost);
+        };
         self.running.tally.took(chunk.tokens.len());
         let logprobs: Vec<_> = chunk.tokens.iter().copied().zip(chunk.logprobs).collect();
-        let logprobs = logprobs_json(self.running.kind, &self.running.text, &logprobs);
+        let logprobs = logprobs_json(self.running.kind, model, &logprobs);
         let mut text = String::new();
         let mut stopped = false;
         for token in chunk.tokens {
             self.tokens[index] += 1;
-            let piece = self.answers[index].push(token);
+            let piece = answer.push(token);
             text.push_str(&piece.text);
             stopped |= piece.stopped;
         }

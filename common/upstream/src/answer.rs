@@ -19,6 +19,8 @@ use crate::events::Events;
 
 /// Of a refusal, so much is read for its code.
 const REFUSAL_BYTES: usize = 16 * 1024;
+/// And of a document: a list of a thousand models.
+const DOCUMENT_BYTES: usize = 1024 * 1024;
 /// And for so long.
 const REFUSAL: Duration = Duration::from_secs(5);
 /// Characters of such a code.
@@ -144,12 +146,26 @@ impl Answer {
     }
 }
 
+/// A response that is one document.
+pub(crate) async fn document(response: Response<Incoming>) -> Result<Value, UpstreamError> {
+    let status = response.status();
+    if status.is_redirection() {
+        return Err(UpstreamError::Redirects(status.as_u16()));
+    }
+    if !status.is_success() {
+        return Err(refusal(response).await);
+    }
+    let read = tokio::time::timeout(REFUSAL, read_some(response.into_body(), DOCUMENT_BYTES)).await;
+    let read = read.map_err(|_| UpstreamError::Silent(Phase::Text))?;
+    serde_json::from_slice(&read).map_err(|_| UpstreamError::Garbage("what is no JSON".to_owned()))
+}
+
 async fn refusal(response: Response<Incoming>) -> UpstreamError {
     let status = response.status().as_u16();
     let wait = response.headers().get(RETRY_AFTER);
     // A date is not worth a parser here: the time it is left alone is bounded anyway.
     let wait = wait.and_then(|wait| wait.to_str().ok()?.trim().parse().ok());
-    let read = read_some(response.into_body());
+    let read = read_some(response.into_body(), REFUSAL_BYTES);
     let body = tokio::time::timeout(REFUSAL, read).await;
     UpstreamError::Refused {
         status,
@@ -158,11 +174,11 @@ async fn refusal(response: Response<Incoming>) -> UpstreamError {
     }
 }
 
-async fn read_some(mut body: Incoming) -> Vec<u8> {
+async fn read_some(mut body: Incoming, most: usize) -> Vec<u8> {
     let mut read = Vec::new();
     while let Some(Ok(frame)) = body.frame().await {
         read.extend_from_slice(&frame.into_data().unwrap_or_else(|_| Bytes::new()));
-        if read.len() > REFUSAL_BYTES {
+        if read.len() > most {
             break;
         }
     }

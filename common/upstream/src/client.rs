@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, HeaderValue, USER_AGENT};
-use hyper::{Method, Request};
+use hyper::http::request::Builder;
+use hyper::{Method, Request, Response};
+
 use hyper_util::rt::TokioIo;
 use pomona_common::cloud::SPILLED;
 use pomona_common::{ServerAddress, TextAsk};
@@ -16,7 +19,9 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
-use crate::answer::Answer;
+use serde_json::Value;
+
+use crate::answer::{Answer, document};
 use crate::body::body;
 use crate::breaker::Breaker;
 use crate::connect::{connect, connector};
@@ -40,6 +45,9 @@ pub struct Settings {
     /// What it calls the longest answer: `max_tokens`, or `max_completion_tokens`.
     pub max_tokens_field: String,
 }
+
+/// A response that has begun, and the connection that brings the rest.
+pub(crate) type Sent = (Response<Incoming>, JoinSet<()>);
 
 /// A server. Clones share it.
 #[derive(Clone)]
@@ -106,6 +114,20 @@ impl Client {
         self.0.breaker().left_alone(self.0.began.elapsed())
     }
 
+    /// Asks for a document below its base.
+    ///
+    /// # Errors
+    /// It is not reached, refuses, or sends something else.
+    pub async fn get(&self, path: &str) -> Result<Value, UpstreamError> {
+        let request = self
+            .0
+            .request(Method::GET, path)
+            .header(ACCEPT, "application/json");
+        let request = request.body(Full::default());
+        let (response, _connection) = self.0.send(request).await?;
+        document(response).await
+    }
+
     /// A place among those that may ask it now, for a request that takes so many tokens at most.
     ///
     /// # Errors
@@ -139,6 +161,41 @@ impl Shared {
 
     fn rate(&self) -> MutexGuard<'_, Rate> {
         self.rate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request with what all have.
+    fn request(&self, method: Method, path: &str) -> Builder {
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("{}{path}", self.address.base))
+            .header(HOST, self.address.authority())
+            .header(USER_AGENT, concat!("pomona/", env!("CARGO_PKG_VERSION")))
+            .header(SPILLED, "1");
+        match &self.authorization {
+            Some(authorization) => request.header(AUTHORIZATION, authorization.clone()),
+            None => request,
+        }
+    }
+
+    async fn send(&self, request: hyper::http::Result<Request<Full<Bytes>>>) -> Result<Sent, UpstreamError> {
+        let unreachable = |error: &dyn std::fmt::Display| UpstreamError::Unreachable(error.to_string());
+        let request = request.map_err(|error| unreachable(&error))?;
+        let wire = connect(&self.address, self.tls.as_ref()).await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(wire))
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn(async move {
+            // What goes wrong with it, the response tells.
+            let _ = connection.await;
+        });
+        let limit = Phase::Status.limit(self.first_text);
+        match timeout(limit, sender.send_request(request)).await {
+            Ok(Ok(response)) => Ok((response, tasks)),
+            Ok(Err(error)) if error.is_parse() => Err(UpstreamError::Garbage("what is no HTTP".to_owned())),
+            Ok(Err(_)) => Err(UpstreamError::BrokeOff),
+            Err(_) => Err(UpstreamError::Silent(Phase::Status)),
+        }
     }
 }
 
@@ -175,44 +232,16 @@ impl Turn {
         }
     }
 
-    async fn response(
-        &self,
-        ask: &TextAsk,
-        model: &str,
-    ) -> Result<(hyper::Response<hyper::body::Incoming>, JoinSet<()>), UpstreamError> {
+    async fn response(&self, ask: &TextAsk, model: &str) -> Result<Sent, UpstreamError> {
         let server = &self.client.0;
-        let unreachable = |error: &dyn std::fmt::Display| UpstreamError::Unreachable(error.to_string());
         let (path, body) = body(ask, model, &server.max_tokens_field);
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(format!("{}{path}", server.address.base))
-            .header(HOST, server.address.authority())
-            .header(USER_AGENT, concat!("pomona/", env!("CARGO_PKG_VERSION")))
+        let request = server
+            .request(Method::POST, path)
             .header(ACCEPT, "text/event-stream")
-            .header(CONTENT_TYPE, "application/json")
-            .header(SPILLED, "1");
-        if let Some(authorization) = &server.authorization {
-            request = request.header(AUTHORIZATION, authorization.clone());
-        }
-        let request = request
-            .body(Full::new(Bytes::from(body.to_string())))
-            .map_err(|error| unreachable(&error))?;
-        let wire = connect(&server.address, server.tls.as_ref()).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(wire))
+            .header(CONTENT_TYPE, "application/json");
+        server
+            .send(request.body(Full::new(Bytes::from(body.to_string()))))
             .await
-            .map_err(|error| unreachable(&error))?;
-        let mut tasks = JoinSet::new();
-        tasks.spawn(async move {
-            // What goes wrong with it, the response tells.
-            let _ = connection.await;
-        });
-        let limit = Phase::Status.limit(server.first_text);
-        match timeout(limit, sender.send_request(request)).await {
-            Ok(Ok(response)) => Ok((response, tasks)),
-            Ok(Err(error)) if error.is_parse() => Err(UpstreamError::Garbage("what is no HTTP".to_owned())),
-            Ok(Err(_)) => Err(UpstreamError::BrokeOff),
-            Err(_) => Err(UpstreamError::Silent(Phase::Status)),
-        }
     }
 
     /// What the answer took, by the server's own count.

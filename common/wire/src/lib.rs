@@ -270,6 +270,7 @@ mod tests {
             sampling: Sampling::greedy(),
             cache_salt: 0,
             pools: pomona_common::Pools::default(),
+            text: None,
         })
     }
 

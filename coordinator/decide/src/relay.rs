@@ -41,6 +41,8 @@ pub struct Relay<P> {
     moves: u32,
     /// Whether the present place has said a token, known before or not.
     has_begun: bool,
+    /// Whether any place has said text.
+    said_text: bool,
     /// How often it left a place that still made it.
     shifts: u32,
 }
@@ -56,6 +58,7 @@ impl<P: Copy + Eq> Relay<P> {
             failed: Vec::new(),
             moves: 0,
             has_begun: false,
+            said_text: false,
             shifts: 0,
         }
     }
@@ -75,9 +78,9 @@ impl<P: Copy + Eq> Relay<P> {
         self.has_begun
     }
 
-    /// Whether it may leave a place that still makes it; no, when it has done so too often.
+    /// Whether it may leave a place that still makes it; no, when it has done so too often, or nobody could go on.
     pub fn may_shift(&self) -> bool {
-        self.shifts < MOVES
+        self.shifts < MOVES && !self.said_text
     }
 
     /// It leaves a place that still makes it.
@@ -102,7 +105,12 @@ impl<P: Copy + Eq> Relay<P> {
         match event {
             GenerationEvent::Granted | GenerationEvent::GrantedBy(_) => Next::Wait,
             GenerationEvent::Chunk(chunk) => self.on_chunk(chunk),
-            // What was asked for is tokens, of a node: text cannot be gone on with elsewhere.
+            GenerationEvent::Text(_) if self.generation.text.is_some() => {
+                self.has_begun = true;
+                self.said_text = true;
+                Next::Pass(event)
+            }
+            // What was asked for is tokens, of a node.
             GenerationEvent::Text(_) | GenerationEvent::GrantedByCloud(_) => self.leave(Failure::NodeLost),
             GenerationEvent::Finished { .. } => Next::Last(event),
             // The node has tried more than once by itself: an answer that kills engines before it
@@ -162,7 +170,8 @@ impl<P: Copy + Eq> Relay<P> {
                 accounting,
             });
         }
-        if self.moves == MOVES {
+        // Nobody goes on with text: other servers, and this one another time, would say something else.
+        if self.moves == MOVES || self.said_text {
             return Next::Last(GenerationEvent::Failed(failure));
         }
         self.moves += 1;
@@ -198,6 +207,7 @@ mod tests {
             sampling: Sampling::greedy(),
             cache_salt: 0,
             pools: pomona_common::Pools::default(),
+            text: None,
         })
     }
 

@@ -116,6 +116,22 @@ pub fn is_laptop() -> bool {
     system::has_battery()
 }
 
+/// The process that listens on a TCP port of loopback or of all addresses, if the system tells: for this user's own
+/// processes it does.
+pub fn listener(port: u16) -> Option<u32> {
+    system::listener(port)
+}
+
+/// Memory of one process, and of the whole machine.
+pub fn process_memory(pid: u32) -> (Reading<Bytes>, Reading<Bytes>) {
+    let report = Probe::new(false, None).sample(Some(pid));
+    let of_process = match report.engine.footprint {
+        Reading::Unavailable => report.engine.rss,
+        footprint => footprint,
+    };
+    (of_process, report.memory_total)
+}
+
 fn rss(system: &mut System, pid: u32) -> Reading<Bytes> {
     let pid = Pid::from_u32(pid);
     let kind = ProcessRefreshKind::nothing().with_memory().without_tasks();

@@ -240,8 +240,51 @@ pub(crate) fn os_build() -> String {
         .unwrap_or_default()
 }
 
+/// By the socket's inode, which `/proc/net/tcp` and the process's own descriptors both name.
+pub(crate) fn listener(port: u16) -> Option<u32> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|path| {
+        let table = fs::read_to_string(path).ok()?;
+        table.lines().skip(1).find_map(|line| listening_inode(line, port))
+    })?;
+    let wanted = format!("socket:[{inode}]");
+    let processes = fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+    let mut pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    pids.find(|pid| {
+        let open = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten();
+        open.filter_map(Result::ok)
+            .any(|open| fs::read_link(open.path()).is_ok_and(|to| to.to_str() == Some(&wanted)))
+    })
+}
+
+/// The inode of a line of `/proc/net/tcp`, if that is a socket which listens on a port (proc(5)).
+fn listening_inode(line: &str, port: u16) -> Option<u64> {
+    const LISTEN: &str = "0A";
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let (_, own) = fields.get(1)?.rsplit_once(':')?;
+    let is_it = u16::from_str_radix(own, 16).ok()? == port && *fields.get(3)? == LISTEN;
+    fields.get(9).filter(|_| is_it)?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn a_process_is_known_by_the_port_that_it_listens_on() -> std::io::Result<()> {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
+        let port = listener.local_addr()?.port();
+        assert_eq!(super::listener(port), Some(std::process::id()));
+        drop(listener);
+        assert_eq!(super::listener(port), None);
+        for odd in [
+            "",
+            "sl",
+            "0: zz:zz 0 0A",
+            "0: 0100007F:1F90 00000000:0000 01 0 0 0 0 0 7",
+        ] {
+            assert_eq!(super::listening_inode(odd, 8080), None);
+        }
+        Ok(())
+    }
+
     use super::*;
 
     fn zone(files: &[(&str, &str)]) -> std::io::Result<Option<Thermal>> {

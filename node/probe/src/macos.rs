@@ -313,3 +313,12 @@ fn sysctl(name: &CStr, capacity: usize) -> Option<Vec<u8>> {
     buffer.truncate(len);
     (status == 0).then_some(buffer)
 }
+/// By `lsof`, which comes with the system: there is no other public way.
+pub(crate) fn listener(port: u16) -> Option<u32> {
+    let output = std::process::Command::new("/usr/sbin/lsof")
+        .args(["-nP", "-t", "-sTCP:LISTEN", &format!("-iTCP:{port}")])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    text.lines().next()?.trim().parse().ok()
+}

@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
+use crate::adopted::GpuLease;
 use crate::instructions::Instructions;
 use crate::store::Store;
 use crate::supervisor::last_run::LastRun;
@@ -39,6 +40,10 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 pub(super) struct Actor {
     node: NodeId,
     program: EngineProgram,
+    /// The node's folder.
+    folder: PathBuf,
+    /// The server that the GPU is lent to.
+    lent: Option<GpuLease>,
     pub(super) knobs: EngineKnobs,
     store: Store,
     pub(super) instructions: watch::Receiver<Instructions>,
@@ -68,7 +73,10 @@ impl Actor {
         (publish, short_of_memory): (watch::Sender<EngineView>, Arc<AtomicBool>),
     ) -> Self {
         let Setup {
-            node, program, knobs, ..
+            node,
+            program,
+            knobs,
+            folder,
         } = setup;
         Self {
             node,
@@ -77,6 +85,8 @@ impl Actor {
                 ..EngineView::default()
             },
             program,
+            lent: GpuLease::read(&folder),
+            folder,
             knobs,
             store,
             instructions,
@@ -100,7 +110,7 @@ impl Actor {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let may_start =
-                self.engine.is_none() && self.program != EngineProgram::None && !self.target.is_empty();
+                self.engine.is_none() && self.program_now() != EngineProgram::None && !self.target.is_empty();
             tokio::select! {
                 () = stopped.cancelled() => break,
                 request = requests.recv() => match request {
@@ -198,14 +208,10 @@ impl Actor {
             return;
         };
         let ready = self.view.loaded.contains(&active.generation.model);
-        if let Some(engine) = self.engine.as_ref().filter(|_| ready) {
-            let command = EngineCommand::Start {
-                sequence,
-                generation: Box::new(active.generation.clone()),
-            };
-            if engine.send(command) {
-                return active.is_submitted();
-            }
+        if let Some(engine) = self.engine.as_ref().filter(|_| ready)
+            && engine.send(EngineCommand::start(sequence, &active.generation))
+        {
+            return active.is_submitted();
         }
         active.grant();
     }
@@ -222,9 +228,34 @@ impl Actor {
         }
     }
 
+    /// One program computes on the GPU, never two.
+    fn program_now(&self) -> EngineProgram {
+        match self.lent {
+            Some(_) => EngineProgram::Adopted,
+            None => self.program.clone(),
+        }
+    }
+
+    /// Looks who has the GPU; whoever does not any more ends.
+    fn look_at_lease(&mut self) {
+        let lent = GpuLease::read(&self.folder);
+        if lent == self.lent {
+            return;
+        }
+        tracing::info!(
+            to = lent.as_ref().map(|lease| lease.server.as_str()),
+            "the GPU is lent, or back"
+        );
+        self.lent = lent;
+        self.view.failed.clear();
+        if let Some(engine) = &mut self.engine {
+            engine.close();
+        }
+    }
+
     fn start_engine(&mut self) {
         self.born = Instant::now();
-        match EngineProcess::spawn(&self.program) {
+        match EngineProcess::spawn(&self.program_now()) {
             Ok(engine) => {
                 tracing::info!(pid = engine.pid(), "engine started");
                 let knobs = self.knobs_now();
@@ -300,6 +331,7 @@ impl Actor {
             EngineEvent::Loaded { model } => {
                 tracing::info!(%model, "model loaded");
                 self.view.loading.remove(&model);
+                self.view.failed.remove(&model);
                 self.view.loaded.insert(model.clone());
                 self.resume_parked(&model);
                 // The target may have changed while it loaded.
@@ -318,6 +350,10 @@ impl Actor {
                 self.reconcile();
                 self.publish();
             }
+            EngineEvent::Serves(pid) => {
+                self.view.serves = pid;
+                self.publish();
+            }
             EngineEvent::Sequence { sequence, event } => self.on_sequence_event(sequence, event),
             EngineEvent::Report(report) => {
                 self.view.report = Some(Arc::new(*report));
@@ -334,15 +370,13 @@ impl Actor {
             return;
         };
         let last = match &mut event {
-            GenerationEvent::GrantedBy(_) | GenerationEvent::GrantedByCloud(_) | GenerationEvent::Text(_) => {
-                return;
-            }
+            GenerationEvent::GrantedBy(_) | GenerationEvent::GrantedByCloud(_) => return,
             GenerationEvent::Granted if active.granted => return,
             GenerationEvent::Granted => {
                 active.granted = true;
                 false
             }
-            GenerationEvent::Chunk(_) => {
+            GenerationEvent::Chunk(_) | GenerationEvent::Text(_) => {
                 active.answered = true;
                 false
             }
@@ -395,6 +429,7 @@ impl Actor {
             "engine ended"
         );
         self.view.pid = None;
+        self.view.serves = None;
         self.view.report = None;
         self.view.loaded.clear();
         self.view.loading.clear();
@@ -417,6 +452,7 @@ impl Actor {
     }
 
     fn on_tick(&mut self) {
+        self.look_at_lease();
         if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Report);
             // What was killed in its group and was not this engine.

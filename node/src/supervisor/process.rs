@@ -37,6 +37,11 @@ impl EngineProcess {
                 command.args(["echo-engine", "--step-ms", &step_ms.to_string()]);
                 command
             }
+            EngineProgram::Adopted => {
+                let mut command = Command::new(std::env::current_exe()?);
+                command.arg("adopted-engine");
+                command
+            }
             EngineProgram::None => return Err(std::io::Error::other("no engine is configured")),
         };
         let mut child = command
@@ -92,6 +97,11 @@ impl EngineProcess {
     /// Passes a command on; false when the engine does not take any more.
     pub(super) fn send(&self, command: EngineCommand) -> bool {
         self.commands.try_send(command).is_ok()
+    }
+
+    /// Takes its input away, on which it ends by itself; the end of its pipe tells when it has.
+    pub(super) fn close(&mut self) {
+        self.commands = mpsc::channel(1).0;
     }
 
     /// Ends the process at once; the end of its pipe tells when it has.

@@ -357,6 +357,8 @@ pub(crate) fn sites<'a>(
 ) -> BTreeMap<NodeId, Site<'a>> {
     let serving = inventory.values().filter(|node| node.serves);
     let offered = serving.flat_map(|node| &node.stored);
+    // What a server of another program has, no node gives.
+    let offered = offered.filter(|model| !model.digests.is_adopted());
     let offered: Rc<BTreeSet<&str>> = Rc::new(offered.map(|model| model.digests.weights.as_str()).collect());
     inventory
         .iter()

@@ -1,0 +1,390 @@
+//! The go-between: it speaks the engine's protocol with the node, and HTTP with servers of other programs. How much
+//! they do at once is decided here, by the same knobs as in `pomona-engine`: what a server has taken it makes to its
+//! end, so relief keeps batch work from beginning, and takes it back from the queue.
+
+mod queue;
+mod server;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use pomona_common::engine::{EngineCommand, EngineEvent};
+use pomona_common::generation::GenerationEvent;
+use pomona_common::report::{ClassReport, EngineBuild, EngineReport, LoadedModel};
+use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, TextAsk, limits};
+use pomona_wire::WireError;
+use tokio::io::{AsyncWriteExt, BufReader, Stdout};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::Instant;
+
+use crate::adopted::Adopted;
+use crate::pipes::read_frame;
+use queue::{Job, Queue};
+use server::{Ended, Server};
+
+/// Commands and news that may wait.
+const WAITING: usize = 4096;
+
+/// What happens while answers are made.
+enum News {
+    /// More of an answer; nothing while it is being thought about.
+    Text(u64, String),
+    /// An answer is over.
+    Ended(u64, Ended),
+    /// Whether a server is there, and its process.
+    Server(ModelName, Result<Option<u32>, String>),
+}
+
+/// An answer being made.
+struct Running {
+    job: Job,
+    began: Instant,
+    task: AbortHandle,
+}
+
+struct Adapter {
+    knobs: EngineKnobs,
+    servers: BTreeMap<ModelName, Server>,
+    queue: Queue,
+    running: BTreeMap<u64, Running>,
+    classes: BTreeMap<Class, ClassReport>,
+    news: mpsc::Sender<News>,
+    /// Answers and looks at servers; they end with it.
+    tasks: JoinSet<()>,
+    progress: u64,
+    output: Stdout,
+}
+
+/// Runs until the input ends.
+///
+/// # Errors
+/// The pipes fail.
+pub async fn run() -> Result<(), WireError> {
+    let (sender, mut commands) = mpsc::channel::<EngineCommand>(WAITING);
+    let mut readers = JoinSet::new();
+    readers.spawn(async move {
+        let mut input = BufReader::new(tokio::io::stdin());
+        while let Ok(Some(command)) = read_frame(&mut input).await {
+            if sender.send(command).await.is_err() {
+                return;
+            }
+        }
+    });
+    let (news, mut incoming) = mpsc::channel(WAITING);
+    let mut adapter = Adapter {
+        knobs: EngineKnobs::default(),
+        servers: BTreeMap::new(),
+        queue: Queue::default(),
+        running: BTreeMap::new(),
+        classes: BTreeMap::new(),
+        news,
+        tasks: JoinSet::new(),
+        progress: 0,
+        output: tokio::io::stdout(),
+    };
+    adapter.send(&EngineEvent::Ready(build())).await?;
+    loop {
+        tokio::select! {
+            command = commands.recv() => match command {
+                Some(command) => adapter.obey(command).await?,
+                None => return Ok(()),
+            },
+            Some(news) = incoming.recv() => adapter.on_news(news).await?,
+            Some(_) = adapter.tasks.join_next(), if !adapter.tasks.is_empty() => {}
+        }
+        adapter.start_what_may();
+    }
+}
+
+fn build() -> EngineBuild {
+    EngineBuild {
+        build: "adopted".into(),
+        backend: "adopted".into(),
+        precision: "its own".into(),
+        scheduler: "its own".into(),
+        ..EngineBuild::default()
+    }
+}
+
+impl Adapter {
+    async fn obey(&mut self, command: EngineCommand) -> Result<(), WireError> {
+        match command {
+            EngineCommand::Load { model, folder } => self.load(model, &folder).await,
+            EngineCommand::Unload(model) => {
+                self.servers.remove(&model);
+                self.end_all_of(&model, "it was given up").await?;
+                self.send(&EngineEvent::Unloaded(model)).await
+            }
+            EngineCommand::StartText {
+                sequence,
+                generation,
+                text,
+            } => self.take(sequence, *generation, *text).await,
+            // Whoever asks has the tokenizer of another model.
+            EngineCommand::Start { sequence, generation } => {
+                let failure = Failure::ModelNotLoaded {
+                    model: generation.model.to_string(),
+                    detail: "the engine here is a server that takes text".into(),
+                };
+                self.tell(sequence, GenerationEvent::Failed(failure)).await
+            }
+            EngineCommand::Cancel { sequence } => {
+                self.queue.remove(sequence);
+                if let Some(running) = self.running.remove(&sequence) {
+                    running.task.abort();
+                    self.class(running.job.generation.class).cancelled += 1;
+                }
+                Ok(())
+            }
+            EngineCommand::Knobs(knobs) => {
+                self.knobs = knobs;
+                Ok(())
+            }
+            EngineCommand::Report => {
+                // It is alive whatever the servers do, which have times of their own.
+                self.progress += 1;
+                self.send(&EngineEvent::Progress(self.progress)).await?;
+                let report = Box::new(self.report());
+                self.send(&EngineEvent::Report(report)).await
+            }
+        }
+    }
+
+    /// Looks for a model's server from now on; asked again, it says how that stands.
+    async fn load(&mut self, model: ModelName, folder: &str) -> Result<(), WireError> {
+        let adopted = match Adopted::read(Path::new(folder)) {
+            Some(Ok(adopted)) => adopted,
+            Some(Err(error)) => return self.not_loaded(model, error.to_string()).await,
+            None => {
+                let why = "the GPU is lent to a server of another program: `pomona engine show`";
+                return self.not_loaded(model, why.to_owned()).await;
+            }
+        };
+        if let Some(server) = self
+            .servers
+            .get(&model)
+            .filter(|server| server.adopted == adopted)
+        {
+            return match server.why_not.clone() {
+                Some(why) => self.not_loaded(model, why).await,
+                None => Ok(()),
+            };
+        }
+        match Server::new(adopted) {
+            Ok(server) => {
+                let look = server.look(model.clone(), self.news.clone());
+                let look = self.tasks.spawn(look);
+                self.servers.insert(model, server.looked_at_by(look));
+                Ok(())
+            }
+            Err(why) => self.not_loaded(model, why).await,
+        }
+    }
+
+    async fn not_loaded(&mut self, model: ModelName, reason: String) -> Result<(), WireError> {
+        self.send(&EngineEvent::LoadFailed { model, reason }).await
+    }
+
+    async fn take(&mut self, sequence: u64, generation: Generation, text: TextAsk) -> Result<(), WireError> {
+        let server = self.servers.get(&generation.model);
+        let failure = if server.is_none_or(|server| !server.is_up) {
+            Failure::ModelNotLoaded {
+                model: generation.model.to_string(),
+                detail: "its server does not answer".into(),
+            }
+        } else if self.queue.len() >= limits::QUEUE.capacity {
+            Failure::Overloaded {
+                detail: "the queue for the server is full".into(),
+                retry_after_s: 5,
+            }
+        } else {
+            let job = Job {
+                generation,
+                text,
+                since: Instant::now(),
+                first: None,
+                texts: 0,
+            };
+            self.queue.push(sequence, job);
+            return self.tell(sequence, GenerationEvent::Granted).await;
+        };
+        self.tell(sequence, GenerationEvent::Failed(failure)).await
+    }
+
+    /// Starts what has a slot, the most urgent class first.
+    fn start_what_may(&mut self) {
+        loop {
+            let running = self
+                .running
+                .values()
+                .map(|one| (&one.job.generation.model, one.job.generation.class));
+            let running: Vec<(ModelName, Class)> =
+                running.map(|(model, class)| (model.clone(), class)).collect();
+            let servers = &self.servers;
+            let slots = |model: &ModelName| {
+                let server = servers.get(model).filter(|server| server.is_up);
+                server.map_or(0, |server| server.adopted.slots)
+            };
+            let Some((sequence, job)) = self.queue.next(&self.knobs, &running, slots) else {
+                return;
+            };
+            let Some(server) = self.servers.get(&job.generation.model) else {
+                continue;
+            };
+            let answer = server.answer(sequence, job.text.clone(), self.news.clone());
+            let running = Running {
+                task: self.tasks.spawn(answer),
+                began: Instant::now(),
+                job,
+            };
+            self.running.insert(sequence, running);
+        }
+    }
+
+    async fn on_news(&mut self, news: News) -> Result<(), WireError> {
+        match news {
+            News::Text(sequence, text) => {
+                let Some(running) = self.running.get_mut(&sequence) else {
+                    return Ok(());
+                };
+                let first = running.job.first.get_or_insert_with(Instant::now);
+                let waited = first.duration_since(running.job.since);
+                running.job.texts += 1;
+                let (class, model) = (running.job.generation.class, running.job.generation.model.clone());
+                let is_first = running.job.texts == 1;
+                let counted = self.class(class);
+                counted.tokens += 1;
+                if is_first {
+                    counted.ttft_ms.record(waited.as_secs_f64() * 1e3);
+                }
+                if let Some(server) = self.servers.get_mut(&model) {
+                    server.tokens += 1;
+                }
+                self.tell(sequence, GenerationEvent::Text(text)).await
+            }
+            News::Ended(sequence, ended) => {
+                let Some(running) = self.running.remove(&sequence) else {
+                    return Ok(());
+                };
+                let class = running.job.generation.class;
+                if matches!(ended, Ended::Whole { .. }) {
+                    self.class(class).finished += 1;
+                }
+                let event = ended.event(&running.job, running.began, self.knobs.version);
+                self.tell(sequence, event).await
+            }
+            News::Server(model, state) => self.on_server(model, state).await,
+        }
+    }
+
+    /// A server came, or went: what it had not answered goes elsewhere.
+    async fn on_server(
+        &mut self,
+        model: ModelName,
+        state: Result<Option<u32>, String>,
+    ) -> Result<(), WireError> {
+        let Some(server) = self.servers.get_mut(&model) else {
+            return Ok(());
+        };
+        let was_up = std::mem::replace(&mut server.is_up, state.is_ok());
+        match state {
+            Ok(pid) => {
+                server.why_not = None;
+                if server.pid != pid || !was_up {
+                    server.pid = pid;
+                    self.send(&EngineEvent::Serves(pid)).await?;
+                }
+                if was_up {
+                    return Ok(());
+                }
+                self.send(&EngineEvent::Loaded { model }).await
+            }
+            Err(why) => {
+                let is_news = server.why_not.as_ref() != Some(&why);
+                server.why_not = Some(why.clone());
+                if was_up {
+                    self.end_all_of(&model, "its server is gone").await?;
+                    self.send(&EngineEvent::Serves(None)).await?;
+                    self.send(&EngineEvent::Unloaded(model.clone())).await?;
+                }
+                if is_news {
+                    self.not_loaded(model, why).await
+                } else {
+                    Ok(())
+                }
+            }
+        }
+    }
+
+    async fn end_all_of(&mut self, model: &ModelName, detail: &str) -> Result<(), WireError> {
+        let is_its = |job: &Job| job.generation.model == *model;
+        let mut ended = self.queue.remove_all(is_its);
+        let running = self.running.iter().filter(|(_, running)| is_its(&running.job));
+        let running: Vec<u64> = running.map(|(sequence, _)| *sequence).collect();
+        for sequence in &running {
+            if let Some(running) = self.running.remove(sequence) {
+                running.task.abort();
+            }
+        }
+        ended.extend(running);
+        for sequence in ended {
+            let failure = Failure::ModelNotLoaded {
+                model: model.to_string(),
+                detail: detail.to_owned(),
+            };
+            self.tell(sequence, GenerationEvent::Failed(failure)).await?;
+        }
+        Ok(())
+    }
+
+    fn class(&mut self, class: Class) -> &mut ClassReport {
+        self.classes.entry(class).or_default()
+    }
+
+    fn report(&self) -> EngineReport {
+        let up = self.servers.iter().filter(|(_, server)| server.is_up);
+        let model = |(name, server): (&ModelName, &Server)| {
+            let loaded = LoadedModel {
+                running: self.count(|generation| generation.model == *name),
+                waiting: self.queue.count(|generation| generation.model == *name),
+                tokens: server.tokens,
+                weight_bytes: server.adopted.memory_bytes,
+            };
+            (name.clone(), loaded)
+        };
+        let class = |class: Class| {
+            let report = ClassReport {
+                running: self.count(|generation| generation.class == class),
+                waiting: self.queue.count(|generation| generation.class == class),
+                ..self.classes.get(&class).cloned().unwrap_or_default()
+            };
+            (class, report)
+        };
+        EngineReport {
+            build: build(),
+            knobs: self.knobs.clone(),
+            models: up.map(model).collect(),
+            classes: Class::ALL.into_iter().map(class).collect(),
+            steps: self.progress,
+            ..EngineReport::default()
+        }
+    }
+
+    fn count(&self, is_it: impl Fn(&Generation) -> bool) -> u32 {
+        self.running
+            .values()
+            .filter(|running| is_it(&running.job.generation))
+            .count() as u32
+    }
+
+    async fn tell(&mut self, sequence: u64, event: GenerationEvent) -> Result<(), WireError> {
+        self.send(&EngineEvent::Sequence { sequence, event }).await
+    }
+
+    async fn send(&mut self, event: &EngineEvent) -> Result<(), WireError> {
+        let frame = pomona_wire::encode(event)?;
+        self.output.write_all(&frame).await.map_err(WireError::Io)?;
+        self.output.flush().await.map_err(WireError::Io)
+    }
+}

@@ -1,0 +1,172 @@
+//! What waits for a slot of a server, and who is next: pure but for the times that jobs carry.
+
+use std::collections::BTreeMap;
+
+use pomona_common::{Class, EngineKnobs, Generation, ModelName, TextAsk};
+use tokio::time::Instant;
+
+/// An answer that is to be made.
+pub(super) struct Job {
+    pub(super) generation: Generation,
+    pub(super) text: TextAsk,
+    pub(super) since: Instant,
+    /// When its first text came.
+    pub(super) first: Option<Instant>,
+    /// Texts that came.
+    pub(super) texts: u32,
+}
+
+/// See the module's documentation; sequences count up, so the lowest has waited longest.
+#[derive(Default)]
+pub(super) struct Queue(BTreeMap<u64, Job>);
+
+impl Queue {
+    pub(super) fn push(&mut self, sequence: u64, job: Job) {
+        self.0.insert(sequence, job);
+    }
+
+    pub(super) fn remove(&mut self, sequence: u64) {
+        self.0.remove(&sequence);
+    }
+
+    /// Takes all of a kind out, and says which these were.
+    pub(super) fn remove_all(&mut self, is_it: impl Fn(&Job) -> bool) -> Vec<u64> {
+        let found = self.0.iter().filter(|(_, job)| is_it(job));
+        let found: Vec<u64> = found.map(|(sequence, _)| *sequence).collect();
+        for sequence in &found {
+            self.0.remove(sequence);
+        }
+        found
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(super) fn count(&self, is_it: impl Fn(&Generation) -> bool) -> u32 {
+        self.0.values().filter(|job| is_it(&job.generation)).count() as u32
+    }
+
+    /// The next that has a slot, by the knobs and by what runs; `slots` are those of a model's server. A server
+    /// cannot stop what it has begun, so the last slot of one that has several is for who is waited for.
+    pub(super) fn next(
+        &mut self,
+        knobs: &EngineKnobs,
+        running: &[(ModelName, Class)],
+        slots: impl Fn(&ModelName) -> u32,
+    ) -> Option<(u64, Job)> {
+        let count = |is_it: &dyn Fn(&(ModelName, Class)) -> bool| {
+            running.iter().filter(|one| is_it(one)).count() as u32
+        };
+        if running.len() as u32 >= knobs.total_slots {
+            return None;
+        }
+        for class in Class::ALL {
+            let of_class = knobs.class(class);
+            if of_class.is_paused() || count(&|one| one.1 == class) >= of_class.max_slots {
+                continue;
+            }
+            let has_slot = |model: &ModelName| {
+                let slots = slots(model);
+                let kept = u32::from(class == Class::Batch && slots > 1);
+                count(&|one| one.0 == *model) + kept < slots
+            };
+            let next = self
+                .0
+                .iter()
+                .find(|(_, job)| job.generation.class == class && has_slot(&job.generation.model));
+            if let Some(sequence) = next.map(|(sequence, _)| *sequence) {
+                return self.0.remove(&sequence).map(|job| (sequence, job));
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::{ModelDigests, Pools, Relief, RequestId, Rung, TextPrompt};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn job(model: &str, class: Class) -> Option<Job> {
+        let model: ModelName = model.parse().ok()?;
+        let text = TextAsk {
+            request: RequestId::from_bits(1),
+            choice: 0,
+            model: model.clone(),
+            digests: ModelDigests::default(),
+            class,
+            key: None,
+            pools: Pools::default(),
+            prompt: TextPrompt::Text("a".into()),
+            prompt_tokens: 1,
+            max_tokens: 1,
+            stops: Vec::new(),
+            temperature: 1.0,
+            top_p: 1.0,
+            presence_penalty: 0.0,
+            frequency_penalty: 0.0,
+            seed: None,
+        };
+        let generation = Generation {
+            class,
+            ..Generation::canary(model)
+        };
+        Some(Job {
+            generation,
+            text,
+            since: Instant::now(),
+            first: None,
+            texts: 0,
+        })
+    }
+
+    proptest! {
+        /// Whatever waits and runs: no server has more than its slots, batch leaves one free, who is waited for goes
+        /// first, and nothing is left that could start.
+        #[test]
+        fn slots_are_kept_and_used(
+            jobs in prop::collection::vec((0..2usize, 0..3usize), 0..30),
+            slots in prop::collection::vec(0..5u32, 2),
+            rung in 0..4usize,
+        ) {
+            let names = ["org/a", "org/b"];
+            let rung = [Rung::Normal, Rung::Hold, Rung::Tighten, Rung::Pause][rung];
+            let relief = Relief { rung, ..Relief::default() };
+            let knobs = EngineKnobs::default().relieved(relief);
+            let of = |model: &ModelName| slots[usize::from(model.as_str() == "org/b")];
+            let (mut queue, mut running) = (Queue::default(), Vec::new());
+            for (sequence, (model, class)) in jobs.iter().enumerate() {
+                let job = job(names[*model], Class::ALL[*class]);
+                queue.push(sequence as u64, job.ok_or_else(|| TestCaseError::fail("a name"))?);
+            }
+            while let Some((_, job)) = queue.next(&knobs, &running, of) {
+                let next = (job.generation.model.clone(), job.generation.class);
+                // Nobody more urgent could have had that slot.
+                let waits = |class: Class| queue.count(|one| one.model == next.0 && one.class == class);
+                let is_urgent = |class: &Class| *class < next.1 && !knobs.class(*class).is_paused();
+                let ahead: u32 = Class::ALL.into_iter().filter(is_urgent).map(waits).sum();
+                prop_assert_eq!(ahead, 0);
+                running.push(next);
+                for name in names {
+                    let its = running.iter().filter(|(model, _)| model.as_str() == name);
+                    let batch = its.clone().filter(|(_, class)| *class == Class::Batch).count() as u32;
+                    let most = of(&name.parse().map_err(|_| TestCaseError::fail("a name"))?);
+                    prop_assert!(its.count() as u32 <= most);
+                    prop_assert!(most < 2 || batch < most);
+                }
+            }
+            if rung == Rung::Pause {
+                prop_assert!(running.iter().all(|(_, class)| *class != Class::Batch));
+            }
+            let idle = |name: &str| {
+                let most = slots[usize::from(name == "org/b")];
+                most > 0 && running.iter().all(|(model, _)| model.as_str() != name)
+            };
+            let waits = queue.count(|one| one.class == Class::Interactive && idle(one.model.as_str()));
+            prop_assert_eq!(waits, 0);
+        }
+    }
+}

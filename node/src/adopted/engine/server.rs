@@ -1,0 +1,202 @@
+//! One server of another program: whether it is there, and what it answers.
+
+use std::time::Duration;
+
+use pomona_common::failure::InvalidCode;
+use pomona_common::generation::GenerationEvent;
+use pomona_common::{Accounting, Failure, FinishReason, ModelName, TextAsk};
+use pomona_upstream::{Client, Piece, UpstreamError};
+use tokio::sync::mpsc;
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::News;
+use super::queue::Job;
+use crate::adopted::{Adopted, servers};
+
+/// Between two looks whether it is there.
+const LOOK: Duration = Duration::from_secs(2);
+/// Looks in a row that it misses until it counts as gone: one that computes may be late with a list.
+const MISSES: u32 = 3;
+
+/// See the module's documentation.
+pub(super) struct Server {
+    pub(super) adopted: Adopted,
+    client: Client,
+    pub(super) is_up: bool,
+    /// Why it is not, once that is known.
+    pub(super) why_not: Option<String>,
+    /// Its process, as far as the system tells.
+    pub(super) pid: Option<u32>,
+    /// Texts that it has sent.
+    pub(super) tokens: u64,
+    /// Looks at it, until it is dropped.
+    look: Option<AbortHandle>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(look) = &self.look {
+            look.abort();
+        }
+    }
+}
+
+impl Server {
+    pub(super) fn new(adopted: Adopted) -> Result<Self, String> {
+        Ok(Self {
+            client: servers::client(adopted.address()?)?,
+            adopted,
+            is_up: false,
+            why_not: None,
+            pid: None,
+            tokens: 0,
+            look: None,
+        })
+    }
+
+    pub(super) fn looked_at_by(mut self, look: AbortHandle) -> Self {
+        self.look = Some(look);
+        self
+    }
+
+    /// Tells whether it is there, for as long as anybody listens.
+    pub(super) fn look(
+        &self,
+        model: ModelName,
+        news: mpsc::Sender<News>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (client, adopted) = (self.client.clone(), self.adopted.clone());
+        async move {
+            let mut missed = MISSES;
+            loop {
+                let seen = match servers::models(&client).await {
+                    Ok(models) if models.contains(&adopted.model) => Ok(()),
+                    Ok(_) => Err(format!("{} has no `{}` any more", adopted.url, adopted.model)),
+                    Err(error) => Err(format!("{}: {error}", adopted.url)),
+                };
+                missed = if seen.is_ok() { 0 } else { missed.saturating_add(1) };
+                let state = match seen {
+                    Ok(()) => {
+                        let port = client.address().port;
+                        let pid = tokio::task::spawn_blocking(move || pomona_probe::listener(port)).await;
+                        Some(Ok(pid.ok().flatten()))
+                    }
+                    Err(why) => (missed >= MISSES).then_some(Err(why)),
+                };
+                if let Some(state) = state
+                    && news.send(News::Server(model.clone(), state)).await.is_err()
+                {
+                    return;
+                }
+                tokio::time::sleep(LOOK).await;
+            }
+        }
+    }
+
+    /// Makes one answer.
+    pub(super) fn answer(
+        &self,
+        sequence: u64,
+        ask: TextAsk,
+        news: mpsc::Sender<News>,
+    ) -> impl Future<Output = ()> + Send + use<> {
+        let (client, there) = (self.client.clone(), self.adopted.model.clone());
+        async move {
+            let ended = match make(&client, &ask, &there, sequence, &news).await {
+                Ok(ended) => ended,
+                Err(error) => Ended::Failed(error),
+            };
+            // Fails when nobody is there any more.
+            let _ = news.send(News::Ended(sequence, ended)).await;
+        }
+    }
+}
+
+async fn make(
+    client: &Client,
+    ask: &TextAsk,
+    there: &str,
+    sequence: u64,
+    news: &mpsc::Sender<News>,
+) -> Result<Ended, UpstreamError> {
+    let tokens = u64::from(ask.prompt_tokens) + u64::from(ask.max_tokens);
+    let mut answer = client.turn(tokens)?.ask(ask, there).await?;
+    loop {
+        let text = match answer.next().await? {
+            Some(Piece::Text(text)) => text,
+            Some(Piece::Thought) => String::new(),
+            Some(Piece::End { reason, usage }) => return Ok(Ended::Whole { reason, usage }),
+            None => return Err(UpstreamError::BrokeOff),
+        };
+        if news.send(News::Text(sequence, text)).await.is_err() {
+            return Err(UpstreamError::BrokeOff);
+        }
+    }
+}
+
+/// How an answer ended.
+pub(super) enum Ended {
+    /// It is whole.
+    Whole {
+        reason: FinishReason,
+        /// Tokens of prompt and answer, if the server counts them.
+        usage: Option<(u64, u64)>,
+    },
+    /// It is not.
+    Failed(UpstreamError),
+}
+
+impl Ended {
+    /// The last event of an answer.
+    pub(super) fn event(self, job: &Job, began: Instant, knob_version: u64) -> GenerationEvent {
+        match self {
+            Ended::Whole { reason, usage } => {
+                let accounting = accounting(job, began, usage, knob_version);
+                GenerationEvent::Finished { reason, accounting }
+            }
+            Ended::Failed(error) => {
+                tracing::warn!(%error, "a server gave no answer");
+                GenerationEvent::Failed(failure(&error))
+            }
+        }
+    }
+}
+
+fn accounting(job: &Job, began: Instant, usage: Option<(u64, u64)>, knob_version: u64) -> Accounting {
+    let count = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let first = job.first.unwrap_or_else(Instant::now);
+    Accounting {
+        queue_ms: ms(began.duration_since(job.since)),
+        prefill_ms: ms(first.saturating_duration_since(began)),
+        decode_ms: ms(first.elapsed()),
+        prompt_tokens: usage.map_or(job.text.prompt_tokens, |(prompt, _)| count(prompt)),
+        completion_tokens: usage.map_or(job.texts, |(_, answer)| count(answer)),
+        knob_version,
+        build: "adopted".into(),
+        ..Accounting::default()
+    }
+}
+
+/// What a server says, in the user's terms.
+fn failure(error: &UpstreamError) -> Failure {
+    match error {
+        UpstreamError::Refused {
+            status: 400 | 404 | 413 | 422,
+            ..
+        } => {
+            let text = format!("the server of this model: {error}");
+            Failure::invalid("", InvalidCode::InvalidValue, text)
+        }
+        UpstreamError::Refused { .. } | UpstreamError::Busy(_) | UpstreamError::MinuteFull(_) => {
+            let wait = error.retry_after().unwrap_or(Duration::from_secs(5));
+            Failure::Overloaded {
+                detail: format!("the server of this model: {error}"),
+                retry_after_s: u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1),
+            }
+        }
+        // Another machine may have it.
+        _ => Failure::NodeLost,
+    }
+}

@@ -1,0 +1,80 @@
+//! Servers that people run on their Macs, by the ports that they take when nobody says otherwise.
+
+use std::time::Duration;
+
+use pomona_common::ServerAddress;
+use pomona_upstream::{Client, Rate, Settings, UpstreamError};
+
+/// Port, and who listens there.
+pub const KNOWN: &[(u16, &str)] = &[
+    (8000, "macMLX, oMLX or vllm-mlx"),
+    (8080, "mlx_lm.server or llama-server"),
+    (10240, "mlx-batch-server"),
+    (1234, "LM Studio"),
+    (11434, "Ollama"),
+];
+/// One that is there answers at once.
+const LOOK: Duration = Duration::from_secs(2);
+/// What a model may think about before its first text: on a laptop, with a long prompt.
+const FIRST_TEXT: Duration = Duration::from_secs(300);
+
+/// A server that answers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Who it probably is.
+    pub who: &'static str,
+    /// Where it is.
+    pub url: String,
+    /// What it has.
+    pub models: Vec<String>,
+}
+
+/// A client of one, without limits of its own: what is asked at once is decided before.
+///
+/// # Errors
+/// None that a local address could have.
+pub fn client(address: ServerAddress) -> Result<Client, String> {
+    Client::new(Settings {
+        address,
+        key: None,
+        parallel: 1024,
+        rate: Rate::default(),
+        first_text: FIRST_TEXT,
+        authorities: None,
+        max_tokens_field: "max_tokens".to_owned(),
+    })
+}
+
+/// What a server has.
+///
+/// # Errors
+/// It is not there, or does not speak OpenAI's API.
+pub async fn models(client: &Client) -> Result<Vec<String>, UpstreamError> {
+    let asked = tokio::time::timeout(LOOK, client.get("/models")).await;
+    let listed = asked.unwrap_or(Err(UpstreamError::Silent(pomona_upstream::Phase::Status)))?;
+    let models = listed["data"].as_array();
+    let models = models.ok_or_else(|| UpstreamError::Garbage("no list of models".to_owned()))?;
+    let ids = models.iter().filter_map(|model| model["id"].as_str());
+    Ok(ids.map(str::to_owned).collect())
+}
+
+/// Looks at the known ports.
+pub async fn detect(known: &[(u16, &'static str)]) -> Vec<Found> {
+    let mut found = Vec::new();
+    for (port, who) in known {
+        let address = ServerAddress {
+            tls: false,
+            host: "127.0.0.1".to_owned(),
+            port: *port,
+            base: "/v1".to_owned(),
+        };
+        let url = address.to_string();
+        let Ok(client) = client(address) else {
+            continue;
+        };
+        if let Ok(models) = models(&client).await {
+            found.push(Found { who, url, models });
+        }
+    }
+    found
+}
