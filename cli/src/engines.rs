@@ -65,10 +65,7 @@ pub(crate) fn run(config: &Config, command: &EngineCommand, json: bool) -> anyho
             }
             Ok(())
         }
-        EngineCommand::Show => {
-            show(&node, json);
-            Ok(())
-        }
+        EngineCommand::Show => show(&node, json),
         EngineCommand::Release => release(&node),
     }
 }
@@ -174,7 +171,7 @@ fn adopt(node: &Path, adopted: &Adopted, name: Option<&str>) -> anyhow::Result<V
     let name: ModelName = text
         .parse()
         .with_context(|| format!("the cluster cannot call a model `{text}`: give it a name with --name"))?;
-    let other = GpuLease::read(node).filter(|lease| lease.server != adopted.url);
+    let other = lease(node)?.filter(|lease| lease.server != adopted.url);
     if let Some(lease) = other {
         bail!(
             "the GPU is lent to {} already: `pomona engine release` first",
@@ -191,16 +188,20 @@ fn adopt(node: &Path, adopted: &Adopted, name: Option<&str>) -> anyhow::Result<V
     Ok(json!({ "name": name, "adopted": adopted }))
 }
 
-fn show(node: &Path, json: bool) {
+fn lease(node: &Path) -> anyhow::Result<Option<GpuLease>> {
+    GpuLease::read(node).context("who has the GPU is not readable: `pomona engine release` ends it")
+}
+
+fn show(node: &Path, json: bool) -> anyhow::Result<()> {
     let all = adopted::all(&models(node));
-    let lease = GpuLease::read(node);
+    let lease = lease(node)?;
     if json {
         let listed = all
             .iter()
             .map(|(name, adopted)| json!({ "name": name, "adopted": adopted }));
         let listed: Vec<Value> = listed.collect();
         tables::print_json(&json!({ "lent_to": lease.map(|lease| lease.server), "models": listed }));
-        return;
+        return Ok(());
     }
     match lease {
         Some(lease) => tables::say(&format!("The GPU is lent to {}.", lease.server)),
@@ -220,14 +221,12 @@ fn show(node: &Path, json: bool) {
     if !rows.is_empty() {
         tables::table(&["MODEL", "SERVER", "THERE", "SLOTS", "MEMORY"], rows);
     }
+    Ok(())
 }
 
 fn release(node: &Path) -> anyhow::Result<()> {
     let models = models(node);
-    for (name, _) in adopted::all(&models) {
-        let folder = models.join(name.as_folder());
-        std::fs::remove_dir_all(&folder).with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
+    adopted::forget_all(&models).with_context(|| format!("cannot change {}", models.display()))?;
     GpuLease::end(node)?;
     tables::say(
         "The GPU is the node's own engine's again. Take the models out of the catalogue with `pomona model remove` where no other machine has them.",

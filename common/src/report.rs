@@ -105,6 +105,9 @@ impl std::fmt::Display for Thermal {
     }
 }
 
+/// [`EngineBuild::backend`] where a server of another program does the work.
+pub const ADOPTED_BACKEND: &str = "adopted";
+
 /// What the engine is built from and runs on.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct EngineBuild {
@@ -112,7 +115,7 @@ pub struct EngineBuild {
     pub mlx_version: String,
     /// Hash over MLX library, engine version and back end: equal hashes give equal answers.
     pub build: String,
-    /// `cpu`, `metal`, `cuda` or `echo`.
+    /// `cpu`, `metal`, `cuda`, `echo` or [`ADOPTED_BACKEND`].
     pub backend: String,
     /// Number type of weights and activations.
     pub precision: String,

@@ -52,3 +52,31 @@ pub struct TextAsk {
     /// Where the client named one.
     pub seed: Option<u64>,
 }
+
+impl TextAsk {
+    /// Tokens that the prompt can have, whoever counts: none has more than its bytes, with what a template puts around
+    /// each message.
+    pub fn most_prompt_tokens(&self) -> u64 {
+        const AROUND: usize = 16;
+        let bytes = match &self.prompt {
+            TextPrompt::Chat(messages) => {
+                let of_message = |(role, text): &(String, String)| role.len() + text.len() + AROUND;
+                messages.iter().map(of_message).sum::<usize>()
+            }
+            TextPrompt::Text(text) => text.len(),
+        };
+        let most = (bytes + AROUND) as u64;
+        most.max(self.prompt_tokens.into())
+    }
+
+    /// What a server says that prompt and answer took, unless that cannot be: `texts` came of the answer.
+    pub fn plausible(&self, usage: (u64, u64), texts: u64) -> Option<(u64, u64)> {
+        /// Beyond what can be, for servers that count what they add.
+        const TIMES_MOST: u64 = 2;
+        let (prompt, answer) = usage;
+        let most = self.most_prompt_tokens().saturating_add(self.max_tokens.into());
+        let sum = prompt.saturating_add(answer);
+        let is_plausible = prompt > 0 && (answer > 0 || texts == 0) && sum <= most.saturating_mul(TIMES_MOST);
+        is_plausible.then_some(usage)
+    }
+}

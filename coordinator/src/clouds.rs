@@ -9,8 +9,7 @@ use pomona_clocks::wall_s;
 use pomona_cluster_config::{CloudConfig, CloudKey, CloudModel};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{
-    Accounting, CloudName, Failure, Fallback, FinishReason, Maker, ModelName, Money, Prices, TextAsk,
-    TextPrompt, limits,
+    Accounting, CloudName, Failure, Fallback, FinishReason, Maker, ModelName, Money, Prices, TextAsk, limits,
 };
 use pomona_decide::{Command, Deed, Reply, Reserved, Spill, SpillId, Took};
 use pomona_dispatch::SPILL;
@@ -111,7 +110,6 @@ impl Clouds {
         let errand = Errand {
             replica: self.replica.clone(),
             prices: model.prices,
-            most: spill.reserved.tokens,
             cloud: name.clone(),
             model: model.name.clone(),
             ask: ask.clone(),
@@ -132,7 +130,7 @@ impl Clouds {
         model: &CloudModel,
         ask: &TextAsk,
     ) -> Result<Spill, String> {
-        let (prompt, answer) = (most_tokens(ask), u64::from(ask.max_tokens));
+        let (prompt, answer) = (ask.most_prompt_tokens(), u64::from(ask.max_tokens));
         let reserved = Reserved {
             cloud: name.clone(),
             key: ask.key,
@@ -191,21 +189,6 @@ impl NotAnswered {
     }
 }
 
-/// Tokens that a prompt can have, whoever counts: none has more than its bytes, with what a template puts around
-/// each message.
-fn most_tokens(ask: &TextAsk) -> u64 {
-    const AROUND: usize = 16;
-    let bytes = match &ask.prompt {
-        TextPrompt::Chat(messages) => {
-            let of_message = |(role, text): &(String, String)| role.len() + text.len() + AROUND;
-            messages.iter().map(of_message).sum::<usize>()
-        }
-        TextPrompt::Text(text) => text.len(),
-    };
-    let most = (bytes + AROUND) as u64;
-    most.max(ask.prompt_tokens.into())
-}
-
 fn client(config: &CloudConfig) -> Result<Client, String> {
     let read =
         |path: &std::path::Path| fs::read(path).map_err(|error| format!("{}: {error}", path.display()));
@@ -225,21 +208,17 @@ fn client(config: &CloudConfig) -> Result<Client, String> {
         parallel: config.parallel,
         rate: Rate::new(config.requests_per_minute, config.tokens_per_minute),
         first_text: config.first_text,
+        left_alone: true,
         authorities: config.authorities.as_deref().map(read).transpose()?,
         max_tokens_field: config.max_tokens_field.clone(),
     })
 }
-
-/// What a cloud counts beyond what can be: it is not believed.
-const TIMES_MOST: u64 = 2;
 
 /// One request on its way: reserved, asked, passed on and settled, whatever becomes of the client. One that leaves
 /// ends the answer, and not its bill.
 struct Errand {
     replica: Replica,
     prices: Prices,
-    /// Tokens that are reserved.
-    most: u64,
     cloud: CloudName,
     /// The cloud's name for the model.
     model: String,
@@ -304,6 +283,10 @@ impl Errand {
         tell: oneshot::Sender<Result<(), NotAnswered>>,
         sender: mpsc::Sender<GenerationEvent>,
     ) -> Option<Took> {
+        if sender.is_closed() {
+            // The client left while the others agreed: nothing went out.
+            return Some(NOTHING);
+        }
         let began = Instant::now();
         let first = async {
             let mut answer = turn.ask(&self.ask, &self.model).await?;
@@ -321,7 +304,11 @@ impl Errand {
             }
             Err(error) => {
                 let took = error.made_nothing().then_some(NOTHING);
-                let _ = tell.send(Err(NotAnswered::asked(&error.to_string())));
+                let not_answered = NotAnswered {
+                    why: error.to_string(),
+                    was_asked: !error.made_nothing(),
+                };
+                let _ = tell.send(Err(not_answered));
                 took
             }
         }
@@ -354,7 +341,7 @@ impl Errand {
                     (GenerationEvent::Text(String::new()), None)
                 }
                 Piece::End { reason, usage } => {
-                    let usage = usage.filter(|usage| self.is_plausible(*usage, tokens));
+                    let usage = usage.and_then(|usage| self.ask.plausible(usage, tokens));
                     let (prompt, told) = usage.unzip();
                     let counted = (prompt, told.unwrap_or(tokens));
                     let accounting = self.accounting(counted, (first, began.elapsed()));
@@ -390,12 +377,6 @@ impl Errand {
                 }
             };
         }
-    }
-
-    /// Whether tokens of prompt and answer can be so many, when so many texts came.
-    fn is_plausible(&self, (prompt, answer): (u64, u64), texts: u64) -> bool {
-        let sum = prompt.saturating_add(answer);
-        prompt > 0 && (answer > 0 || texts == 0) && sum <= self.most.saturating_mul(TIMES_MOST)
     }
 
     /// A cloud's answer in our terms. No node and no engine of ours had a part in it.

@@ -92,6 +92,24 @@ impl Requests {
         }
     }
 
+    /// As [`check`](Self::check) for a model that takes text: what travels beside the text is what it says.
+    fn check_adopted(&self, generation: &Generation) -> Result<(), Failure> {
+        let agrees = |text: &TextAsk| {
+            text.digests.is_adopted()
+                && (&text.model, &text.digests) == (&generation.model, &generation.digests)
+                && (text.class, text.max_tokens) == (generation.class, generation.max_tokens)
+                && generation.prompt.is_empty()
+                && generation.resume.is_empty()
+        };
+        match generation.text.as_deref().filter(|text| agrees(text)) {
+            Some(text) => self.check_text(text),
+            None => {
+                let why = "this is no request for a model that takes text";
+                Err(Failure::invalid("", InvalidCode::InvalidValue, why))
+            }
+        }
+    }
+
     /// As [`check`](Self::check) for one that stayed text. Whether it may go out, the log says.
     fn check_text(&self, ask: &TextAsk) -> Result<(), Failure> {
         let model = self.backend.model(ask.model.as_str());
@@ -110,7 +128,13 @@ impl Requests {
             frequency_penalty: ask.frequency_penalty,
             ..Sampling::default()
         };
-        let length = u64::from(ask.prompt_tokens) + u64::from(ask.max_tokens);
+        // Of a model that takes text, nobody here can count the prompt.
+        let prompt = if record.digests.is_adopted() {
+            0
+        } else {
+            u64::from(ask.prompt_tokens)
+        };
+        let length = prompt + u64::from(ask.max_tokens);
         let is_sound = (1..=limits::MESSAGES).contains(&parts)
             && ask.stops.len() <= limits::STOP_STRINGS
             && ask.stops.iter().all(is_stop)
@@ -130,8 +154,8 @@ impl Requests {
         let Some(record) = model.filter(|record| record.digests == generation.digests) else {
             return Err(Failure::unknown_model(generation.model.as_str()));
         };
-        if let Some(text) = &generation.text {
-            return self.check_text(text);
+        if generation.text.is_some() || record.digests.is_adopted() {
+            return self.check_adopted(generation);
         }
         let invalid = |code, why: String| Err(Failure::invalid("", code, why));
         if let Err(error) = generation.sampling.validate() {

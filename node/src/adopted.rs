@@ -40,8 +40,7 @@ pub struct Adopted {
 }
 
 /// Who has the GPU.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GpuLease {
     /// The server that it is lent to.
     pub server: String,
@@ -64,10 +63,17 @@ impl Adopted {
     /// The folder cannot be written, or has another model.
     pub fn write(&self, models: &Path, name: &ModelName) -> io::Result<PathBuf> {
         let folder = models.join(name.as_folder());
-        if folder.exists() && Self::read(&folder).is_none() {
-            return Err(io::Error::other(format!(
-                "`{name}` is a model of this machine's own store: give this one another name"
-            )));
+        let why_not = match Self::read(&folder) {
+            None if folder.exists() => {
+                Some("a model of this machine's own store: give this one another name")
+            }
+            Some(Ok(own)) if own.model != self.model => Some(
+                "adopted already, as another model: `pomona engine release` first, or give this one another name",
+            ),
+            Some(_) | None => None,
+        };
+        if let Some(why_not) = why_not {
+            return Err(io::Error::other(format!("`{name}` is {why_not}")));
         }
         fs::create_dir_all(&folder)?;
         let text = serde_json::to_string_pretty(self)?;
@@ -92,8 +98,9 @@ impl Adopted {
         ModelRecord {
             name,
             digests: ModelDigests::adopted(&digest),
-            weight_bytes: self.memory_bytes,
-            dequantized_bytes: self.memory_bytes,
+            // What the server takes it has taken already: nothing is to be found for it.
+            weight_bytes: 0,
+            dequantized_bytes: 0,
             kv_bytes_per_token: 0,
             context: self.context,
             created_s: self.adopted_s,
@@ -116,9 +123,15 @@ pub fn local_address(url: &str) -> Result<ServerAddress, String> {
 
 impl GpuLease {
     /// Who has it, if not the node's own engine.
-    pub fn read(node: &Path) -> Option<Self> {
-        let text = fs::read_to_string(node.join(LEASE)).ok()?;
-        serde_json::from_str(&text).ok()
+    ///
+    /// # Errors
+    /// It is lent, perhaps, and the file does not say to whom: two programs must not compute for that.
+    pub fn read(node: &Path) -> io::Result<Option<Self>> {
+        match fs::read_to_string(node.join(LEASE)) {
+            Ok(text) => Ok(Some(serde_json::from_str(&text)?)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Lends it.
@@ -139,6 +152,18 @@ impl GpuLease {
             outcome => outcome,
         }
     }
+}
+
+/// Takes every adopted model out of a store, readable or not.
+///
+/// # Errors
+/// A folder cannot be removed.
+pub fn forget_all(models: &Path) -> io::Result<()> {
+    let entries = fs::read_dir(models).into_iter().flatten().filter_map(Result::ok);
+    for entry in entries.filter(|entry| entry.path().join(ADOPTED).exists()) {
+        fs::remove_dir_all(entry.path())?;
+    }
+    Ok(())
 }
 
 /// Every adopted model of a store.
@@ -185,10 +210,19 @@ mod tests {
         fs::create_dir_all(models.path().join("own"))?;
         assert!(adopted.write(models.path(), &own).is_err());
 
-        assert_eq!(GpuLease::read(models.path()), None);
+        let mut other = adopted.clone();
+        other.model = "org/other".into();
+        assert!(
+            other
+                .write(models.path(), &"my/model".parse().map_err(io::Error::other)?)
+                .is_err()
+        );
+        assert_eq!(GpuLease::read(models.path())?, None);
         let lease = GpuLease { server: adopted.url };
         lease.write(models.path())?;
-        assert_eq!(GpuLease::read(models.path()), Some(lease));
+        assert_eq!(GpuLease::read(models.path())?, Some(lease));
+        fs::write(models.path().join(LEASE), "{")?;
+        assert!(GpuLease::read(models.path()).is_err());
         GpuLease::end(models.path())?;
         GpuLease::end(models.path())
     }

@@ -109,7 +109,10 @@ impl EngineView {
         let waited_ms = waited.as_secs_f32() * 1e3;
         let first = FirstToken {
             model: generation.model.clone(),
-            uncached: u32::try_from(generation.prompt.len()).unwrap_or(u32::MAX),
+            uncached: match &generation.text {
+                Some(text) => text.prompt_tokens,
+                None => u32::try_from(generation.prompt.len()).unwrap_or(u32::MAX),
+            },
             ttft_ms: waited_ms,
             took_ms: waited_ms as u32,
             given_up: true,

@@ -142,7 +142,11 @@ async fn begin<B: Backend>(
     backend.entry_stats().count(class, class_reason);
     tracing::debug!(%request, %class, reason = class_reason.as_str(), model = %model.name, "request");
     let (mut ask, resolved) = resolve(&**backend, ask, &model).await?;
-    let room = model.context.saturating_sub(resolved.tokens).max(1);
+    let room = match resolved.text {
+        Some(_) => model.context.saturating_sub(resolved.tokens).max(1),
+        // Its server counts.
+        None => model.context,
+    };
     let max_tokens = ask.max_tokens.unwrap_or(limits::DEFAULT_MAX_TOKENS).min(room);
     if let Some(ticket) = &ticket {
         ticket.reserve(u64::from(resolved.tokens) + u64::from(max_tokens) * u64::from(ask.choices))?;

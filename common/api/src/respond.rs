@@ -169,11 +169,13 @@ pub(crate) fn finish_reason(reason: FinishReason) -> &'static str {
 pub(crate) fn usage(accountings: &[&Accounting]) -> Value {
     let first = accountings.first();
     let prompt = first.map_or(0, |a| a.prompt_tokens);
-    let completion: u32 = accountings.iter().map(|a| a.completion_tokens).sum();
+    let completion = accountings
+        .iter()
+        .fold(0u32, |sum, a| sum.saturating_add(a.completion_tokens));
     json!({
         "prompt_tokens": prompt,
         "completion_tokens": completion,
-        "total_tokens": prompt + completion,
+        "total_tokens": prompt.saturating_add(completion),
         "prompt_tokens_details": { "cached_tokens": first.map_or(0, |a| a.cached_tokens) },
     })
 }

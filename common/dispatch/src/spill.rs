@@ -31,7 +31,10 @@ pub async fn ask_cloud(session: &Session, ask: &TextAsk) -> Result<GenerationStr
             asked: false,
         });
     }
-    let (mut send, mut receive) = session.open().await.map_err(lost)?;
+    let (mut send, mut receive) = session.open().await.map_err(|error| Failure::NoCloud {
+        detail: format!("the coordinator is not reached: {error}"),
+        asked: false,
+    })?;
     send.send(&request).await.map_err(lost)?;
     let first = receive.expect::<GenerationEvent>(SPILL + WAY).await;
     let cloud = match first.map_err(lost)? {

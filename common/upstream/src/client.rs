@@ -40,6 +40,8 @@ pub struct Settings {
     pub rate: Rate,
     /// From the request to the first text, which some models think about for minutes.
     pub first_text: Duration,
+    /// Whether it is left alone for a while when it fails.
+    pub left_alone: bool,
     /// Certificates (PEM) of authorities beside those that browsers trust.
     pub authorities: Option<Vec<u8>>,
     /// What it calls the longest answer: `max_tokens`, or `max_completion_tokens`.
@@ -61,6 +63,7 @@ struct Shared {
     tls: Option<TlsConnector>,
     max_tokens_field: String,
     first_text: Duration,
+    left_alone: bool,
     breaker: Mutex<Breaker>,
     rate: Mutex<Rate>,
     began: Instant,
@@ -93,6 +96,7 @@ impl Client {
             tls,
             max_tokens_field: settings.max_tokens_field,
             first_text: settings.first_text,
+            left_alone: settings.left_alone,
             breaker: Mutex::default(),
             rate: Mutex::new(settings.rate),
             began: Instant::now(),
@@ -264,7 +268,7 @@ impl Turn {
     }
 
     pub(crate) fn failed(&mut self, error: &UpstreamError) {
-        if error.is_ill() {
+        if error.is_ill() && self.client.0.left_alone {
             self.told = true;
             let now = self.client.0.began.elapsed();
             let mut breaker = self.client.0.breaker();

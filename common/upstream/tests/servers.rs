@@ -57,6 +57,7 @@ async fn server(does: Does, parallel: usize) -> Server {
         parallel,
         rate: Rate::default(),
         first_text: FIRST_TEXT,
+        left_alone: true,
         authorities: None,
         max_tokens_field: "max_tokens".into(),
     });
@@ -287,6 +288,7 @@ async fn nobody_there_is_not_reached() {
         parallel: 1,
         rate: Rate::default(),
         first_text: FIRST_TEXT,
+        left_alone: true,
         authorities: None,
         max_tokens_field: "max_tokens".into(),
     });

@@ -45,6 +45,7 @@ async fn ask(host: &str, port: u16, authorities: Option<&[u8]>) -> Result<Piece,
         parallel: 1,
         rate: Rate::default(),
         first_text: FIRST_TEXT,
+        left_alone: true,
         authorities: authorities.map(<[u8]>::to_vec),
         max_tokens_field: "max_tokens".into(),
     });
@@ -110,6 +111,7 @@ async fn a_server_is_asked_when_its_certificate_is_its_own_and_by_an_authority_t
             parallel: 1,
             rate: Rate::default(),
             first_text: FIRST_TEXT,
+            left_alone: true,
             authorities: None,
             max_tokens_field: "max_tokens".into(),
         })

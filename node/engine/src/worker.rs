@@ -123,10 +123,10 @@ impl Worker {
             EngineCommand::Load { model, folder } => self.load(model, folder),
             EngineCommand::Unload(model) => self.unload(model),
             EngineCommand::Start { sequence, generation } => self.start(sequence, *generation),
-            // It is refused: there is no prompt in token ids.
-            EngineCommand::StartText {
-                sequence, generation, ..
-            } => self.start(sequence, *generation),
+            EngineCommand::StartText { sequence, .. } => {
+                let detail = "this engine takes token ids".to_owned();
+                self.tell(sequence, GenerationEvent::Failed(Failure::Internal { detail }))
+            }
             EngineCommand::Cancel { sequence } => self.cancel(sequence),
             EngineCommand::Knobs(knobs) => {
                 self.frees |= knobs.batch.max_slots == 0;

@@ -260,8 +260,11 @@ pub(crate) fn listener(port: u16) -> Option<u32> {
 fn listening_inode(line: &str, port: u16) -> Option<u64> {
     const LISTEN: &str = "0A";
     let fields: Vec<&str> = line.split_whitespace().collect();
-    let (_, own) = fields.get(1)?.rsplit_once(':')?;
-    let is_it = u16::from_str_radix(own, 16).ok()? == port && *fields.get(3)? == LISTEN;
+    let (address, own) = fields.get(1)?.rsplit_once(':')?;
+    // All addresses, and 127.0.0.1 and ::1 in the order of the machine's bytes.
+    let is_here = address.bytes().all(|digit| digit == b'0')
+        || ["0100007F", "00000000000000000000000001000000"].contains(&address);
+    let is_it = is_here && u16::from_str_radix(own, 16).ok()? == port && *fields.get(3)? == LISTEN;
     fields.get(9).filter(|_| is_it)?.parse().ok()
 }
 

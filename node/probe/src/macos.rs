@@ -316,7 +316,8 @@ fn sysctl(name: &CStr, capacity: usize) -> Option<Vec<u8>> {
 /// By `lsof`, which comes with the system: there is no other public way.
 pub(crate) fn listener(port: u16) -> Option<u32> {
     let output = std::process::Command::new("/usr/sbin/lsof")
-        .args(["-nP", "-t", "-sTCP:LISTEN", &format!("-iTCP:{port}")])
+        // Without what may wait for the kernel, such as a mount that is gone.
+        .args(["-b", "-w", "-nP", "-t", "-sTCP:LISTEN", &format!("-iTCP:{port}")])
         .output()
         .ok()?;
     let text = String::from_utf8(output.stdout).ok()?;

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::report::{ClassReport, EngineBuild, EngineReport, LoadedModel};
+use pomona_common::report::{ADOPTED_BACKEND, ClassReport, EngineBuild, EngineReport, LoadedModel};
 use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, TextAsk, limits};
 use pomona_wire::WireError;
 use tokio::io::{AsyncWriteExt, BufReader, Stdout};
@@ -53,6 +53,8 @@ struct Adapter {
     /// Answers and looks at servers; they end with it.
     tasks: JoinSet<()>,
     progress: u64,
+    /// The process that was named last.
+    serves: Option<u32>,
     output: Stdout,
 }
 
@@ -81,6 +83,7 @@ pub async fn run() -> Result<(), WireError> {
         news,
         tasks: JoinSet::new(),
         progress: 0,
+        serves: None,
         output: tokio::io::stdout(),
     };
     adapter.send(&EngineEvent::Ready(build())).await?;
@@ -100,7 +103,7 @@ pub async fn run() -> Result<(), WireError> {
 fn build() -> EngineBuild {
     EngineBuild {
         build: "adopted".into(),
-        backend: "adopted".into(),
+        backend: ADOPTED_BACKEND.into(),
         precision: "its own".into(),
         scheduler: "its own".into(),
         ..EngineBuild::default()
@@ -114,7 +117,8 @@ impl Adapter {
             EngineCommand::Unload(model) => {
                 self.servers.remove(&model);
                 self.end_all_of(&model, "it was given up").await?;
-                self.send(&EngineEvent::Unloaded(model)).await
+                self.send(&EngineEvent::Unloaded(model)).await?;
+                self.say_who_serves().await
             }
             EngineCommand::StartText {
                 sequence,
@@ -144,6 +148,8 @@ impl Adapter {
             EngineCommand::Report => {
                 // It is alive whatever the servers do, which have times of their own.
                 self.progress += 1;
+                self.look_at_folders().await?;
+                self.refuse_what_waited_too_long().await?;
                 self.send(&EngineEvent::Progress(self.progress)).await?;
                 let report = Box::new(self.report());
                 self.send(&EngineEvent::Report(report)).await
@@ -161,17 +167,13 @@ impl Adapter {
                 return self.not_loaded(model, why.to_owned()).await;
             }
         };
-        if let Some(server) = self
-            .servers
-            .get(&model)
-            .filter(|server| server.adopted == adopted)
-        {
+        if let Some(server) = self.servers.get(&model) {
             return match server.why_not.clone() {
                 Some(why) => self.not_loaded(model, why).await,
                 None => Ok(()),
             };
         }
-        match Server::new(adopted) {
+        match Server::new(adopted, Path::new(folder)) {
             Ok(server) => {
                 let look = server.look(model.clone(), self.news.clone());
                 let look = self.tasks.spawn(look);
@@ -193,7 +195,7 @@ impl Adapter {
                 model: generation.model.to_string(),
                 detail: "its server does not answer".into(),
             }
-        } else if self.queue.len() >= limits::QUEUE.capacity {
+        } else if self.queue.ahead_of(generation.class) >= limits::QUEUE.capacity {
             Failure::Overloaded {
                 detail: "the queue for the server is full".into(),
                 retry_after_s: 5,
@@ -271,8 +273,13 @@ impl Adapter {
                 if matches!(ended, Ended::Whole { .. }) {
                     self.class(class).finished += 1;
                 }
+                let gone = ended.is_gone();
                 let event = ended.event(&running.job, running.began, self.knobs.version);
-                self.tell(sequence, event).await
+                self.tell(sequence, event).await?;
+                match gone {
+                    Some(why) => self.on_server(running.job.generation.model, Err(why)).await,
+                    None => Ok(()),
+                }
             }
             News::Server(model, state) => self.on_server(model, state).await,
         }
@@ -291,10 +298,8 @@ impl Adapter {
         match state {
             Ok(pid) => {
                 server.why_not = None;
-                if server.pid != pid || !was_up {
-                    server.pid = pid;
-                    self.send(&EngineEvent::Serves(pid)).await?;
-                }
+                server.pid = pid;
+                self.say_who_serves().await?;
                 if was_up {
                     return Ok(());
                 }
@@ -305,8 +310,8 @@ impl Adapter {
                 server.why_not = Some(why.clone());
                 if was_up {
                     self.end_all_of(&model, "its server is gone").await?;
-                    self.send(&EngineEvent::Serves(None)).await?;
                     self.send(&EngineEvent::Unloaded(model.clone())).await?;
+                    self.say_who_serves().await?;
                 }
                 if is_news {
                     self.not_loaded(model, why).await
@@ -315,6 +320,60 @@ impl Adapter {
                 }
             }
         }
+    }
+
+    /// The process that is watched: of several servers, the first one's.
+    async fn say_who_serves(&mut self) -> Result<(), WireError> {
+        let up = self.servers.values().filter(|server| server.is_up);
+        let pid = up.filter_map(|server| server.pid).next();
+        if std::mem::replace(&mut self.serves, pid) == pid {
+            return Ok(());
+        }
+        self.send(&EngineEvent::Serves(pid)).await
+    }
+
+    /// What was adopted anew, with other slots or at another address, is so from now on.
+    async fn look_at_folders(&mut self) -> Result<(), WireError> {
+        let changed = |(model, server): (&ModelName, &Server)| {
+            let adopted = Adopted::read(&server.folder)?.ok()?;
+            (adopted != server.adopted).then(|| (model.clone(), adopted))
+        };
+        let changed: Vec<(ModelName, Adopted)> = self.servers.iter().filter_map(changed).collect();
+        for (model, adopted) in changed {
+            let Some(server) = self.servers.get_mut(&model) else {
+                continue;
+            };
+            if (&adopted.url, &adopted.model) == (&server.adopted.url, &server.adopted.model) {
+                server.adopted = adopted;
+                continue;
+            }
+            let (folder, was_up) = (server.folder.clone(), server.is_up);
+            self.servers.remove(&model);
+            self.end_all_of(&model, "it is another server's now").await?;
+            if was_up {
+                self.send(&EngineEvent::Unloaded(model.clone())).await?;
+            }
+            self.load(model, &folder.to_string_lossy()).await?;
+        }
+        self.say_who_serves().await
+    }
+
+    /// As the scheduler of `pomona-engine` has it: nobody waits for longer than a queue's longest wait, and batch, for
+    /// which nobody does, for longer than a request may take.
+    async fn refuse_what_waited_too_long(&mut self) -> Result<(), WireError> {
+        let wait = |class: Class| match class {
+            Class::Interactive | Class::Background => limits::QUEUE.wait,
+            Class::Batch => limits::REQUEST_WALL_CLOCK,
+        };
+        let is_over = |job: &Job| job.since.elapsed() > wait(job.generation.class);
+        for sequence in self.queue.remove_all(is_over) {
+            let failure = Failure::Overloaded {
+                detail: "no slot of the server came free in time".into(),
+                retry_after_s: 5,
+            };
+            self.tell(sequence, GenerationEvent::Failed(failure)).await?;
+        }
+        Ok(())
     }
 
     async fn end_all_of(&mut self, model: &ModelName, detail: &str) -> Result<(), WireError> {

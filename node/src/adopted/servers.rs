@@ -40,6 +40,8 @@ pub fn client(address: ServerAddress) -> Result<Client, String> {
         parallel: 1024,
         rate: Rate::default(),
         first_text: FIRST_TEXT,
+        // What it does is seen, and a restart must not keep it out for minutes.
+        left_alone: false,
         authorities: None,
         max_tokens_field: "max_tokens".to_owned(),
     })

@@ -44,6 +44,8 @@ pub(super) struct Actor {
     folder: PathBuf,
     /// The server that the GPU is lent to.
     lent: Option<GpuLease>,
+    /// The engine has been told to end, because it is another one's turn.
+    closing: bool,
     pub(super) knobs: EngineKnobs,
     store: Store,
     pub(super) instructions: watch::Receiver<Instructions>,
@@ -85,7 +87,12 @@ impl Actor {
                 ..EngineView::default()
             },
             program,
-            lent: GpuLease::read(&folder),
+            // What is not readable is lent, to be safe, until it is.
+            lent: GpuLease::read(&folder).unwrap_or_else(|error| {
+                tracing::error!(%error, "who has the GPU is not readable");
+                Some(GpuLease::default())
+            }),
+            closing: false,
             folder,
             knobs,
             store,
@@ -164,6 +171,17 @@ impl Actor {
         }
     }
 
+    /// Requests that wait for a model which could not be loaded go elsewhere.
+    fn give_back_parked(&mut self, model: &ModelName, reason: &str) {
+        for sequence in self.sequences.parked(|of| of == model) {
+            let failure = Failure::ModelNotLoaded {
+                model: model.to_string(),
+                detail: reason.to_owned(),
+            };
+            self.sequences.fail(sequence, failure);
+        }
+    }
+
     /// Requests that wait for a model which is not wanted here any more go elsewhere.
     fn give_up_parked(&mut self) {
         let target = &self.target;
@@ -238,10 +256,11 @@ impl Actor {
 
     /// Looks who has the GPU; whoever does not any more ends.
     fn look_at_lease(&mut self) {
-        let lent = GpuLease::read(&self.folder);
-        if lent == self.lent {
-            return;
-        }
+        let lent = match GpuLease::read(&self.folder) {
+            Ok(lent) if lent != self.lent => lent,
+            // What is not readable changes nothing.
+            Ok(_) | Err(_) => return,
+        };
         tracing::info!(
             to = lent.as_ref().map(|lease| lease.server.as_str()),
             "the GPU is lent, or back"
@@ -250,6 +269,7 @@ impl Actor {
         self.view.failed.clear();
         if let Some(engine) = &mut self.engine {
             engine.close();
+            self.closing = true;
         }
     }
 
@@ -341,6 +361,7 @@ impl Actor {
             EngineEvent::LoadFailed { model, reason } => {
                 tracing::error!(%model, reason, "model not loaded");
                 self.view.loading.remove(&model);
+                self.give_back_parked(&model, &reason);
                 self.view.failed.insert(model, reason);
                 self.publish();
             }
@@ -409,6 +430,10 @@ impl Actor {
         };
         let (status, enforced) = engine.end().await;
         let signal = status.and_then(|status: ExitStatus| status.signal());
+        if std::mem::take(&mut self.closing) {
+            // What it said of models, while it was on its way out, is not true of the next one.
+            self.view.failed.clear();
+        }
         let killed = self.wedged || signal.is_some();
         self.view.kills += u64::from(killed);
         // Not one that this node has ended, or an operator with a polite signal.

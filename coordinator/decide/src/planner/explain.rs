@@ -115,7 +115,7 @@ pub(crate) fn rank(rejected: &Rejected) -> u8 {
         Rejected::NotStored | Rejected::Away => 0,
         Rejected::OtherContents => 1,
         Rejected::Unapproved => 2,
-        Rejected::OtherPool(_) | Rejected::Private => 3,
+        Rejected::OtherPool(_) | Rejected::Private | Rejected::Lent => 3,
         Rejected::Draining | Rejected::Cordoned | Rejected::LeaseEnds => 4,
         Rejected::Suspected | Rejected::Quarantined | Rejected::Relocated => 5,
         Rejected::TooLarge { .. } | Rejected::NoDisk { .. } => 6,

@@ -47,6 +47,8 @@ pub enum Rejected {
     OtherPool(MachineRole),
     /// The model is private, and the machine is rented.
     Private,
+    /// Its engine is a server of another program.
+    Lent,
     /// The weights are not there.
     NotStored,
     /// Other weights are there under the name.
@@ -92,6 +94,9 @@ impl fmt::Display for Rejected {
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
             Rejected::Private => {
                 f.write_str("the model is private and this machine is rented: `pomona cloud private`")
+            }
+            Rejected::Lent => {
+                f.write_str("a server of another program has its GPU: `pomona engine show` there")
             }
             Rejected::NotStored => {
                 f.write_str("not in its store, and no other node gives it: `pomona model pull` there")
@@ -236,6 +241,9 @@ impl<'a> Site<'a> {
         if !self.record.approved {
             return Err(Rejected::Unapproved);
         }
+        if self.node.lent && !model.digests.is_adopted() {
+            return Err(Rejected::Lent);
+        }
         if self.record.role == MachineRole::Rented && self.clouds.is_private(&model.name) {
             return Err(Rejected::Private);
         }
@@ -318,6 +326,10 @@ impl<'a> Site<'a> {
     /// Whether a model that it does not hold fits, once these are gone.
     pub(crate) fn fits(&self, model: &ModelRecord, victims: &[&ModelRecord]) -> Result<(), Rejected> {
         let need = self.need(model);
+        if need == 0 {
+            // A server of another program has it in memory already.
+            return Ok(());
+        }
         // What is not loaded yet frees what is `coming` for it.
         let freed = victims
             .iter()

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pomona_common::conditions::Supply;
-use pomona_common::report::{NodeReport, Thermal};
+use pomona_common::report::{ADOPTED_BACKEND, NodeReport, Thermal};
 use pomona_common::{ModelName, ModelRecord, NodeId};
 
 use crate::heard::Heard;
@@ -26,6 +26,8 @@ pub struct NodeInventory {
     pub kv_budget: u64,
     /// Whether its back end turns all weights into 32-bit floats.
     pub dequantizes: bool,
+    /// Whether its engine is a server of another program.
+    pub lent: bool,
     /// Whether it gives weights to other nodes.
     pub serves: bool,
     /// Free bytes of the disk with its store.
@@ -89,6 +91,10 @@ impl NodeInventory {
             memory_available: machine.memory_available.value().map(|bytes| bytes.get()),
             pressure: machine.pressure.value().map(|percent| percent.get()),
             kv_budget: report.kv_budget_bytes,
+            lent: report
+                .engine
+                .as_ref()
+                .is_some_and(|engine| engine.build.backend == ADOPTED_BACKEND),
             dequantizes: report.dequantizes,
             loaded: names(|_| true),
             busy: names(|loaded| loaded.running > 0 || loaded.waiting > 0),

@@ -39,8 +39,12 @@ impl Queue {
         found
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
+    /// How many go before one of a class that comes now: what is less urgent keeps nobody out.
+    pub(super) fn ahead_of(&self, class: Class) -> usize {
+        self.0
+            .values()
+            .filter(|job| job.generation.class <= class)
+            .count()
     }
 
     pub(super) fn count(&self, is_it: impl Fn(&Generation) -> bool) -> u32 {

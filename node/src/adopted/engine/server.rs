@@ -1,5 +1,6 @@
 //! One server of another program: whether it is there, and what it answers.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use pomona_common::failure::InvalidCode;
@@ -14,14 +15,19 @@ use super::News;
 use super::queue::Job;
 use crate::adopted::{Adopted, servers};
 
-/// Between two looks whether it is there.
-const LOOK: Duration = Duration::from_secs(2);
-/// Looks in a row that it misses until it counts as gone: one that computes may be late with a list.
-const MISSES: u32 = 3;
+/// Between two looks whether one is there that was not.
+const LOOK_FOR: Duration = Duration::from_secs(2);
+/// Between two looks at one that is: some look through all their models for a list.
+const LOOK: Duration = Duration::from_secs(10);
+/// Looks in a row that it does not answer until it counts as gone: one that computes may be late with a list. That
+/// nobody listens any more is seen at once.
+const MISSES: u32 = 12;
 
 /// See the module's documentation.
 pub(super) struct Server {
     pub(super) adopted: Adopted,
+    /// Where that is written.
+    pub(super) folder: PathBuf,
     client: Client,
     pub(super) is_up: bool,
     /// Why it is not, once that is known.
@@ -43,10 +49,11 @@ impl Drop for Server {
 }
 
 impl Server {
-    pub(super) fn new(adopted: Adopted) -> Result<Self, String> {
+    pub(super) fn new(adopted: Adopted, folder: &Path) -> Result<Self, String> {
         Ok(Self {
             client: servers::client(adopted.address()?)?,
             adopted,
+            folder: folder.to_owned(),
             is_up: false,
             why_not: None,
             pid: None,
@@ -68,28 +75,45 @@ impl Server {
     ) -> impl Future<Output = ()> + Send + use<> {
         let (client, adopted) = (self.client.clone(), self.adopted.clone());
         async move {
-            let mut missed = MISSES;
+            let (mut missed, mut known) = (MISSES, None);
             loop {
                 let seen = match servers::models(&client).await {
                     Ok(models) if models.contains(&adopted.model) => Ok(()),
-                    Ok(_) => Err(format!("{} has no `{}` any more", adopted.url, adopted.model)),
-                    Err(error) => Err(format!("{}: {error}", adopted.url)),
+                    Ok(_) => Err((
+                        format!("{} has no `{}` any more", adopted.url, adopted.model),
+                        true,
+                    )),
+                    Err(error) => {
+                        let is_gone = matches!(error, UpstreamError::Unreachable(_));
+                        Err((format!("{}: {error}", adopted.url), is_gone))
+                    }
                 };
-                missed = if seen.is_ok() { 0 } else { missed.saturating_add(1) };
                 let state = match seen {
                     Ok(()) => {
-                        let port = client.address().port;
-                        let pid = tokio::task::spawn_blocking(move || pomona_probe::listener(port)).await;
-                        Some(Ok(pid.ok().flatten()))
+                        missed = 0;
+                        if known.is_none() {
+                            let port = client.address().port;
+                            let pid = tokio::task::spawn_blocking(move || pomona_probe::listener(port)).await;
+                            known = Some(pid.ok().flatten());
+                        }
+                        Some(Ok(known.flatten()))
                     }
-                    Err(why) => (missed >= MISSES).then_some(Err(why)),
+                    Err((why, is_gone)) => {
+                        missed = missed.saturating_add(1);
+                        let is_over = is_gone || missed >= MISSES;
+                        if is_over {
+                            // It comes back as another process.
+                            known = None;
+                        }
+                        is_over.then_some(Err(why))
+                    }
                 };
                 if let Some(state) = state
                     && news.send(News::Server(model.clone(), state)).await.is_err()
                 {
                     return;
                 }
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(if known.is_some() { LOOK } else { LOOK_FOR }).await;
             }
         }
     }
@@ -122,13 +146,23 @@ async fn make(
 ) -> Result<Ended, UpstreamError> {
     let tokens = u64::from(ask.prompt_tokens) + u64::from(ask.max_tokens);
     let mut answer = client.turn(tokens)?.ask(ask, there).await?;
+    let mut texts = 0u64;
     loop {
         let text = match answer.next().await? {
             Some(Piece::Text(text)) => text,
             Some(Piece::Thought) => String::new(),
-            Some(Piece::End { reason, usage }) => return Ok(Ended::Whole { reason, usage }),
+            Some(Piece::End { reason, usage }) => {
+                let usage = usage.and_then(|usage| ask.plausible(usage, texts));
+                return Ok(Ended::Whole { reason, usage });
+            }
             None => return Err(UpstreamError::BrokeOff),
         };
+        if texts >= u64::from(ask.max_tokens) {
+            // It goes on beyond what was asked for.
+            let (reason, usage) = (FinishReason::Length, None);
+            return Ok(Ended::Whole { reason, usage });
+        }
+        texts += 1;
         if news.send(News::Text(sequence, text)).await.is_err() {
             return Err(UpstreamError::BrokeOff);
         }
@@ -148,6 +182,14 @@ pub(super) enum Ended {
 }
 
 impl Ended {
+    /// Why the server is not there any more, if that is how it ended.
+    pub(super) fn is_gone(&self) -> Option<String> {
+        match self {
+            Ended::Failed(error @ UpstreamError::Unreachable(_)) => Some(error.to_string()),
+            Ended::Failed(_) | Ended::Whole { .. } => None,
+        }
+    }
+
     /// The last event of an answer.
     pub(super) fn event(self, job: &Job, began: Instant, knob_version: u64) -> GenerationEvent {
         match self {
@@ -157,7 +199,7 @@ impl Ended {
             }
             Ended::Failed(error) => {
                 tracing::warn!(%error, "a server gave no answer");
-                GenerationEvent::Failed(failure(&error))
+                GenerationEvent::Failed(failure(&error, job))
             }
         }
     }
@@ -179,24 +221,19 @@ fn accounting(job: &Job, began: Instant, usage: Option<(u64, u64)>, knob_version
     }
 }
 
-/// What a server says, in the user's terms.
-fn failure(error: &UpstreamError) -> Failure {
+/// What a server says, in the user's terms: what another machine may do better, the relay asks another one for, as long as
+/// nothing was said.
+fn failure(error: &UpstreamError, job: &Job) -> Failure {
+    let text = format!("the server of this model: {error}");
     match error {
         UpstreamError::Refused {
-            status: 400 | 404 | 413 | 422,
+            status: 400 | 413 | 422,
             ..
-        } => {
-            let text = format!("the server of this model: {error}");
-            Failure::invalid("", InvalidCode::InvalidValue, text)
         }
-        UpstreamError::Refused { .. } | UpstreamError::Busy(_) | UpstreamError::MinuteFull(_) => {
-            let wait = error.retry_after().unwrap_or(Duration::from_secs(5));
-            Failure::Overloaded {
-                detail: format!("the server of this model: {error}"),
-                retry_after_s: u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).max(1),
-            }
-        }
-        // Another machine may have it.
-        _ => Failure::NodeLost,
+        | UpstreamError::Filtered => Failure::invalid("", InvalidCode::InvalidValue, text),
+        _ => Failure::ModelNotLoaded {
+            model: job.generation.model.to_string(),
+            detail: text,
+        },
     }
 }
