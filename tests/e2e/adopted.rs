@@ -143,7 +143,7 @@ fn a_server_of_another_program_answers_for_its_node_and_is_relieved_like_its_eng
     );
 }
 
-/// mlx_lm.server on a model of this store.
+/// A server of another program on a model of this store.
 struct Server {
     child: Child,
     port: u16,
@@ -156,17 +156,18 @@ impl Drop for Server {
     }
 }
 
-fn mlx_lm(packages: &Path, model: &Path, folder: &Path) -> Server {
+/// Runs a Python module with these arguments; the port comes last.
+fn serve(packages: &Path, arguments: &[&str], folder: &Path) -> Server {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     drop(listener);
+    // It looks for the models of the hub here, and finds none.
     std::fs::create_dir_all(folder.join("hub")).unwrap();
     let log = std::fs::File::create(folder.join("log")).unwrap();
     let child = Command::new("python3")
-        .args(["-m", "mlx_lm", "server", "--host", "127.0.0.1", "--port"])
-        .arg(port.to_string())
-        .arg("--model")
-        .arg(model)
+        .arg("-m")
+        .args(arguments)
+        .args(["--host", "127.0.0.1", "--port", &port.to_string()])
         .env("PYTHONPATH", packages)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("HF_HOME", folder)
@@ -176,18 +177,20 @@ fn mlx_lm(packages: &Path, model: &Path, folder: &Path) -> Server {
         .spawn()
         .expect("python3");
     let server = Server { child, port };
-    eventually("mlx_lm.server answers", Duration::from_secs(120), || {
+    eventually("the server answers", Duration::from_secs(120), || {
         let listed = agent().get(format!("http://127.0.0.1:{port}/v1/models")).call();
         listed.is_ok_and(|listed| listed.status() == 200)
     });
     server
 }
 
-#[test]
-fn mlx_lm_server_is_adopted() {
+/// Adopted, it answers as it does by itself, and is relieved; `variable` names the folder of its packages.
+fn is_adopted(variable: &str, arguments: impl Fn(&str) -> Vec<String>) {
     let _one = crate::engine_lock();
-    let Some(packages) = std::env::var_os("POMONA_TEST_ORACLE") else {
-        println!("SKIPPED mlx_lm.server: POMONA_TEST_ORACLE is not set, run `cargo xtask test full`");
+    let Some(packages) = std::env::var_os(variable) else {
+        println!(
+            "SKIPPED a server to adopt: {variable} is not set, see the README on engines that already run"
+        );
         return;
     };
     let folder = tempfile::tempdir().unwrap();
@@ -195,16 +198,14 @@ fn mlx_lm_server_is_adopted() {
     watts(&script, 12.0);
     let home = home(&script);
     let model = home.state.path().join("node/models").join(MODEL);
-    let server = mlx_lm(
-        Path::new(&packages),
-        &model.canonicalize().unwrap(),
-        folder.path(),
-    );
+    let there = model.canonicalize().unwrap().display().to_string();
+    let arguments = arguments(&there);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let server = serve(Path::new(&packages), &arguments, folder.path());
     let url = format!("http://127.0.0.1:{}/v1", server.port);
     let (ok, _, errors) = home.pomona(&["engine", "adopt", &url, "--name", SERVED]);
     assert!(ok, "{errors}");
     let prompt = "What is the capital of France?";
-    let there = model.canonicalize().unwrap().display().to_string();
     let (status, own) = post_to(server.port, "/v1/chat/completions", &asking(&there, prompt, 24));
     assert!(status == 200 && content(&own).contains("Paris"), "{own}");
     is_served(&home, content(&own), &asking(SERVED, prompt, 24));
@@ -213,8 +214,20 @@ fn mlx_lm_server_is_adopted() {
     eventually("batch is not taken", Duration::from_secs(90), || {
         post_to(home.coordinator, "/v1/chat/completions", &batch).0 == 429
     });
-    assert_eq!(
-        post_to(home.node, "/v1/chat/completions", &asking(SERVED, prompt, 24)).0,
-        200
-    );
+    let person = asking(SERVED, prompt, 24);
+    assert_eq!(post_to(home.node, "/v1/chat/completions", &person).0, 200);
+}
+
+#[test]
+fn mlx_lm_server_is_adopted() {
+    is_adopted("POMONA_TEST_ORACLE", |model| {
+        ["mlx_lm", "server", "--model", model].map(str::to_owned).to_vec()
+    });
+}
+
+#[test]
+fn vllm_mlx_is_adopted() {
+    is_adopted("POMONA_TEST_VLLM_MLX", |model| {
+        ["vllm_mlx.cli", "serve", model].map(str::to_owned).to_vec()
+    });
 }
