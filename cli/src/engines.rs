@@ -43,7 +43,7 @@ pub(crate) fn run(config: &Config, command: &EngineCommand, json: bool) -> anyho
             if !(1..=SLOTS_MAX).contains(slots) || *context == 0 {
                 bail!("a server makes 1 to {SLOTS_MAX} answers at once, of at least one token");
             }
-            let (there, memory) = look(url, model.as_deref())?;
+            let (there, name, memory) = look(url, model.as_deref(), name.as_deref())?;
             fits(&memory, *force)?;
             let adopted = Adopted {
                 url: url.trim_end_matches('/').to_owned(),
@@ -53,7 +53,7 @@ pub(crate) fn run(config: &Config, command: &EngineCommand, json: bool) -> anyho
                 memory_bytes: memory.of_server.unwrap_or_default(),
                 adopted_s: pomona_clocks::wall_s(),
             };
-            let record = adopt(&node, &adopted, name.as_deref())?;
+            let record = adopt(&node, &adopted, &name)?;
             if json {
                 tables::print_json(&record);
             } else {
@@ -113,8 +113,8 @@ struct Memory {
     total: Option<u64>,
 }
 
-/// The server's model, and what it takes.
-fn look(url: &str, model: Option<&str>) -> anyhow::Result<(String, Memory)> {
+/// The server's model, what the cluster calls it, and what it takes once it has answered.
+fn look(url: &str, model: Option<&str>, name: Option<&str>) -> anyhow::Result<(String, ModelName, Memory)> {
     let address = local_address(url).map_err(|why| anyhow::anyhow!("{url}: {why}"))?;
     let port = address.port;
     let client = servers::client(address).map_err(anyhow::Error::msg)?;
@@ -131,6 +131,13 @@ fn look(url: &str, model: Option<&str>) -> anyhow::Result<(String, Memory)> {
             has.join(", ")
         ),
     };
+    let text = name.unwrap_or(&there);
+    let name: ModelName = text
+        .parse()
+        .with_context(|| format!("the cluster cannot call a model `{text}`: give it a name with --name"))?;
+    runtime()?
+        .block_on(servers::first_token(&client, name.clone(), &there))
+        .with_context(|| format!("{url} does not answer for `{there}`"))?;
     let bytes = |reading: Reading<Bytes>| reading.value().map(|bytes| bytes.0);
     let memory = match pomona_node::listener(port) {
         Some(pid) => {
@@ -145,7 +152,7 @@ fn look(url: &str, model: Option<&str>) -> anyhow::Result<(String, Memory)> {
             total: None,
         },
     };
-    Ok((there, memory))
+    Ok((there, name, memory))
 }
 
 /// A measured server, on a machine with room for the rest.
@@ -166,11 +173,7 @@ fn fits(memory: &Memory, force: bool) -> anyhow::Result<()> {
     }
 }
 
-fn adopt(node: &Path, adopted: &Adopted, name: Option<&str>) -> anyhow::Result<Value> {
-    let text = name.unwrap_or(&adopted.model);
-    let name: ModelName = text
-        .parse()
-        .with_context(|| format!("the cluster cannot call a model `{text}`: give it a name with --name"))?;
+fn adopt(node: &Path, adopted: &Adopted, name: &ModelName) -> anyhow::Result<Value> {
     let other = lease(node)?.filter(|lease| lease.server != adopted.url);
     if let Some(lease) = other {
         bail!(
@@ -180,7 +183,7 @@ fn adopt(node: &Path, adopted: &Adopted, name: Option<&str>) -> anyhow::Result<V
     }
     let models = models(node);
     std::fs::create_dir_all(&models).with_context(|| format!("cannot use {}", models.display()))?;
-    adopted.write(&models, &name)?;
+    adopted.write(&models, name)?;
     let lease = GpuLease {
         server: adopted.url.clone(),
     };

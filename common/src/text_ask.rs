@@ -6,6 +6,7 @@ use crate::catalogue::ModelDigests;
 use crate::class::Class;
 use crate::id::{KeyId, ModelName, RequestId};
 use crate::machine::Pools;
+use crate::sampling::Sampling;
 
 /// What is to be answered.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -54,6 +55,29 @@ pub struct TextAsk {
 }
 
 impl TextAsk {
+    /// A request for a short answer, with everything else as it is usual.
+    pub fn new(model: ModelName, prompt: TextPrompt, max_tokens: u32) -> Self {
+        let sampling = Sampling::default();
+        Self {
+            request: RequestId::from_bits(0),
+            choice: 0,
+            model,
+            digests: ModelDigests::default(),
+            class: Class::Interactive,
+            key: None,
+            pools: Pools::default(),
+            prompt,
+            prompt_tokens: 1,
+            max_tokens,
+            stops: Vec::new(),
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            presence_penalty: sampling.presence_penalty,
+            frequency_penalty: sampling.frequency_penalty,
+            seed: None,
+        }
+    }
+
     /// Tokens that the prompt can have, whoever counts: none has more than its bytes, with what a template puts around
     /// each message.
     pub fn most_prompt_tokens(&self) -> u64 {

@@ -53,31 +53,16 @@ fn exact(value: f32) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::{Class, ModelDigests, Pools, RequestId};
-
     use super::*;
 
     #[test]
     fn what_the_client_said_is_sent_and_nothing_is_left_to_other_defaults()
     -> Result<(), Box<dyn std::error::Error>> {
-        let mut ask = TextAsk {
-            request: RequestId::from_bits(1),
-            choice: 0,
-            model: "org/a".parse()?,
-            digests: ModelDigests::default(),
-            class: Class::Batch,
-            key: None,
-            pools: Pools::default(),
-            prompt: TextPrompt::Chat(vec![("user".into(), "Hello".into())]),
-            prompt_tokens: 3,
-            max_tokens: 9,
-            stops: Vec::new(),
-            temperature: 1.0,
-            top_p: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: None,
-        };
+        let mut ask = TextAsk::new(
+            "org/a".parse()?,
+            TextPrompt::Chat(vec![("user".into(), "Hello".into())]),
+            9,
+        );
         let usual = json!({
             "model": "m", "stream": true, "stream_options": { "include_usage": true }, "max_tokens": 9,
             "messages": [{ "role": "user", "content": "Hello" }], "temperature": 1.0, "top_p": 1.0,

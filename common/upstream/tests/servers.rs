@@ -3,9 +3,7 @@
 
 use std::time::Duration;
 
-use pomona_common::{
-    Class, FinishReason, ModelDigests, Pools, RequestId, ServerAddress, TextAsk, TextPrompt,
-};
+use pomona_common::{FinishReason, ServerAddress, TextAsk, TextPrompt};
 use pomona_upstream::{Answer, Client, Phase, Piece, Rate, Settings, UpstreamError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -88,24 +86,11 @@ async fn serve(mut socket: TcpStream, does: Does, requests: tokio::sync::mpsc::S
 }
 
 fn asked() -> TextAsk {
-    TextAsk {
-        request: RequestId::from_bits(1),
-        choice: 0,
-        model: "org/a".parse().unwrap(),
-        digests: ModelDigests::default(),
-        class: Class::Batch,
-        key: None,
-        pools: Pools::default(),
-        prompt: TextPrompt::Chat(vec![("user".into(), "Hello".into())]),
-        prompt_tokens: 3,
-        max_tokens: 9,
-        stops: Vec::new(),
-        temperature: 1.0,
-        top_p: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        seed: None,
-    }
+    TextAsk::new(
+        "org/a".parse().unwrap(),
+        TextPrompt::Chat(vec![("user".into(), "Hello".into())]),
+        9,
+    )
 }
 
 async fn ask(client: &Client) -> Result<Answer, UpstreamError> {

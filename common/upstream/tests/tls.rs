@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_common::{Class, ModelDigests, Pools, RequestId, ServerAddress, TextAsk, TextPrompt};
+use pomona_common::{ServerAddress, TextAsk, TextPrompt};
 use pomona_upstream::{Client, Piece, Rate, Settings, UpstreamError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -49,24 +49,7 @@ async fn ask(host: &str, port: u16, authorities: Option<&[u8]>) -> Result<Piece,
         authorities: authorities.map(<[u8]>::to_vec),
         max_tokens_field: "max_tokens".into(),
     });
-    let ask = TextAsk {
-        request: RequestId::from_bits(1),
-        choice: 0,
-        model: "org/a".parse().unwrap(),
-        digests: ModelDigests::default(),
-        class: Class::Batch,
-        key: None,
-        pools: Pools::default(),
-        prompt: TextPrompt::Text("Once".into()),
-        prompt_tokens: 1,
-        max_tokens: 1,
-        stops: Vec::new(),
-        temperature: 1.0,
-        top_p: 1.0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        seed: None,
-    };
+    let ask = TextAsk::new("org/a".parse().unwrap(), TextPrompt::Text("Once".into()), 1);
     let mut answer = client.unwrap().turn(2)?.ask(&ask, "m").await?;
     Ok(answer.next().await?.unwrap())
 }

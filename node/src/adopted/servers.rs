@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_common::ServerAddress;
+use pomona_common::{ModelName, ServerAddress, TextAsk, TextPrompt};
 use pomona_upstream::{Client, Rate, Settings, UpstreamError};
 
 /// Port, and who listens there.
@@ -58,6 +58,18 @@ pub async fn models(client: &Client) -> Result<Vec<String>, UpstreamError> {
     let models = models.ok_or_else(|| UpstreamError::Garbage("no list of models".to_owned()))?;
     let ids = models.iter().filter_map(|model| model["id"].as_str());
     Ok(ids.map(str::to_owned).collect())
+}
+
+/// Has a server answer with one token, for which it loads the model if it had not.
+///
+/// # Errors
+/// It does not answer.
+pub async fn first_token(client: &Client, name: ModelName, there: &str) -> Result<(), UpstreamError> {
+    let prompt = TextPrompt::Chat(vec![("user".to_owned(), "Hi".to_owned())]);
+    let ask = TextAsk::new(name, prompt, 1);
+    let mut answer = client.turn(2)?.ask(&ask, there).await?;
+    while answer.next().await?.is_some() {}
+    Ok(())
 }
 
 /// Looks at the known ports.

@@ -89,31 +89,14 @@ impl Queue {
 
 #[cfg(test)]
 mod tests {
-    use pomona_common::{ModelDigests, Pools, Relief, RequestId, Rung, TextPrompt};
+    use pomona_common::{Relief, Rung, TextPrompt};
     use proptest::prelude::*;
 
     use super::*;
 
     fn job(model: &str, class: Class) -> Option<Job> {
         let model: ModelName = model.parse().ok()?;
-        let text = TextAsk {
-            request: RequestId::from_bits(1),
-            choice: 0,
-            model: model.clone(),
-            digests: ModelDigests::default(),
-            class,
-            key: None,
-            pools: Pools::default(),
-            prompt: TextPrompt::Text("a".into()),
-            prompt_tokens: 1,
-            max_tokens: 1,
-            stops: Vec::new(),
-            temperature: 1.0,
-            top_p: 1.0,
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            seed: None,
-        };
+        let text = TextAsk::new(model.clone(), TextPrompt::Text("a".into()), 1);
         let generation = Generation {
             class,
             ..Generation::canary(model)

@@ -19,6 +19,8 @@ use crate::adopted::{Adopted, servers};
 const LOOK_FOR: Duration = Duration::from_secs(2);
 /// Between two looks at one that is: some look through all their models for a list.
 const LOOK: Duration = Duration::from_secs(10);
+/// After so many looks it is asked again which process it is.
+const WHOSE: u32 = 6;
 /// Looks in a row that it does not answer until it counts as gone: one that computes may be late with a list. That
 /// nobody listens any more is seen at once.
 const MISSES: u32 = 12;
@@ -76,7 +78,7 @@ impl Server {
         let (client, adopted) = (self.client.clone(), self.adopted.clone());
         async move {
             let (mut missed, mut known) = (MISSES, None);
-            loop {
+            for nth in 0u32.. {
                 let seen = match servers::models(&client).await {
                     Ok(models) if models.contains(&adopted.model) => Ok(()),
                     Ok(_) => Err((
@@ -91,7 +93,8 @@ impl Server {
                 let state = match seen {
                     Ok(()) => {
                         missed = 0;
-                        if known.is_none() {
+                        // It may have been started anew between two looks.
+                        if known.is_none() || nth % WHOSE == 0 {
                             let port = client.address().port;
                             let pid = tokio::task::spawn_blocking(move || pomona_probe::listener(port)).await;
                             known = Some(pid.ok().flatten());
