@@ -42,13 +42,13 @@ pub struct TextAsk {
     pub max_tokens: u32,
     /// Texts that end the answer.
     pub stops: Vec<String>,
-    /// As in [`Sampling`](crate::Sampling).
+    /// As in [`Sampling`].
     pub temperature: f32,
-    /// As in [`Sampling`](crate::Sampling).
+    /// As in [`Sampling`].
     pub top_p: f32,
-    /// As in [`Sampling`](crate::Sampling).
+    /// As in [`Sampling`].
     pub presence_penalty: f32,
-    /// As in [`Sampling`](crate::Sampling).
+    /// As in [`Sampling`].
     pub frequency_penalty: f32,
     /// Where the client named one.
     pub seed: Option<u64>,
