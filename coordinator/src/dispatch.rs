@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
@@ -71,29 +71,11 @@ impl Dispatcher {
         text: Result<&TextAsk, &'static str>,
     ) -> Result<GenerationStream, Failure> {
         let list = self.replica.known().fallback(generation.class).into_owned();
-        // Whoever was asked, and why they do not answer: they are not asked for the same again.
-        let done: OnceLock<String> = OnceLock::new();
-        let ask = || async {
-            let failure = match self.generate(generation.clone()).await {
-                Err(failure) if failure.may_spill() && list.clouds().next().is_some() => failure,
-                answered => return answered,
-            };
-            let why = match (text, done.get()) {
-                (Err(why), _) => why.to_owned(),
-                (Ok(_), Some(why)) => why.clone(),
-                (Ok(text), None) => match self.clouds.answer(&list, text).await {
-                    Err(Failure::NoCloud { detail, asked }) => {
-                        if asked {
-                            let _ = done.set(detail.clone());
-                        }
-                        detail
-                    }
-                    answered => return answered,
-                },
-            };
-            Err(failure.and_no_cloud(&why))
-        };
-        self.waiting.hold(generation.class, list.hold(), ask).await
+        let machines = || self.generate(generation.clone());
+        let clouds = text.map(|ask| || self.clouds.answer(&list, ask));
+        self.waiting
+            .hold_or_spill((generation.class, &list), machines, clouds)
+            .await
     }
 
     /// Starts an answer; it moves to another replica by itself when its node is lost.

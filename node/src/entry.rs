@@ -1,7 +1,7 @@
 //! Where the node's own endpoint gets its answers: the engine here, or any other node of the
 //! cluster through a coordinator, and on from one to the other when it is lost.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
@@ -63,57 +63,37 @@ impl Entry {
         text: Result<&TextAsk, &'static str>,
     ) -> Result<GenerationStream, Failure> {
         let list = self.list(generation.class);
-        // Whoever was asked, and why they do not answer: they are not asked for the same again.
-        let done: OnceLock<String> = OnceLock::new();
-        let ask = || async {
-            let machines = pomona_dispatch::generate(self.clone(), generation.clone()).await;
-            let failure = match machines {
-                Err(failure) if failure.may_spill() && list.clouds().next().is_some() => failure,
-                answered => return answered,
-            };
-            let why = match (text, done.get()) {
-                (Err(why), _) => why.to_owned(),
-                (Ok(_), Some(why)) => why.clone(),
-                (Ok(text), None) => match self.spill(text).await {
-                    Ok(stream) => return Ok(stream),
-                    Err((why, asked)) => {
-                        if asked {
-                            let _ = done.set(why.clone());
-                        }
-                        why
-                    }
-                },
-            };
-            Err(failure.and_no_cloud(&why))
-        };
-        self.waiting.hold(generation.class, list.hold(), ask).await
+        let machines = || pomona_dispatch::generate(self.clone(), generation.clone());
+        let clouds = text.map(|ask| || self.spill(ask));
+        self.waiting
+            .hold_or_spill((generation.class, &list), machines, clouds)
+            .await
     }
 
-    /// Has a cloud answer what no machine does: the coordinators know which may. Else says why none does, and whether
-    /// one was asked.
-    async fn spill(&self, ask: &TextAsk) -> Result<GenerationStream, (String, bool)> {
+    /// Has a cloud answer what no machine does: the coordinators know which may.
+    async fn spill(&self, ask: &TextAsk) -> Result<GenerationStream, Failure> {
         let mut said: Option<String> = None;
         for coordinator in self.coordinators.reachable() {
             let Some(session) = self.coordinators.session(coordinator.number) else {
                 continue;
             };
             let why = match pomona_dispatch::ask_cloud(&session, ask).await {
-                Ok(stream) => return Ok(stream),
-                Err(Failure::NoCloud { detail, asked: true }) => return Err((detail, true)),
-                Err(Failure::NoCloud { detail, .. }) => detail,
+                Err(Failure::NoCloud { detail, asked: false }) => detail,
                 // It may have asked one before it went, or in the time that is over now.
                 Err(Failure::NodeLost) => {
-                    return Err(("the coordinator that was asked went away".into(), true));
+                    let detail = "the coordinator that was asked went away".to_owned();
+                    return Err(Failure::NoCloud { detail, asked: true });
                 }
+                answered @ (Ok(_) | Err(Failure::NoCloud { .. })) => return answered,
                 Err(other) => other.to_string(),
             };
             // Others have other configurations, perhaps.
             said.get_or_insert(why);
         }
-        Err((
-            said.unwrap_or_else(|| "no coordinator that knows of clouds is in reach".to_owned()),
-            false,
-        ))
+        Err(Failure::NoCloud {
+            detail: said.unwrap_or_else(|| "no coordinator that knows of clouds is in reach".to_owned()),
+            asked: false,
+        })
     }
 
     /// Starts an answer of this node's engine.

@@ -1,10 +1,11 @@
 //! What finds no free place is held at the entry that its client asked, as long as the list of its class says:
 //! there the whole list is tried again, and a client that leaves is noticed at once.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
-use pomona_common::{Class, Failure, limits};
+use pomona_common::{Class, Failure, Fallback, limits};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
@@ -32,6 +33,47 @@ impl Default for Waiting {
 }
 
 impl Waiting {
+    /// Asks machines, and the clouds of the list when none of them answers; what finds no free place is held, and
+    /// asked again. `clouds` is how they are asked, or why none may be. One that was asked is not asked for the same
+    /// again: it may want to be paid for each time.
+    ///
+    /// # Errors
+    /// What machines say, as [`hold`](Self::hold), with why no cloud answers either.
+    pub async fn hold_or_spill<M, C>(
+        &self,
+        (class, list): (Class, &Fallback),
+        machines: impl Fn() -> M,
+        clouds: Result<impl Fn() -> C, &'static str>,
+    ) -> Result<GenerationStream, Failure>
+    where
+        M: Future<Output = Result<GenerationStream, Failure>>,
+        C: Future<Output = Result<GenerationStream, Failure>>,
+    {
+        // Whoever was asked, and why they do not answer.
+        let done: OnceLock<String> = OnceLock::new();
+        let ask = || async {
+            let failure = match machines().await {
+                Err(failure) if failure.may_spill() && list.clouds().next().is_some() => failure,
+                answered => return answered,
+            };
+            let why = match (&clouds, done.get()) {
+                (Err(why), _) => (*why).to_owned(),
+                (Ok(_), Some(why)) => why.clone(),
+                (Ok(clouds), None) => match clouds().await {
+                    Err(Failure::NoCloud { detail, asked }) => {
+                        if asked {
+                            let _ = done.set(detail.clone());
+                        }
+                        detail
+                    }
+                    answered => return answered,
+                },
+            };
+            Err(failure.and_no_cloud(&why))
+        };
+        self.hold(class, list.hold(), ask).await
+    }
+
     /// Asks, again and again while everybody is at capacity, for at most `hold`.
     ///
     /// # Errors
@@ -134,6 +176,43 @@ mod tests {
         };
         let outcome = waiting.hold(Class::Batch, hold, ask).await;
         assert_eq!((outcome.err(), began.elapsed()), (Some(full(7)), hold));
+    }
+
+    /// Machines stay full, and the cloud has its reason: asked or not, and only when the list names one.
+    #[tokio::test(start_paused = true)]
+    async fn a_cloud_that_was_asked_is_not_asked_again_while_a_request_is_held() -> Result<(), String> {
+        let waiting = Waiting::default();
+        let no_cloud = |asked| Failure::NoCloud {
+            detail: "it refuses".into(),
+            asked,
+        };
+        for (list, asked, times) in [
+            ("rack, cloud:a, pause:3", true, 1..2),
+            ("rack, cloud:a, pause:3", false, 3..20),
+            ("rack, pause:3", false, 0..1),
+        ] {
+            let list: Fallback = list.parse()?;
+            let count = Cell::new(0);
+            let cloud = || async {
+                count.set(count.get() + 1);
+                Err(no_cloud(asked))
+            };
+            let machines = || async { Err(full(7)) };
+            let outcome = waiting
+                .hold_or_spill((Class::Batch, &list), machines, Ok(cloud))
+                .await;
+            let said = outcome
+                .err()
+                .map(|failure| failure.to_string())
+                .unwrap_or_default();
+            assert_eq!(
+                said.contains("no cloud answers it either: it refuses"),
+                times.end > 1,
+                "{said}"
+            );
+            assert!(times.contains(&count.get()), "{list}: {}", count.get());
+        }
+        Ok(())
     }
 
     #[tokio::test(start_paused = true)]
