@@ -17,6 +17,7 @@ mod mlx;
 mod model;
 mod python;
 mod report;
+mod sim;
 mod test;
 mod up;
 mod verify;
@@ -68,6 +69,14 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Run simulated clusters: `sim day`, a working day of a team against other ways to route. `sim --help`
+    /// lists what there is.
+    #[command(disable_help_flag = true)]
+    Sim {
+        /// For the simulator.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// Only prepare MLX, so that plain `cargo build` works.
     Setup,
 }
@@ -82,6 +91,7 @@ fn main() -> ExitCode {
         Command::Fix => commands::run("fmt", commands::cargo().arg("fmt")),
         Command::Bench { kind, rounds } => bench::bench(kind, rounds),
         Command::Fuzz { target, seconds } => fuzz::fuzz(target.as_deref(), seconds),
+        Command::Sim { arguments } => sim::sim(&arguments),
         Command::Setup => mlx::ensure(),
     };
     report.print();

@@ -17,8 +17,9 @@ use crate::promise::Promise;
 /// An answer whose place is lost waits this long for another one. The client hears keep-alives
 /// meanwhile.
 const REPLACE: Duration = Duration::from_secs(12);
-/// As that for batch, which nobody waits for: its place may be the only one that is not spared.
-const REPLACE_BATCH: Duration = Duration::from_secs(120);
+/// As that for batch, which nobody waits for: as long as a request may take. The only place that has its model
+/// may be spared for minutes, and would have kept the answer meanwhile.
+const REPLACE_BATCH: Duration = limits::REQUEST_WALL_CLOCK;
 /// Between two looks for one.
 const LOOK: Duration = Duration::from_millis(200);
 /// Longest time between two looks of an answer that nobody waits for.

@@ -4,17 +4,26 @@
 use pomona_common::{Class, NodeId, Rung};
 use pomona_decide::{Command, ModelPolicy, Replicas};
 
+use super::{COORDINATORS, all_finished, ask, model, seeds, settled, world};
 use crate::actions::Action;
 use crate::client::End;
+use crate::cluster::node_id;
+use crate::mac::Person;
 use crate::wire::Id;
 use crate::world::World;
-use crate::{COORDINATORS, all_finished, model, node_id, settled, world};
 
 const LAPTOP: usize = 1;
 /// What is comfortable at a laptop with this chip, in watts.
-const COMFORTABLE: f32 = 45.0;
+const COMFORTABLE: f64 = 45.0;
 /// A node that came down a rung is stressed for so long before it goes up again, in milliseconds.
 const SUSTAINED: u64 = 20_000;
+
+fn person(watts: f64) -> Person {
+    Person {
+        watts,
+        ..Person::default()
+    }
+}
 
 /// Batch work that only the laptop can do, at first or for good, and interactive work beside it.
 fn hot(seed: u64, for_good: bool) -> World {
@@ -31,12 +40,7 @@ fn hot(seed: u64, for_good: bool) -> World {
         })
     };
     world.at(1_000, policy(only_here));
-    let ask = |i: u64, class, tokens| Action::Ask {
-        coordinator: 1 + i % COORDINATORS,
-        model: model(0),
-        class,
-        tokens,
-    };
+    let ask = |i: u64, class, tokens| ask(1 + i % COORDINATORS, model(0), class, tokens);
     for i in 0..8 {
         world.at(9_000 + i * 40, ask(i, Class::Batch, 4_000));
     }
@@ -45,8 +49,8 @@ fn hot(seed: u64, for_good: bool) -> World {
         world.at(9_500 + i * 600, ask(i, Class::Interactive, tokens));
     }
     // Tightened, batch is too much still: the person's own work takes most of what is comfortable.
-    world.at(9_000, Action::Person(LAPTOP, 25.0));
-    world.at(120_000, Action::Person(LAPTOP, 0.0));
+    world.at(9_000, Action::Person(LAPTOP, person(25.0)));
+    world.at(120_000, Action::Person(LAPTOP, person(0.0)));
     if for_good {
         return world;
     }
@@ -98,16 +102,16 @@ fn does_not_oscillate(world: &World, node: NodeId, seed: u64) {
 
 #[test]
 fn a_hot_laptop_cools_down_by_itself_and_loses_nothing() {
-    for seed in 0..crate::seeds() / 2 {
+    for seed in 0..seeds() / 2 {
         let mut world = hot(seed, false);
         if seed % 2 == 1 {
             trouble(&mut world);
         }
         world.run_until(25_000);
-        let before = world.nodes[LAPTOP].heat.watts;
+        let before = world.nodes[LAPTOP].mac.watts;
         assert!(before > COMFORTABLE, "seed {seed}: {before} W");
         world.run_until(110_000);
-        let relieved = world.nodes[LAPTOP].heat.watts;
+        let relieved = world.nodes[LAPTOP].mac.watts;
         assert!(relieved < COMFORTABLE, "seed {seed}: {relieved} W");
         let highest = world.rungs.iter().map(|(.., to)| *to).max();
         assert_eq!(highest, Some(Rung::MoveRunning), "seed {seed}");
@@ -132,7 +136,7 @@ fn a_hot_laptop_cools_down_by_itself_and_loses_nothing() {
 /// With nowhere to go, batch work that is tightened, let go and too much again does so slowly.
 #[test]
 fn a_hot_laptop_with_nobody_to_help_it_does_not_oscillate() {
-    for seed in 0..crate::seeds() / 4 {
+    for seed in 0..seeds() / 4 {
         let mut world = hot(seed, true);
         if seed % 2 == 1 {
             trouble(&mut world);

@@ -4,30 +4,30 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 
-use pomona_common::{Class, MachineRole, NodeId, Rung};
+use pomona_common::{Class, NodeId, Rung};
 use pomona_decide::{ClusterState, Command, apply_proposal};
 
 use crate::actions::Action;
 use crate::client::Client;
+use crate::cluster::BEGAN_S;
 use crate::coordinator::{self, Coordinator};
+use crate::engine::Asker;
 use crate::log::Log;
 use crate::node::{self, Node};
+use crate::policy::{Policy, Router, Tuning};
 use crate::wire::{Id, Wire};
 use pomona_tests::Random;
 
-/// Milliseconds between two looks of a machine, of a step of an engine, and before a message that
-/// found nobody is sent again.
+/// Milliseconds between two looks of a machine, and before a message that found nobody is sent again.
 const TICK: u64 = 100;
-const STEP: u64 = 20;
 const AGAIN: u64 = 100;
 /// A handshake that nobody answers.
 const HANDSHAKE: u64 = 3_000;
-/// The wall clock when the simulation begins, in seconds since 1970.
-const BEGAN_S: u64 = 1_000_000;
 
 enum Event {
     Tick(Id),
-    Step(usize),
+    /// A node's engine has something to say.
+    Due(usize),
     Pump(Id, Id),
     Dialled(usize, SocketAddr, u64),
     Do(Action),
@@ -40,6 +40,8 @@ pub struct World {
     pub now: u64,
     pub count: u64,
     queue: BTreeMap<(u64, u64), Event>,
+    /// When each node's engine is called next.
+    due: Vec<u64>,
     pub random: Random,
     pub nodes: Vec<Node>,
     pub coordinators: Vec<Coordinator>,
@@ -47,8 +49,11 @@ pub struct World {
     pub cuts: BTreeSet<(Id, Id)>,
     pub channels: BTreeMap<(Id, Id), Channel>,
     pub clients: BTreeMap<u64, Client>,
-    /// What happened, line by line: the same for the same seed.
+    /// Answers that have ended since somebody looked.
+    pub ended: Vec<u64>,
+    /// What happened, line by line: the same for the same seed. Nothing is written down of a long run.
     pub trace: String,
+    pub is_long: bool,
     /// Promises that were broken.
     pub broken: Vec<String>,
     /// Steps of the offload ladder: when, which node, from where and to where.
@@ -70,6 +75,7 @@ impl World {
             now: 0,
             count: 0,
             queue: BTreeMap::new(),
+            due: vec![u64::MAX; nodes.len()],
             random: Random::new(seed),
             nodes,
             coordinators: (1..=coordinators).map(Coordinator::new).collect(),
@@ -77,7 +83,9 @@ impl World {
             cuts: BTreeSet::new(),
             channels: BTreeMap::new(),
             clients: BTreeMap::new(),
+            ended: Vec::new(),
             trace: String::new(),
+            is_long: false,
             broken: Vec::new(),
             rungs: Vec::new(),
         };
@@ -89,10 +97,22 @@ impl World {
             let at = world.random.between(0, TICK);
             world.schedule(at, Event::Tick(id));
         }
-        for node in 0..world.nodes.len() {
-            world.schedule(STEP, Event::Step(node));
-        }
         world
+    }
+
+    /// Lets another router decide, and nobody move anything.
+    pub fn set_router(&mut self, policy: Policy, tuning: Option<Tuning>) {
+        let Some(tuning) = tuning.filter(|_| policy != Policy::Pomona) else {
+            return;
+        };
+        let machine = |node: &Node| {
+            let kind = &node.mac.kind;
+            (node.id, (kind.role, kind.decode_tok_s.value))
+        };
+        let machines: BTreeMap<_, _> = self.nodes.iter().map(machine).collect();
+        for coordinator in &mut self.coordinators {
+            coordinator.router = Some(Router::new(policy, tuning, machines.clone()));
+        }
     }
 
     pub fn everybody(&self) -> Vec<Id> {
@@ -125,7 +145,9 @@ impl World {
     }
 
     pub fn say(&mut self, text: std::fmt::Arguments<'_>) {
-        let _ = writeln!(self.trace, "{:>7} {text}", self.now);
+        if !self.is_long {
+            let _ = writeln!(self.trace, "{:>7} {text}", self.now);
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -134,12 +156,14 @@ impl World {
                 self.tick(id);
                 self.schedule(self.now + TICK, Event::Tick(id));
             }
-            Event::Step(node) => {
-                if self.nodes[node].machine.runs() {
-                    let wishes = self.nodes[node].step(STEP);
-                    self.carry_out_node(node, wishes);
+            Event::Due(node) => {
+                if self.due[node] <= self.now {
+                    self.due[node] = u64::MAX;
+                    if self.nodes[node].machine.runs() {
+                        let wishes = self.nodes[node].catch_up(self.now);
+                        self.carry_out_node(node, wishes);
+                    }
                 }
-                self.schedule(self.now + STEP, Event::Step(node));
             }
             Event::Pump(from, to) => self.pump(from, to),
             Event::Dialled(node, address, since) => self.dialled(node, address, since),
@@ -305,7 +329,17 @@ impl World {
         self.carry_out_node(node, wishes);
     }
 
-    fn carry_out_node(&mut self, node: usize, wishes: Vec<node::Wish>) {
+    /// Calls a node's engine when it wants to be called.
+    fn call(&mut self, node: usize) {
+        if let Some(due) = self.nodes[node].due(self.now)
+            && due < self.due[node]
+        {
+            self.due[node] = due;
+            self.schedule(due, Event::Due(node));
+        }
+    }
+
+    pub fn carry_out_node(&mut self, node: usize, wishes: Vec<node::Wish>) {
         for wish in wishes {
             match wish {
                 node::Wish::Dial(address) => {
@@ -322,11 +356,19 @@ impl World {
                 node::Wish::Close(number, session) => {
                     self.send(Id::Node(node), Id::Coordinator(number), session, Wire::Close);
                 }
+                node::Wish::Tell(number, event, ended) => self.hear(number, event, ended),
+                node::Wish::Strays(number) => {
+                    let (now, node) = (self.now, self.nodes[node].id.short());
+                    self.broken.push(format!(
+                        "{now}: interactive answer {number} strays from {node}, which has its model"
+                    ));
+                }
             }
         }
+        self.call(node);
     }
 
-    fn carry_out_coordinator(&mut self, number: u64, wishes: Vec<coordinator::Wish>) {
+    pub fn carry_out_coordinator(&mut self, number: u64, wishes: Vec<coordinator::Wish>) {
         for wish in wishes {
             match wish {
                 coordinator::Wish::Send(id, wire) => {
@@ -346,7 +388,7 @@ impl World {
                     }
                 }
                 coordinator::Wish::Commit(command) => self.commit(number, command),
-                coordinator::Wish::Tell(heard) => self.hear(heard),
+                coordinator::Wish::Tell(number, event, ended) => self.hear(number, event, ended),
             }
         }
     }
@@ -358,18 +400,13 @@ impl World {
                 for one in &step.moves {
                     let what = if one.load { "load" } else { "unload" };
                     let (model, node, why) = (&one.model, one.node.short(), &one.reason);
-                    let _ = writeln!(self.trace, "{:>7} {what} {model} on {node}: {why}", self.now);
+                    self.say(format_args!("{what} {model} on {node}: {why}"));
                 }
             }
             if let Command::Relieve { node, seen, relieved } = &command {
                 let (to, why) = (relieved.relief.rung, &relieved.reason);
                 self.rungs.push((self.now, *node, *seen, to));
-                let _ = writeln!(
-                    self.trace,
-                    "{:>7} {} {seen} to {to}: {why}",
-                    self.now,
-                    node.short()
-                );
+                self.say(format_args!("{} {seen} to {to}: {why}", node.short()));
             }
             self.log.commit(command, &mut self.random);
         }
@@ -377,10 +414,13 @@ impl World {
 
     /// An interactive answer stays with whoever makes it and is well.
     fn check_stays(&mut self, number: u64, answer: u64, to: NodeId) {
-        let sessions = |node: NodeId| self.coordinators[number as usize - 1].session(node);
+        let stands = |node: &Node| {
+            let session = node.sessions.get(&number).map(|end| end.session);
+            session == Some(self.coordinators[number as usize - 1].session(node.id))
+        };
         let is_made = |node: &&Node| {
-            let sequence = node.sequences.get(&(number, answer));
-            sequence.is_some_and(|one| one.is_well(sessions(node.id))) && node.machine.runs()
+            let made = node.engine.makes((Asker::Coordinator(number), answer));
+            made.is_some() && stands(node) && node.machine.runs()
         };
         if let Some(node) = self.nodes.iter().filter(|node| node.id != to).find(is_made) {
             let (now, node) = (self.now, node.id.short());
@@ -389,14 +429,4 @@ impl World {
             ));
         }
     }
-}
-
-/// The role that a node plays, by its number.
-pub fn role(node: usize) -> MachineRole {
-    [
-        MachineRole::Rack,
-        MachineRole::Laptop,
-        MachineRole::Rack,
-        MachineRole::Rented,
-    ][node % 4]
 }

@@ -26,7 +26,8 @@ impl fmt::Display for Id {
 pub enum Wire {
     FromNode(Box<NodeMessage>),
     FromCoordinator(Box<CoordinatorMessage>),
-    /// An answer is asked for, under a number.
+    /// A coordinator asks a node's engine for an answer, or a node a coordinator for one from anywhere, under
+    /// a number of the asker's.
     Open(u64, Box<Generation>),
     Event(u64, GenerationEvent),
     /// Nobody waits for this answer here any more.

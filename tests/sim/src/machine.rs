@@ -11,6 +11,8 @@ pub struct Machine {
     asleep_since: Option<u64>,
     stalled: bool,
     slept: u64,
+    halted_since: Option<u64>,
+    halted: u64,
     /// How often it was switched on.
     pub boots: u64,
 }
@@ -27,6 +29,12 @@ impl Machine {
         now - self.slept - sleeping
     }
 
+    /// Time in which its processes got on: neither asleep nor stalled.
+    pub fn running(&self, now: u64) -> u64 {
+        let halted = self.halted_since.map_or(0, |since| now - since);
+        now - self.halted - halted
+    }
+
     /// Both clocks. A stall stops neither.
     pub fn reading(&self, now: u64) -> Reading {
         Reading {
@@ -37,15 +45,26 @@ impl Machine {
 
     pub fn sleep(&mut self, now: u64) {
         self.asleep_since.get_or_insert(now);
+        self.note(now);
     }
 
     pub fn wake(&mut self, now: u64) {
         if let Some(since) = self.asleep_since.take() {
             self.slept += now - since;
         }
+        self.note(now);
     }
 
-    pub fn stall(&mut self, stalled: bool) {
+    pub fn stall(&mut self, stalled: bool, now: u64) {
         self.stalled = stalled;
+        self.note(now);
+    }
+
+    fn note(&mut self, now: u64) {
+        if self.asleep_since.is_some() || self.stalled {
+            self.halted_since.get_or_insert(now);
+        } else if let Some(since) = self.halted_since.take() {
+            self.halted += now - since;
+        }
     }
 }

@@ -1,9 +1,9 @@
 //! What happens to the world from outside.
 
-use pomona_common::{Class, ModelName};
 use pomona_decide::Command;
 
-use crate::client::End;
+use crate::client::{End, Request};
+use crate::mac::Person;
 use crate::machine::Machine;
 use crate::wire::Id;
 use crate::world::{World, addresses};
@@ -19,26 +19,21 @@ pub enum Action {
     /// Nothing gets from the first to the second any more, or again.
     Cut(Id, Id, bool),
     Commit(Command),
-    /// What a person does at a node takes so many watts from now on.
-    Person(usize, f32),
-    Ask {
-        coordinator: u64,
-        model: ModelName,
-        class: Class,
-        tokens: u32,
-    },
+    /// What a person does at a node from now on.
+    Person(usize, Person),
+    Ask(Id, Request),
 }
 
 impl World {
     pub fn act(&mut self, action: Action) {
-        if !matches!(action, Action::Ask { .. }) {
+        if !matches!(action, Action::Ask(..)) {
             self.say(format_args!("{action:?}"));
         }
         let now = self.now;
         match action {
             Action::Sleep(id) => self.machine(id).sleep(now),
             Action::Wake(id) => self.machine(id).wake(now),
-            Action::Stall(id, stalled) => self.machine(id).stall(stalled),
+            Action::Stall(id, stalled) => self.machine(id).stall(stalled, now),
             Action::Kill(id) => self.kill(id),
             Action::Start(id) => {
                 let machine = self.machine(id);
@@ -51,14 +46,11 @@ impl World {
             Action::Cut(from, to, false) => {
                 self.cuts.remove(&(from, to));
             }
-            Action::Person(node, watts) => self.nodes[node].heat.person = watts,
+            Action::Person(node, person) => self.nodes[node].mac.person = person,
             Action::Commit(command) => self.log.commit(command, &mut self.random),
-            Action::Ask {
-                coordinator,
-                model,
-                class,
-                tokens,
-            } => self.ask(coordinator, model, class, tokens),
+            Action::Ask(entry, request) => {
+                self.ask(entry, request, None);
+            }
         }
     }
 
@@ -71,15 +63,14 @@ impl World {
 
     fn kill(&mut self, id: Id) {
         let known = addresses(self.coordinators.len() as u64);
+        let now = self.now;
         match id {
-            Id::Node(node) => self.nodes[node].restart(&known),
-            Id::Coordinator(number) => {
-                self.coordinator(number).restart();
-                for client in self.clients.values_mut() {
-                    if client.coordinator == number && client.end.is_none() {
-                        client.end = Some(End::WithCoordinator);
-                    }
-                }
+            Id::Node(node) => self.nodes[node].restart(&known, now),
+            Id::Coordinator(number) => self.coordinator(number).restart(),
+        }
+        for client in self.clients.values_mut() {
+            if client.entry == id && client.end.is_none() {
+                client.end = Some(End::WithEntry);
             }
         }
         self.machine(id).off = true;

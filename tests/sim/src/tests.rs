@@ -1,44 +1,23 @@
-//! A whole cluster on one thread: the decisions of the product (planner, router, relay, contacts,
-//! leases, patience, clocks) with a network, machines and an engine that are made up, and a log that is
-//! ideal. A seed decides everything, and gives the same history byte by byte.
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    missing_docs,
-    unreachable_pub,
-    reason = "a test"
-)]
+//! Clusters that come through whatever happens.
 
-mod actions;
-mod client;
-mod coordinator;
-mod heat;
-mod log;
-mod machine;
-mod node;
 mod offload;
-mod wire;
-mod world;
 
-use pomona_common::{
-    Class, ClusterId, KeyPrint, ModelDigests, ModelName, ModelRecord, NodeId, TokenId, TokenVerifier,
-};
-use pomona_decide::{
-    Admits, Availability, Command, Keep, Lease, ModelPolicy, Presence, Replicas, TokenRecord, plan,
-};
+use pomona_common::{Class, EngineKnobs, MachineRole, ModelDigests, ModelName, ModelRecord};
+use pomona_decide::{Availability, Command, Keep, Lease, ModelPolicy, Presence, Replicas, plan};
 
-use actions::Action;
-use client::End;
-use node::Node;
-use wire::Id;
-use world::{World, addresses, role};
+use crate::actions::Action;
+use crate::client::{End, Request};
+use crate::cluster::{self, BEGAN_S, node_id};
+use crate::mac::{DATA, Mac, kinds};
+use crate::node::Node;
+use crate::wire::Id;
+use crate::world::{World, addresses};
 
 const COORDINATORS: u64 = 3;
 const NODES: usize = 5;
 const GIB: u64 = 1 << 30;
 /// Coordinator 1 and node 0 stand in a cellar where nothing happens.
 const CELLAR: (Id, Id) = (Id::Coordinator(1), Id::Node(0));
-const BEGAN_S: u64 = 1_000_000;
 
 fn model(i: usize) -> ModelName {
     format!("m{i}").parse().unwrap()
@@ -56,54 +35,51 @@ fn record(i: usize) -> ModelRecord {
     }
 }
 
-fn node_id(node: usize) -> NodeId {
-    NodeId::from_bits(node as u128 + 1)
+/// The role that a node plays, by its number.
+fn role(node: usize) -> MachineRole {
+    [
+        MachineRole::Rack,
+        MachineRole::Laptop,
+        MachineRole::Rack,
+        MachineRole::Rented,
+    ][node % 4]
 }
 
 /// Everybody joins; every node stores both models.
 fn founding() -> Vec<Command> {
-    let mut commands = vec![Command::Found(ClusterId::from_bits(1))];
-    for node in 0..NODES {
-        let token = TokenId::from_bits(node as u128);
-        commands.push(Command::OpenToken {
-            id: token,
-            token: TokenRecord {
-                verifier: TokenVerifier([0; 32]),
-                admits: Admits::Node(role(node)),
-                name: format!("n{node}"),
-                expires_s: BEGAN_S + 100,
-                used_by: None,
-            },
-            lease: None,
-            now_s: BEGAN_S,
-        });
-        commands.push(Command::ConsumeToken {
-            token,
-            node: node_id(node),
-            name: String::new(),
-            key: KeyPrint([node as u8; 32]),
-            approved: true,
-            now_s: BEGAN_S,
-        });
-    }
-    commands.push(Command::AddModel(record(0)));
-    commands.push(Command::AddModel(record(1)));
+    let roles: Vec<MachineRole> = (0..NODES).map(role).collect();
+    let mut commands = cluster::founding(&roles, &[record(0), record(1)]);
     let policy = ModelPolicy {
         replicas: Replicas::Count(2),
         keep: Keep::Always,
         ..ModelPolicy::default()
     };
-    commands.push(Command::SetPolicy {
-        model: model(0),
-        policy,
-    });
+    commands.push(cluster::place(model(0), policy));
     commands
+}
+
+fn ask(coordinator: u64, model: ModelName, class: Class, tokens: u32) -> Action {
+    let request = Request {
+        model,
+        class,
+        prompt: vec![tokens, 7, 7, 7],
+        tokens,
+    };
+    Action::Ask(Id::Coordinator(coordinator), request)
 }
 
 fn world(seed: u64) -> World {
     let known = addresses(COORDINATORS);
     let stored = vec![record(0), record(1)];
-    let nodes = (0..NODES).map(|node| Node::new(node_id(node), 16 * GIB, stored.clone(), &known));
+    let kinds = kinds(DATA).unwrap();
+    let nodes = (0..NODES).map(|node| {
+        let kind = match role(node) {
+            MachineRole::Laptop => "mbp16-m4-max",
+            MachineRole::Rack | MachineRole::Rented => "mini-m4-pro",
+        };
+        let mac = Mac::new(kinds[kind].clone());
+        Node::new(node_id(node), mac, EngineKnobs::default(), stored.clone(), &known)
+    });
     World::new(seed, COORDINATORS, nodes.collect(), &founding())
 }
 
@@ -168,13 +144,11 @@ fn trouble(world: &mut World) {
     let mut at = 6_000;
     while at < 200_000 {
         at += world.random.between(100, 1_500);
-        let action = Action::Ask {
-            coordinator: world.random.between(1, COORDINATORS + 1),
-            model: model(world.random.between(0, 2) as usize),
-            class: Class::ALL[world.random.between(0, 3) as usize],
-            tokens: world.random.between(1, 250) as u32,
-        };
-        world.at(at, action);
+        let coordinator = world.random.between(1, COORDINATORS + 1);
+        let model = model(world.random.between(0, 2) as usize);
+        let class = Class::ALL[world.random.between(0, 3) as usize];
+        let tokens = world.random.between(1, 250) as u32;
+        world.at(at, ask(coordinator, model, class, tokens));
     }
 }
 
@@ -229,22 +203,19 @@ fn settled(world: &mut World, seed: u64) {
     for node in world.nodes.iter().filter(|node| !node.gone) {
         let wanted = agreed.plan.nodes[&node.id].models.keys();
         assert!(
-            node.loaded.iter().eq(wanted),
+            node.engine.models().map(|record| &record.name).eq(wanted),
             "seed {seed}: {} is not as planned",
             node.id.short()
         );
-        assert!(
-            node.sequences.is_empty(),
-            "seed {seed}: work that nobody waits for"
-        );
+        assert!(node.engine.is_empty(), "seed {seed}: work that nobody waits for");
         assert_eq!(node.orphans(), 0, "seed {seed}");
     }
     for (number, client) in &world.clients {
         match client.end {
-            Some(End::Finished | End::WithCoordinator) => {}
+            Some(End::Finished | End::WithEntry) => {}
             // An answer moves three times; one that is still unlucky ends with an error.
             Some(End::Failed { moves: 3 }) => {}
-            end if client.coordinator == 1 => {
+            end if client.entry == Id::Coordinator(1) => {
                 panic!("seed {seed}: answer {number} of the cellar's coordinator: {end:?}")
             }
             end => assert!(end.is_some(), "seed {seed}: answer {number} never ended"),
@@ -312,16 +283,8 @@ fn a_laptop_that_wakes_is_there_and_repeats_nothing() {
             }),
         );
         for i in 0..20 {
-            let (coordinator, tokens) = (1 + i % COORDINATORS, 200);
-            world.at(
-                9_000 + i * 50,
-                Action::Ask {
-                    coordinator,
-                    model: model(0),
-                    class: Class::Interactive,
-                    tokens,
-                },
-            );
+            let action = ask(1 + i % COORDINATORS, model(0), Class::Interactive, 200);
+            world.at(9_000 + i * 50, action);
         }
         world.at(10_000, Action::Sleep(laptop));
         world.run_until(9_990 + slept.min(5_000));
@@ -399,16 +362,8 @@ fn a_lease_ends_in_trouble_as_well() {
             }),
         );
         for i in 0..60 {
-            let coordinator = 1 + i % COORDINATORS;
-            world.at(
-                8_000 + i * 500,
-                Action::Ask {
-                    coordinator,
-                    model: model(1),
-                    class: Class::Interactive,
-                    tokens: 100,
-                },
-            );
+            let action = ask(1 + i % COORDINATORS, model(1), Class::Interactive, 100);
+            world.at(8_000 + i * 500, action);
         }
         let span = world.random.between(500, 8_000);
         world.at(25_000, Action::Stall(Id::Node(rented), true));

@@ -1,0 +1,377 @@
+//! Answers of one entry, and where each of them is made: the shell of the product's `Relay` in the simulator,
+//! as `common/dispatch` is in the product. For a coordinator places are nodes; for a node's own endpoint they
+//! are its engine and the coordinators.
+
+use std::collections::BTreeMap;
+
+use pomona_common::generation::GenerationEvent;
+use pomona_common::{Class, Failure, Generation, NodeId, Rung, limits};
+use pomona_decide::{Next, Relay};
+
+/// The longest a request may take, in milliseconds.
+const WALL_CLOCK: u64 = limits::REQUEST_WALL_CLOCK.as_millis() as u64;
+/// As the real ones, in milliseconds: how long an answer looks for another place.
+const REPLACE: u64 = 12_000;
+const REPLACE_BATCH: u64 = WALL_CLOCK;
+/// An answer that found no better place stays for so long.
+const STAY: u64 = 2_000;
+/// Answers that ask for better places at once.
+const ASK: usize = 4;
+/// What everybody refused is tried again after this time, as `common/dispatch/src/hold.rs` does.
+const RETRY: u64 = 1_000;
+const RETRY_BATCH: u64 = 5_000;
+
+/// Where an answer stands.
+enum Stage<P> {
+    /// A place was asked, at this time.
+    Asked(P, u64),
+    /// A place makes it.
+    Made(P),
+    /// Nobody has it; places are asked at this time or later.
+    Homeless(u64),
+}
+
+/// One answer for a client.
+struct Answer<P> {
+    generation: Generation,
+    relay: Option<Relay<P>>,
+    asked: u64,
+    stage: Stage<P>,
+    /// Since when nobody makes it.
+    since: u64,
+    /// How long it waits for its first place.
+    hold: u64,
+    /// Places that refused since the last success.
+    refused: Vec<P>,
+    moves: u32,
+    /// A place that was asked to go on with it while the present one makes it, and when.
+    better: Option<(P, u64)>,
+    /// It does not ask again before this time.
+    stays_until: u64,
+}
+
+/// What is to be done for an answer, by its number.
+pub enum Wish<P> {
+    Open(P, u64, Box<Generation>),
+    Cancel(P, u64),
+    Tell(u64, GenerationEvent),
+    /// It ended here, after so many moves.
+    End(u64, GenerationEvent, u32),
+}
+
+/// What an entry knows of places.
+pub trait Places<P> {
+    /// Who is to be asked, the best first; those in `avoid` failed this answer.
+    fn order(&self, generation: &Generation, avoid: &[P]) -> Vec<P>;
+    /// How far this place is relieved of what it makes.
+    fn rung(&self, place: P) -> Rung;
+    /// Who may go on with what a place makes that is relieved.
+    fn better(&self, generation: &Generation, than: P) -> Option<P>;
+    /// How long a place has to promise or refuse, in milliseconds.
+    fn grant(&self) -> u64;
+}
+
+/// See the module's documentation. Times are in milliseconds.
+pub struct Answers<P> {
+    answers: BTreeMap<u64, Answer<P>>,
+}
+
+impl<P> Default for Answers<P> {
+    fn default() -> Self {
+        Self {
+            answers: BTreeMap::new(),
+        }
+    }
+}
+
+impl<P: Copy + Eq> Answers<P> {
+    pub fn is_empty(&self) -> bool {
+        self.answers.is_empty()
+    }
+
+    pub fn len(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// How many answers are asked of each place or made there, of those that entered here.
+    pub fn in_flight(&self) -> BTreeMap<P, u32>
+    where
+        P: Ord,
+    {
+        let mut places = BTreeMap::new();
+        for answer in self.answers.values() {
+            if let Stage::Asked(at, _) | Stage::Made(at) = answer.stage {
+                *places.entry(at).or_default() += 1;
+            }
+        }
+        places
+    }
+
+    /// Somebody asks, and waits for so long when there is no place.
+    pub fn ask(&mut self, number: u64, generation: Generation, hold: u64, now: u64) {
+        let answer = Answer {
+            generation,
+            relay: None,
+            asked: now,
+            stage: Stage::Homeless(now),
+            since: now,
+            hold,
+            refused: Vec::new(),
+            moves: 0,
+            better: None,
+            stays_until: 0,
+        };
+        self.answers.insert(number, answer);
+    }
+
+    /// Its client has gone.
+    pub fn drop_answer(&mut self, number: u64) -> Vec<Wish<P>> {
+        let Some(answer) = self.answers.remove(&number) else {
+            return Vec::new();
+        };
+        let at = match answer.stage {
+            Stage::Asked(at, _) | Stage::Made(at) => Some(at),
+            Stage::Homeless(_) => None,
+        };
+        let better = answer.better.map(|(place, _)| place);
+        let cancel = |place| Wish::Cancel(place, number);
+        at.into_iter().chain(better).map(cancel).collect()
+    }
+
+    /// Some time went by.
+    pub fn tick(&mut self, places: &impl Places<P>, now: u64) -> Vec<Wish<P>> {
+        let mut wishes = Vec::new();
+        let mut asking = self
+            .answers
+            .values()
+            .filter(|answer| answer.better.is_some())
+            .count();
+        for number in self.answers.keys().copied().collect::<Vec<_>>() {
+            wishes.extend(self.look_after(number, places, &mut asking, now));
+        }
+        wishes
+    }
+
+    /// Looks after one answer, as when it has just been asked for.
+    pub fn look_at(&mut self, number: u64, places: &impl Places<P>, now: u64) -> Vec<Wish<P>> {
+        self.look_after(number, places, &mut ASK.clone(), now)
+    }
+
+    /// Finds a place for an answer that has none, or gives it up; a better one for one whose place is relieved.
+    fn look_after(
+        &mut self,
+        number: u64,
+        places: &impl Places<P>,
+        asking: &mut usize,
+        now: u64,
+    ) -> Vec<Wish<P>> {
+        let Some(answer) = self.answers.get_mut(&number) else {
+            return Vec::new();
+        };
+        if now >= answer.asked + WALL_CLOCK {
+            let moves = answer.moves;
+            let mut wishes = self.drop_answer(number);
+            let limit_s = WALL_CLOCK / 1000;
+            let failure = GenerationEvent::Failed(Failure::TimedOut { limit_s });
+            wishes.push(Wish::End(number, failure, moves));
+            return wishes;
+        }
+        let again = match answer.stage {
+            Stage::Homeless(again) => again,
+            Stage::Asked(place, at) if now >= at + places.grant() => return self.lost(number, place, now),
+            Stage::Made(place) => return self.look_for_better(number, place, places, asking, now),
+            Stage::Asked(..) => return Vec::new(),
+        };
+        if now < again {
+            return Vec::new();
+        }
+        let avoid = answer.relay.as_ref().map_or(&[][..], Relay::failed);
+        let generation = answer.relay.as_ref().map_or(&answer.generation, Relay::rest);
+        let order = places.order(generation, avoid);
+        let best = order.into_iter().find(|place| !answer.refused.contains(place));
+        let class = generation.class;
+        let patience = match (class, &answer.relay) {
+            (Class::Batch, Some(_)) => REPLACE_BATCH,
+            (_, Some(_)) => REPLACE,
+            (_, None) => answer.hold,
+        };
+        match best {
+            Some(place) => {
+                let generation = Box::new(generation.clone());
+                answer.stage = Stage::Asked(place, now);
+                vec![Wish::Open(place, number, generation)]
+            }
+            None if now >= answer.since + patience => {
+                let moves = answer.moves;
+                self.answers.remove(&number);
+                let failure = Failure::Overloaded {
+                    detail: "no free place".into(),
+                    retry_after_s: 5,
+                };
+                vec![Wish::End(number, GenerationEvent::Failed(failure), moves)]
+            }
+            None => {
+                // Whoever refused is asked again.
+                answer.refused.clear();
+                let pause = match class {
+                    Class::Batch => RETRY_BATCH,
+                    Class::Interactive | Class::Background => RETRY,
+                };
+                answer.stage = Stage::Homeless(now + pause.min(answer.since + patience - now));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Asks another place to go on with a batch answer whose own is relieved so far that it leaves.
+    fn look_for_better(
+        &mut self,
+        number: u64,
+        maker: P,
+        places: &impl Places<P>,
+        asking: &mut usize,
+        now: u64,
+    ) -> Vec<Wish<P>> {
+        let Some(answer) = self.answers.get_mut(&number) else {
+            return Vec::new();
+        };
+        if let Some((place, at)) = answer.better {
+            if now < at + places.grant() {
+                return Vec::new();
+            }
+            // No better place was found.
+            answer.better = None;
+            answer.stays_until = now + STAY;
+            return vec![Wish::Cancel(place, number)];
+        }
+        let is_due = answer.generation.class == Class::Batch && now >= answer.stays_until && *asking < ASK;
+        let Some(relay) = answer.relay.as_ref().filter(|relay| is_due && relay.may_shift()) else {
+            return Vec::new();
+        };
+        let leaves = match relay.has_begun() {
+            true => Rung::MoveRunning,
+            false => Rung::MoveQueued,
+        };
+        if places.rung(maker) < leaves {
+            return Vec::new();
+        }
+        let Some(best) = places.better(relay.rest(), maker) else {
+            return Vec::new();
+        };
+        let rest = Box::new(relay.rest().clone());
+        answer.better = Some((best, now));
+        *asking += 1;
+        vec![Wish::Open(best, number, rest)]
+    }
+
+    /// A place is gone: what it made is made elsewhere.
+    pub fn lose(&mut self, place: P, now: u64) -> Vec<Wish<P>> {
+        for answer in self.answers.values_mut() {
+            answer.better = answer.better.filter(|(better, _)| *better != place);
+        }
+        let of_it =
+            |answer: &Answer<P>| matches!(answer.stage, Stage::Asked(at, _) | Stage::Made(at) if at == place);
+        let lost = self.answers.iter().filter(|(_, answer)| of_it(answer));
+        let lost: Vec<u64> = lost.map(|(number, _)| *number).collect();
+        lost.into_iter()
+            .flat_map(|number| self.lost(number, place, now))
+            .collect()
+    }
+
+    fn lost(&mut self, number: u64, place: P, now: u64) -> Vec<Wish<P>> {
+        let Some(answer) = self.answers.get_mut(&number) else {
+            return Vec::new();
+        };
+        match (&answer.stage, &mut answer.relay) {
+            (Stage::Made(_), Some(relay)) => {
+                let next = relay.on_lost();
+                self.follow(number, next, now)
+            }
+            _ => {
+                answer.refused.push(place);
+                answer.stage = Stage::Homeless(now);
+                // It may have begun, and only its promise been lost.
+                vec![Wish::Cancel(place, number)]
+            }
+        }
+    }
+
+    /// A place says something about an answer; `node` is who makes it there.
+    pub fn on_event(
+        &mut self,
+        place: P,
+        node: NodeId,
+        number: u64,
+        event: GenerationEvent,
+        now: u64,
+    ) -> Vec<Wish<P>> {
+        let Some(answer) = self.answers.get_mut(&number) else {
+            return vec![Wish::Cancel(place, number)];
+        };
+        match answer.stage {
+            Stage::Asked(asked, _) if asked == place => {
+                if matches!(event, GenerationEvent::Failed(_)) {
+                    answer.refused.push(place);
+                    answer.stage = Stage::Homeless(now);
+                    return Vec::new();
+                }
+                answer.stage = Stage::Made(place);
+                answer.refused.clear();
+                match &mut answer.relay {
+                    Some(relay) => relay.moved(place, node),
+                    none => *none = Some(Relay::new(answer.generation.clone(), place, node)),
+                }
+            }
+            Stage::Made(maker) if maker == place => {}
+            Stage::Made(maker) if answer.better.is_some_and(|(better, _)| better == place) => {
+                answer.better = None;
+                answer.stays_until = now + STAY;
+                if matches!(event, GenerationEvent::Failed(_)) {
+                    return Vec::new();
+                }
+                let Some(relay) = &mut answer.relay else {
+                    return Vec::new();
+                };
+                // It has promised to go on: only now the other one is left.
+                relay.shift();
+                relay.moved(place, node);
+                answer.stage = Stage::Made(place);
+                return vec![Wish::Cancel(maker, number)];
+            }
+            _ => return vec![Wish::Cancel(place, number)],
+        }
+        let Some(relay) = &mut answer.relay else {
+            return Vec::new();
+        };
+        let next = relay.on_event(event);
+        self.follow(number, next, now)
+    }
+
+    /// Does what the relay says.
+    fn follow(&mut self, number: u64, next: Next, now: u64) -> Vec<Wish<P>> {
+        let Some(answer) = self.answers.get_mut(&number) else {
+            return Vec::new();
+        };
+        match next {
+            Next::Wait => Vec::new(),
+            Next::Pass(event) => vec![Wish::Tell(number, event)],
+            Next::Last(event) => {
+                let moves = answer.moves;
+                self.answers.remove(&number);
+                vec![Wish::End(number, event, moves)]
+            }
+            Next::Move => {
+                let from = match answer.stage {
+                    Stage::Made(place) => Some(place),
+                    _ => None,
+                };
+                answer.stage = Stage::Homeless(now);
+                answer.since = now;
+                answer.moves += 1;
+                from.map(|place| Wish::Cancel(place, number))
+                    .into_iter()
+                    .collect()
+            }
+        }
+    }
+}

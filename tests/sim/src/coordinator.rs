@@ -1,0 +1,488 @@
+//! A coordinator: sessions, reports, the leader's round, and answers that move.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pomona_clocks::SleepWatch;
+use pomona_common::control::{CoordinatorMessage, NodeMessage};
+use pomona_common::generation::GenerationEvent;
+use pomona_common::report::NodeReport;
+use pomona_common::signs::Signs;
+use pomona_common::{Generation, ModelRecord, NodeId, Relief, Rung};
+use pomona_decide::{
+    Affinity, Candidate, ClusterState, Command, GateWatch, Heard, Inventory, Ladder, Marks, NodeInventory,
+    NodeSignals, Patience, Presence, StoreInventory, lease, plan, presence, route,
+};
+
+use crate::answers::{self, Answers, Places};
+use crate::machine::Machine;
+use crate::policy::{Router, Seen};
+use crate::wire::{End, IDLE, KEEP_ALIVE, Wire};
+
+/// Milliseconds between two rounds of the leader.
+const ROUND: u64 = 500;
+/// A place promises or refuses within this time, in milliseconds.
+const GRANT: u64 = 5_000;
+/// How long a model that is being loaded is waited for.
+const EXPECT: u64 = 5_000;
+
+/// A connected node.
+pub struct Connected {
+    end: End,
+    stored: Vec<ModelRecord>,
+    report: Option<(u64, NodeReport)>,
+    signs: Option<Arc<Signs>>,
+    since: u64,
+    told: Option<u64>,
+    told_evict: bool,
+    told_relief: Option<Relief>,
+}
+
+/// What a coordinator wants done.
+pub enum Wish {
+    Send(NodeId, Wire),
+    /// Tells the other end that its session has ended.
+    Close(NodeId, u64),
+    Commit(Command),
+    /// For a client, and after how many moves its answer ended, if it did.
+    Tell(u64, GenerationEvent, Option<u32>),
+}
+
+pub struct Coordinator {
+    pub number: u64,
+    pub machine: Machine,
+    pub state: ClusterState,
+    pub applied: usize,
+    pub sessions: BTreeMap<NodeId, Connected>,
+    answers: Answers<NodeId>,
+    /// Answers that a node's own endpoint asked for.
+    asked_by: BTreeMap<u64, NodeId>,
+    affinity: Affinity,
+    /// Who decides where requests go, if it is not the product.
+    pub router: Option<Router>,
+    watch: SleepWatch,
+    patience: Patience,
+    gates: GateWatch,
+    ladder: Ladder,
+    planned: u64,
+    said: u64,
+}
+
+impl Coordinator {
+    pub fn new(number: u64) -> Self {
+        Self {
+            number,
+            machine: Machine::default(),
+            state: ClusterState::default(),
+            applied: 0,
+            sessions: BTreeMap::new(),
+            answers: Answers::default(),
+            asked_by: BTreeMap::new(),
+            affinity: Affinity::default(),
+            router: None,
+            watch: SleepWatch::default(),
+            patience: Patience::default(),
+            gates: GateWatch::default(),
+            ladder: Ladder::default(),
+            planned: 0,
+            said: 0,
+        }
+    }
+
+    /// Its process starts anew: what was agreed on is on the disk, the rest is lost.
+    pub fn restart(&mut self) {
+        let fresh = Self::new(self.number);
+        let old = std::mem::replace(self, fresh);
+        self.machine = old.machine;
+        (self.state, self.applied, self.router) = (old.state, old.applied, old.router);
+    }
+
+    pub fn presence(&self, node: NodeId, now: u64) -> Presence {
+        let role = self
+            .state
+            .nodes
+            .get(&node)
+            .map_or_else(Default::default, |node| node.role);
+        let awake = self.machine.awake(now);
+        let age = self.sessions.get(&node).map(|connected| {
+            let heard = connected.report.as_ref().map_or(connected.since, |(at, _)| *at);
+            heard_ago(awake - heard)
+        });
+        presence(role, age)
+    }
+
+    pub fn inventory(&self, now: u64) -> Inventory {
+        let awake = self.machine.awake(now);
+        let seen = self.sessions.iter().filter_map(|(id, connected)| {
+            let (at, report) = connected.report.as_ref()?;
+            let store = StoreInventory {
+                stored: connected.stored.clone(),
+                ..StoreInventory::default()
+            };
+            Some((*id, NodeInventory::of(report, heard_ago(awake - at), store, None)))
+        });
+        seen.collect()
+    }
+
+    /// The session with a node; 0 when there is none.
+    pub fn session(&self, node: NodeId) -> u64 {
+        self.sessions
+            .get(&node)
+            .map_or(0, |connected| connected.end.session)
+    }
+
+    pub fn answers(&self) -> usize {
+        self.answers.len()
+    }
+
+    /// Some time went by.
+    pub fn tick(&mut self, now: u64, leads: bool, now_s: u64) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        let awake = self.machine.awake(now);
+        if self.watch.look(self.machine.reading(now)).is_some() {
+            for node in self.sessions.keys().copied().collect::<Vec<_>>() {
+                wishes.push(Wish::Close(node, self.session(node)));
+                wishes.extend(self.lose(node, now));
+            }
+        }
+        let silent: Vec<NodeId> = self
+            .sessions
+            .iter()
+            .filter(|(_, connected)| awake >= connected.end.heard + IDLE)
+            .map(|(node, _)| *node)
+            .collect();
+        for node in silent {
+            wishes.extend(self.lose(node, now));
+        }
+        let shut_out = |node: &NodeId| !self.state.nodes.contains_key(node);
+        let revoked: Vec<NodeId> = self.sessions.keys().copied().filter(shut_out).collect();
+        for node in revoked {
+            wishes.push(Wish::Close(node, self.session(node)));
+            wishes.extend(self.lose(node, now));
+        }
+        if awake >= self.said + KEEP_ALIVE {
+            self.said = awake;
+            wishes.extend(self.sessions.keys().map(|to| Wish::Send(*to, Wire::KeepAlive)));
+        }
+        wishes.extend(self.news());
+        if !leads {
+            self.patience = Patience::default();
+            (self.gates, self.ladder) = Default::default();
+        } else if awake >= self.planned + ROUND {
+            self.planned = awake;
+            wishes.extend(self.lead(now, now_s));
+        }
+        if !self.answers.is_empty() {
+            let next = self.with_view(now, now_s, |answers, view| answers.tick(view, now));
+            wishes.extend(self.follow(next, now));
+        }
+        wishes
+    }
+
+    /// Lets the answers look at what is known.
+    fn with_view<T>(
+        &mut self,
+        now: u64,
+        now_s: u64,
+        look: impl FnOnce(&mut Answers<NodeId>, &View<'_>) -> T,
+    ) -> T {
+        let mut answers = std::mem::take(&mut self.answers);
+        let in_flight = answers.in_flight();
+        let view = View {
+            coordinator: self,
+            in_flight,
+            now,
+            now_s,
+        };
+        let done = look(&mut answers, &view);
+        self.answers = answers;
+        done
+    }
+
+    /// Does what its answers want.
+    fn follow(&mut self, next: Vec<answers::Wish<NodeId>>, now: u64) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        for one in next {
+            match one {
+                answers::Wish::Open(node, number, generation) => {
+                    match &mut self.router {
+                        Some(router) => router.asked(node, number, generation.class, now),
+                        None => {
+                            let at = Duration::from_millis(now);
+                            self.affinity.note(&Marks::of(&generation), node, at);
+                        }
+                    }
+                    wishes.push(Wish::Send(node, Wire::Open(number, generation)));
+                }
+                answers::Wish::Cancel(node, number) => wishes.push(Wish::Send(node, Wire::Cancel(number))),
+                answers::Wish::Tell(number, event) => wishes.push(match self.asked_by.get(&number) {
+                    Some(node) => Wish::Send(*node, Wire::Event(number, event)),
+                    None => Wish::Tell(number, event, None),
+                }),
+                answers::Wish::End(number, event, moves) => {
+                    if let Some(router) = &mut self.router {
+                        router.ended(number, &event, now);
+                    }
+                    wishes.push(match self.asked_by.remove(&number) {
+                        Some(node) => Wish::Send(node, Wire::Event(number, event)),
+                        None => Wish::Tell(number, event, Some(moves)),
+                    });
+                }
+            }
+        }
+        wishes
+    }
+
+    /// Targets and evictions that nodes have not been told.
+    fn news(&mut self) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        for (id, connected) in &mut self.sessions {
+            let mut tell = |message| wishes.push(Wish::Send(*id, Wire::FromCoordinator(Box::new(message))));
+            if let Some(target) = self.state.plan.nodes.get(id)
+                && connected.told != Some(target.generation)
+            {
+                connected.told = Some(target.generation);
+                tell(CoordinatorMessage::Target(target.clone()));
+            }
+            let relief = self.state.relief(*id);
+            if connected.told_relief != Some(relief) {
+                connected.told_relief = Some(relief);
+                let applied = self.applied as u64;
+                tell(CoordinatorMessage::Relief { applied, relief });
+            }
+            let lease = self.state.leases.of_nodes.get(id);
+            if lease.is_some_and(|lease| lease.evicting) && !connected.told_evict {
+                connected.told_evict = true;
+                tell(CoordinatorMessage::Evict);
+            }
+        }
+        wishes
+    }
+
+    fn lead(&mut self, now: u64, now_s: u64) -> Vec<Wish> {
+        let missing = self.sessions.values().flat_map(|connected| &connected.stored);
+        let missing = missing.filter(|record| !self.state.catalogue.contains_key(&record.name));
+        let mut wishes: Vec<Wish> = missing
+            .map(|record| Wish::Commit(Command::AddModel(record.clone())))
+            .collect();
+        wishes.extend(lease::due(&self.state, now_s).into_iter().map(Wish::Commit));
+        let inventory = self.inventory(now);
+        let awake = Duration::from_millis(self.machine.awake(now));
+        if !self.patience.waits(&self.state, &inventory, awake)
+            && let Some(step) = plan(&self.state, &inventory, now_s).step
+        {
+            wishes.push(Wish::Commit(Command::Replan { step, now_s }));
+        }
+        if self.router.is_some() {
+            return wishes;
+        }
+        let signals = self.signals(now);
+        let passed = self.gates.steps(&self.state, &signals, awake, now_s);
+        let relieved = self.ladder.steps(&self.state, &signals, awake, now_s);
+        wishes.extend(passed.into_iter().chain(relieved).map(Wish::Commit));
+        wishes
+    }
+
+    fn signals(&self, now: u64) -> BTreeMap<NodeId, NodeSignals> {
+        let awake = self.machine.awake(now);
+        let seen = self.sessions.iter().filter_map(|(id, connected)| {
+            let (at, report) = connected.report.as_ref()?;
+            let heard = heard_ago(awake - at);
+            Some((*id, NodeSignals::of(report, connected.signs.clone(), heard)))
+        });
+        seen.collect()
+    }
+
+    /// A session begins, and replaces an older one of the node.
+    pub fn accept(&mut self, node: NodeId, session: u64, now: u64) {
+        let since = self.machine.awake(now);
+        let connected = Connected {
+            end: End {
+                session,
+                heard: since,
+            },
+            stored: Vec::new(),
+            report: None,
+            signs: None,
+            since,
+            told: None,
+            told_evict: false,
+            told_relief: None,
+        };
+        self.sessions.insert(node, connected);
+    }
+
+    /// A session ended: its answers go on elsewhere.
+    pub fn lose(&mut self, node: NodeId, now: u64) -> Vec<Wish> {
+        self.sessions.remove(&node);
+        let of_it = self.asked_by.iter().filter(|(_, by)| **by == node);
+        let mut next = Vec::new();
+        for number in of_it.map(|(number, _)| *number).collect::<Vec<u64>>() {
+            self.asked_by.remove(&number);
+            next.extend(self.answers.drop_answer(number));
+        }
+        next.extend(self.answers.lose(node, now));
+        self.follow(next, now)
+    }
+
+    pub fn on_message(&mut self, node: NodeId, session: u64, wire: Wire, now: u64, now_s: u64) -> Vec<Wish> {
+        let awake = self.machine.awake(now);
+        match self.sessions.get_mut(&node) {
+            Some(connected) if connected.end.session == session => connected.end.heard = awake,
+            _ => return Vec::new(),
+        }
+        match wire {
+            Wire::Close => self.lose(node, now),
+            Wire::FromNode(message) => self.learn(node, *message, awake, now_s),
+            Wire::Event(answer, event) => {
+                if let Some(router) = &mut self.router {
+                    router.heard(answer, &event, now);
+                }
+                let next = self.answers.on_event(node, node, answer, event, now);
+                self.follow(next, now)
+            }
+            Wire::Open(answer, generation) => {
+                self.asked_by.insert(answer, node);
+                // Holding is for the entry that the client asked.
+                self.ask(answer, *generation, 0, now, now_s)
+            }
+            Wire::Cancel(answer) if self.asked_by.remove(&answer).is_some() => {
+                let next = self.answers.drop_answer(answer);
+                self.follow(next, now)
+            }
+            Wire::FromCoordinator(_) | Wire::Cancel(_) | Wire::KeepAlive => Vec::new(),
+        }
+    }
+
+    fn learn(&mut self, node: NodeId, message: NodeMessage, awake: u64, now_s: u64) -> Vec<Wish> {
+        let Some(connected) = self.sessions.get_mut(&node) else {
+            return Vec::new();
+        };
+        match message {
+            NodeMessage::Hello { models, .. } | NodeMessage::Store { models } => connected.stored = models,
+            NodeMessage::Report(report) => connected.report = Some((awake, *report)),
+            NodeMessage::Signs(signs) => connected.signs = Some(Arc::new(*signs)),
+            NodeMessage::Evicted => return vec![Wish::Commit(Command::RevokeNode { node, now_s })],
+            _ => {}
+        }
+        Vec::new()
+    }
+
+    /// Somebody asks, and waits for so many milliseconds when there is no place.
+    pub fn ask(&mut self, number: u64, generation: Generation, hold: u64, now: u64, now_s: u64) -> Vec<Wish> {
+        self.answers.ask(number, generation, hold, now);
+        let next = self.with_view(now, now_s, |answers, view| answers.look_at(number, view, now));
+        self.follow(next, now)
+    }
+
+    /// A client of its own goes away.
+    pub fn give_up(&mut self, number: u64, now: u64) -> Vec<Wish> {
+        let next = self.answers.drop_answer(number);
+        self.follow(next, now)
+    }
+
+    /// A client of its own asks.
+    pub fn on_client(&mut self, number: u64, generation: Generation, now: u64, now_s: u64) -> Vec<Wish> {
+        let hold = self.state.fallback(generation.class).hold().as_millis() as u64;
+        self.ask(number, generation, hold.max(EXPECT), now, now_s)
+    }
+}
+
+/// What a coordinator's answers go by.
+struct View<'a> {
+    coordinator: &'a Coordinator,
+    in_flight: BTreeMap<NodeId, u32>,
+    now: u64,
+    now_s: u64,
+}
+
+impl View<'_> {
+    /// As `coordinator/src/dispatch.rs` has them.
+    fn candidates(&self, generation: &Generation) -> Vec<Candidate> {
+        let Coordinator {
+            machine,
+            state,
+            affinity,
+            ..
+        } = self.coordinator;
+        let awake = machine.awake(self.now);
+        let list = state.fallback(generation.class);
+        let warm = affinity.warm(&Marks::of(generation), Duration::from_millis(self.now));
+        let of_node = |(id, connected): (&NodeId, &Connected)| {
+            let (at, report) = connected.report.as_ref()?;
+            let engine = report.engine.as_ref()?;
+            let loaded = engine.models.get(&generation.model)?;
+            let of_class = engine.classes.get(&generation.class);
+            let of_class = of_class.map_or(0, |class| class.running + class.waiting);
+            let rung = state.relief(*id).rung;
+            Some(Candidate {
+                node: *id,
+                heard: heard_ago(awake - at),
+                queued: loaded.running + loaded.waiting,
+                in_flight: self.in_flight.get(id).copied().unwrap_or(0),
+                draining: state.availability(*id, self.now_s).is_draining()
+                    || state.gates.relocates(*id, &generation.model, self.now_s),
+                spared: rung.spares(generation.class),
+                rank: state.rank(&list, (&generation.model, &generation.pools), *id)?,
+                full: of_class >= engine.knobs.class(generation.class).max_slots,
+                warm: match rung {
+                    Rung::Normal => warm.get(id).copied().unwrap_or(0),
+                    _ => 0,
+                },
+            })
+        };
+        self.coordinator.sessions.iter().filter_map(of_node).collect()
+    }
+}
+
+impl View<'_> {
+    /// What another router goes by: who has the model, and what its person does.
+    fn seen(&self, generation: &Generation) -> Vec<Seen> {
+        let of_node = |(id, connected): (&NodeId, &Connected)| {
+            let (_, report) = connected.report.as_ref()?;
+            let has = report.engine.as_ref()?.models.contains_key(&generation.model);
+            let activity = report.machine.conditions.activity;
+            has.then(|| Seen {
+                node: *id,
+                asked: self.in_flight.get(id).copied().unwrap_or(0),
+                calls: activity.capture.value() == Some(true),
+                builds: activity.indexing.value() == Some(true),
+            })
+        };
+        self.coordinator.sessions.iter().filter_map(of_node).collect()
+    }
+}
+
+impl Places<NodeId> for View<'_> {
+    fn order(&self, generation: &Generation, avoid: &[NodeId]) -> Vec<NodeId> {
+        if let Some(router) = &self.coordinator.router {
+            return router.order(generation, &self.seen(generation), self.now);
+        }
+        let candidates = self.candidates(generation);
+        let (others, fresh): (Vec<_>, Vec<_>) = candidates
+            .into_iter()
+            .partition(|candidate| avoid.contains(&candidate.node));
+        let order = route(&fresh).into_iter().chain(route(&others));
+        order.map(|route| route.node).collect()
+    }
+
+    fn rung(&self, place: NodeId) -> Rung {
+        self.coordinator.state.relief(place).rung
+    }
+
+    fn better(&self, generation: &Generation, than: NodeId) -> Option<NodeId> {
+        let mut others = self.candidates(generation);
+        others.retain(|one| one.node != than && !one.spared && !one.draining && !one.full);
+        route(&others).first().map(|route| route.node)
+    }
+
+    fn grant(&self) -> u64 {
+        GRANT
+    }
+}
+
+/// The simulated network is a LAN.
+fn heard_ago(age_ms: u64) -> Heard {
+    Heard { age_ms, ..Heard::NOW }
+}

@@ -1,0 +1,64 @@
+//! What the machines can make of aggregate load: the tokens a second that they sustain with no interactive load,
+//! each within the watts that are comfortable there.
+
+use pomona_common::{Class, ClassReason, Generation, RequestId, Sampling};
+use pomona_tests::Random;
+
+use crate::day::fleet::{Machine, agent};
+use crate::day::traces::{Recorded, tokens};
+use crate::engine::{Asker, Engine};
+
+/// Simulated milliseconds for which a machine is kept busy, after a time in which it warms up.
+const WARMS: u64 = 600_000;
+const BUSY: u64 = 1_800_000;
+const TICK: u64 = 1_000;
+
+/// Of one machine with this mix of requests. One that would be too warm if it worked all the time works for a share
+/// of it.
+pub fn of_machine(machine: &Machine, mix: &[&Recorded], random: &mut Random) -> f64 {
+    let (mut mac, model) = (machine.mac.clone(), agent());
+    let mut engine = Engine::new(machine.knobs.clone(), 0);
+    engine.add_model(&model);
+    let (mut asked, mut joules, mut before) = (0, 0.0, 0);
+    for now in (TICK..WARMS + BUSY).step_by(TICK as usize) {
+        while engine.of_class(Class::Batch) < machine.knobs.batch.max_slots {
+            let request = mix[random.between(0, mix.len() as u64) as usize];
+            asked += 1;
+            engine.start((Asker::Here, asked), generation(request));
+        }
+        engine.advance(&mac, now * 1000);
+        let (spent, _) = engine.take_spent();
+        mac.pass(TICK, spent);
+        if now < WARMS {
+            before = engine.tokens[Class::Batch.index()];
+        } else {
+            joules += spent;
+        }
+    }
+    let seconds = BUSY as f64 / 1000.0;
+    let tokens = (engine.tokens[Class::Batch.index()] - before) as f64 / seconds;
+    let share = machine.comfort.map_or(1.0, |comfort| {
+        let room = f64::from(comfort.get()) - mac.kind.idle_w.value;
+        (room / (joules / seconds)).clamp(0.0, 1.0)
+    });
+    tokens * share
+}
+
+fn generation(request: &Recorded) -> Generation {
+    Generation {
+        request: RequestId::from_bits(0),
+        choice: 0,
+        model: agent().name,
+        digests: pomona_common::ModelDigests::default(),
+        class: Class::Batch,
+        class_reason: ClassReason::Default,
+        prompt: tokens(request),
+        resume: Vec::new(),
+        max_tokens: request.answer,
+        stop_tokens: Vec::new(),
+        sampling: Sampling::greedy(),
+        cache_salt: 0,
+        pools: pomona_common::Pools::default(),
+        text: None,
+    }
+}

@@ -1,0 +1,241 @@
+//! Requests of an hour: recorded ones where their files are, else drawn from distributions that are fitted to
+//! them.
+//!
+//! The files are `azure_code_2023.csv` and `azure_conv_2023.csv` (Azure LLM inference traces 2023; Patel et al.,
+//! "Splitwise", ISCA 2024; CC-BY 4.0) and `mooncake_conversation.jsonl` (Qin et al., "Mooncake", FAST 2025;
+//! Apache-2.0).
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use pomona_tests::Random;
+use serde::Deserialize;
+
+/// Prompt tokens that one id of Mooncake's stands for.
+const BLOCK: u32 = 512;
+const HOUR_MS: u64 = 3_600_000;
+
+/// A request as it was recorded.
+#[derive(Debug, Clone)]
+pub struct Recorded {
+    /// Milliseconds since the first.
+    pub at: u64,
+    pub prompt: u32,
+    pub answer: u32,
+    /// One id for each 512 tokens of the prompt: equal ids at its beginning say that the beginning is the same.
+    pub blocks: Arc<[u32]>,
+}
+
+/// The requests of an hour.
+#[derive(Debug, Clone)]
+pub struct Hour {
+    /// Where they come from.
+    pub source: &'static str,
+    /// Completions of an editor.
+    pub code: Vec<Recorded>,
+    /// What nobody waits for.
+    pub aggregate: Vec<Recorded>,
+}
+
+impl Hour {
+    /// The recorded ones.
+    ///
+    /// # Errors
+    /// A file is missing, or a line of it is not as described.
+    pub fn read(folder: &Path) -> anyhow::Result<Self> {
+        let code = azure(&folder.join("azure_code_2023.csv"))?;
+        let mut aggregate = azure(&folder.join("azure_conv_2023.csv"))?;
+        aggregate.extend(mooncake(&folder.join("mooncake_conversation.jsonl"))?);
+        aggregate.sort_by_key(|request| request.at);
+        Ok(Self {
+            source: "Azure code 2023 (interactive), Azure conversation 2023 and Mooncake conversation (aggregate)",
+            code,
+            aggregate,
+        })
+    }
+
+    /// Drawn ones: as many in an hour, with log-normal lengths of the same mean and deviation, in minutes that are
+    /// as unequal.
+    pub fn fitted(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        let code = Fit {
+            requests: 8_819,
+            minutes: 1.4,
+            prompt: (7.00, 1.36, 7_437),
+            answer: (2.79, 0.85, 1_899),
+        };
+        let conv = Fit {
+            requests: 19_366,
+            minutes: 0.2,
+            prompt: (6.63, 0.99, 14_050),
+            answer: (5.02, 0.86, 1_000),
+        };
+        let long = Fit {
+            requests: 12_031,
+            minutes: 0.1,
+            prompt: (8.74, 1.20, 123_192),
+            answer: (5.34, 1.36, 2_000),
+        };
+        let mut aggregate = conv.draw(&mut random);
+        aggregate.extend(long.draw(&mut random));
+        aggregate.sort_by_key(|request| request.at);
+        Self {
+            source: "a generator fitted to the Azure and Mooncake traces (give --traces DIR for the recorded ones)",
+            code: code.draw(&mut random),
+            aggregate,
+        }
+    }
+}
+
+/// Mean and deviation of the logarithms of lengths, and the longest.
+type LogNormal = (f64, f64, u32);
+
+struct Fit {
+    requests: usize,
+    /// Deviation of the logarithms of requests a minute.
+    minutes: f64,
+    prompt: LogNormal,
+    answer: LogNormal,
+}
+
+impl Fit {
+    fn draw(&self, random: &mut Random) -> Vec<Recorded> {
+        let weights: Vec<f64> = (0..60).map(|_| (self.minutes * normal(random)).exp()).collect();
+        let sum: f64 = weights.iter().sum();
+        let mut requests = Vec::new();
+        for (minute, weight) in (0u64..).zip(&weights) {
+            let share = (self.requests as f64 * weight / sum).round() as usize;
+            for _ in 0..share {
+                let at = minute * 60_000 + random.between(0, 60_000);
+                let length = |random: &mut Random, (mean, deviation, most): LogNormal| {
+                    ((mean + deviation * normal(random)).exp() as u32).clamp(1, most)
+                };
+                let prompt = length(random, self.prompt);
+                let first = random.between(1, 1 << 31) as u32;
+                requests.push(Recorded {
+                    at,
+                    prompt,
+                    answer: length(random, self.answer),
+                    blocks: (0..prompt.div_ceil(BLOCK))
+                        .map(|i| first.wrapping_add(i))
+                        .collect(),
+                });
+            }
+        }
+        requests.sort_by_key(|request| request.at);
+        requests
+    }
+}
+
+/// A normal deviate (Box and Muller, 1958).
+pub fn normal(random: &mut Random) -> f64 {
+    let unit = |random: &mut Random| (random.between(0, 1 << 32) as f64 + 0.5) / (1u64 << 32) as f64;
+    let (radius, angle) = (
+        (-2.0 * unit(random).ln()).sqrt(),
+        std::f64::consts::TAU * unit(random),
+    );
+    radius * angle.cos()
+}
+
+fn lines(path: &Path) -> anyhow::Result<Vec<String>> {
+    let file = File::open(path).with_context(|| format!("cannot open the trace {}", path.display()))?;
+    let lines: Result<Vec<String>, _> = BufReader::new(file).lines().collect();
+    lines.with_context(|| format!("cannot read the trace {}", path.display()))
+}
+
+fn azure(path: &Path) -> anyhow::Result<Vec<Recorded>> {
+    let mut requests = Vec::new();
+    let mut first = None;
+    for (number, line) in (0u32..).zip(lines(path)?).skip(1) {
+        let bad = || format!("{}: line {} is no request: `{line}`", path.display(), number + 1);
+        let fields: Vec<&str> = line.split(',').collect();
+        let [at, prompt, answer] = fields[..] else {
+            bail!(bad())
+        };
+        let at = time_of_day(at).with_context(bad)?;
+        let first = *first.get_or_insert(at);
+        let prompt: u32 = prompt.parse().with_context(bad)?;
+        // Nothing is known of what they have in common.
+        let blocks = (0..prompt.div_ceil(BLOCK)).map(|i| (number << 8).wrapping_add(i) | 1 << 31);
+        requests.push(Recorded {
+            at: at.saturating_sub(first) % (24 * HOUR_MS),
+            prompt: prompt.max(1),
+            answer: answer.trim().parse::<u32>().with_context(bad)?.max(1),
+            blocks: blocks.collect(),
+        });
+    }
+    requests.sort_by_key(|request| request.at);
+    Ok(requests)
+}
+
+/// Milliseconds since midnight of `2023-11-16 18:17:03.9799600`.
+fn time_of_day(text: &str) -> anyhow::Result<u64> {
+    let clock = text.split(' ').nth(1).context("no time")?;
+    let fields: Vec<&str> = clock.split(':').collect();
+    let [hours, minutes, seconds] = fields[..] else {
+        bail!("no time")
+    };
+    let (hours, minutes): (u64, u64) = (hours.parse()?, minutes.parse()?);
+    let seconds: f64 = seconds.parse()?;
+    Ok((hours * 3600 + minutes * 60) * 1000 + (seconds * 1000.0) as u64)
+}
+
+#[derive(Deserialize)]
+struct Mooncake {
+    timestamp: u64,
+    input_length: u32,
+    output_length: u32,
+    hash_ids: Vec<u32>,
+}
+
+fn mooncake(path: &Path) -> anyhow::Result<Vec<Recorded>> {
+    let parse = |(number, line): (usize, &String)| {
+        let read: Mooncake = serde_json::from_str(line)
+            .with_context(|| format!("{}: line {} is no request", path.display(), number + 1))?;
+        Ok(Recorded {
+            at: read.timestamp,
+            prompt: read.input_length.max(1),
+            answer: read.output_length.max(1),
+            blocks: read.hash_ids.into(),
+        })
+    };
+    lines(path)?.iter().enumerate().map(parse).collect()
+}
+
+/// The tokens of a prompt: the same where their block is.
+pub fn tokens(request: &Recorded) -> Vec<u32> {
+    let of_block = |i: u32| request.blocks.get((i / BLOCK) as usize).copied().unwrap_or(i);
+    (0..request.prompt).map(of_block).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drawn_requests_are_as_long_as_the_recorded_ones() {
+        let hour = Hour::fitted(1);
+        let mean = |requests: &[Recorded], of: fn(&Recorded) -> u32| {
+            requests.iter().map(|one| f64::from(of(one))).sum::<f64>() / requests.len() as f64
+        };
+        // The recorded means are 2,048 and 28; 254 for answers of both aggregate traces.
+        let near = |value: f64, wanted: f64| (value / wanted - 1.0).abs() < 0.25;
+        assert!(near(mean(&hour.code, |one| one.prompt), 2048.0));
+        assert!(near(mean(&hour.code, |one| one.answer), 28.0));
+        assert!(near(mean(&hour.aggregate, |one| one.answer), 261.0));
+        assert!((hour.code.len() as i64 - 8819).abs() < 60);
+        assert!(hour.aggregate.iter().all(|one| one.at < HOUR_MS));
+    }
+
+    #[test]
+    fn files_that_are_no_traces_are_named() {
+        let folder = std::env::temp_dir();
+        let error = Hour::read(&folder).unwrap_err().to_string();
+        assert!(error.contains("azure_code_2023.csv"), "{error}");
+        assert_eq!(time_of_day("2023-11-16 18:17:03.9799600").unwrap(), 65_823_979);
+        assert!(time_of_day("18:17").is_err());
+    }
+}

@@ -1,0 +1,518 @@
+//! A node's engine: the product's scheduler, with steps that take the time and the energy that the node's Mac
+//! needs for them, and tokens that are a function of prompt and position.
+//!
+//! It lives in its own time, which stands still while its machine does, and works lazily: between two
+//! moments at which somebody else has a say, it does all steps at once.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pomona_common::generation::{Chunk, GenerationEvent};
+use pomona_common::report::{ClassReport, EngineReport, LoadedModel};
+use pomona_common::signs::FirstToken;
+use pomona_common::{
+    Accounting, Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, ModelRecord, limits,
+};
+use pomona_sched::{Decision, NewSequence, Refusal, Scheduler, SequenceId, Step};
+
+use crate::mac::{Mac, Work};
+use crate::tokens;
+
+/// Tokens in the middle of answers are told at least so often, in microseconds: each step would be an event.
+const TELL: u64 = 100_000;
+/// How often an engine with nothing to do looks at who waited too long.
+const IDLE: u64 = 1_000_000;
+
+/// Who asked an engine for an answer: one of the coordinators, or the node's own endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Asker {
+    Coordinator(u64),
+    Here,
+}
+
+/// An event for whoever asked for this answer.
+pub type Out = ((Asker, u64), GenerationEvent);
+
+struct Making {
+    asked: (Asker, u64),
+    generation: Generation,
+    /// Of its prompt, see [`tokens`].
+    seed: u32,
+    /// Tokens of the whole answer that are made.
+    emitted: u32,
+    arrived: u64,
+    has_begun: bool,
+    /// Made and not told yet.
+    untold: Vec<u32>,
+}
+
+struct Running {
+    step: Step,
+    began: u64,
+    ends: u64,
+    watts: f64,
+    /// What is left of it, in microseconds, when it stops for more urgent work.
+    left: Option<u64>,
+}
+
+/// See the module's documentation. Times are in microseconds.
+pub struct Engine {
+    scheduler: Scheduler,
+    sequences: BTreeMap<SequenceId, Making>,
+    ids: BTreeMap<(Asker, u64), SequenceId>,
+    models: BTreeMap<ModelName, ModelRecord>,
+    last_id: SequenceId,
+    now: u64,
+    due: u64,
+    running: Option<Running>,
+    /// What is left of interrupted steps.
+    parked: BTreeMap<Class, u64>,
+    /// Energy taken since it was asked for last, in joules.
+    joules: f64,
+    /// Seconds in which batch rows ran, since it was asked for last.
+    batch_s: f64,
+    /// Tokens made, by class.
+    pub tokens: [u64; 3],
+    answers: u64,
+    first_tokens: Vec<FirstToken>,
+}
+
+impl Engine {
+    pub fn new(knobs: EngineKnobs, now: u64) -> Self {
+        Self {
+            scheduler: Scheduler::new(knobs),
+            sequences: BTreeMap::new(),
+            ids: BTreeMap::new(),
+            models: BTreeMap::new(),
+            last_id: 0,
+            now,
+            due: u64::MAX,
+            running: None,
+            parked: BTreeMap::new(),
+            joules: 0.0,
+            batch_s: 0.0,
+            tokens: [0; 3],
+            answers: 0,
+            first_tokens: Vec::new(),
+        }
+    }
+
+    /// When it wants to be called again.
+    pub fn due(&self) -> u64 {
+        self.due
+    }
+
+    pub fn add_model(&mut self, record: &ModelRecord) {
+        self.models.insert(record.name.clone(), record.clone());
+        let kv = record.kv_bytes_per_token;
+        self.scheduler.add_model(record.name.clone(), kv, record.context);
+    }
+
+    pub fn has(&self, model: &ModelName) -> bool {
+        self.models.contains_key(model)
+    }
+
+    pub fn models(&self) -> impl Iterator<Item = &ModelRecord> {
+        self.models.values()
+    }
+
+    /// Unloads a model; what it made for others ends.
+    pub fn remove_model(&mut self, model: &ModelName) -> Vec<Out> {
+        if self.models.remove(model).is_none() {
+            return Vec::new();
+        }
+        let ended = self.scheduler.remove_model(model);
+        let failed = |making: Making| {
+            let failure = Failure::ModelNotLoaded {
+                model: model.to_string(),
+                detail: "unloaded".into(),
+            };
+            (making.asked, GenerationEvent::Failed(failure))
+        };
+        let ended: Vec<Out> = ended
+            .into_iter()
+            .filter_map(|id| self.forget(id))
+            .map(failed)
+            .collect();
+        self.look_again();
+        ended
+    }
+
+    pub fn set_knobs(&mut self, knobs: EngineKnobs) {
+        if *self.scheduler.knobs() != knobs {
+            self.scheduler.set_knobs(knobs);
+            self.look_again();
+        }
+    }
+
+    /// What interrupted steps have left is there as long as the scheduler has them.
+    fn look_again(&mut self) {
+        let scheduler = &self.scheduler;
+        self.parked.retain(|class, _| scheduler.is_interrupted(*class));
+        if self.running.is_none() {
+            self.due = self.now;
+        }
+    }
+
+    /// Takes a request, or says why not.
+    pub fn start(&mut self, asked: (Asker, u64), generation: Generation) -> GenerationEvent {
+        // Some begin with what was said already.
+        let again = (asked.1 % 3) as u32;
+        let emitted = (generation.resume.len() as u32).saturating_sub(again);
+        let id = self.last_id + 1;
+        let new = NewSequence {
+            id,
+            model: generation.model.clone(),
+            class: generation.class,
+            prompt: generation.prompt.len() as u32 + emitted,
+            max_new: generation.max_tokens.saturating_sub(emitted),
+            begun: !generation.resume.is_empty(),
+        };
+        if let Err(refusal) = self.scheduler.submit(new, Duration::from_micros(self.now)) {
+            return GenerationEvent::Failed(match refusal {
+                Refusal::UnknownModel => Failure::ModelNotLoaded {
+                    model: generation.model.to_string(),
+                    detail: "not here".into(),
+                },
+                Refusal::TooLarge { needed, budget } => Failure::TooLarge { needed, budget },
+                Refusal::QueueFull(_) => Failure::Overloaded {
+                    detail: "queue is full".into(),
+                    retry_after_s: 5,
+                },
+            });
+        }
+        self.last_id = id;
+        self.interrupt_for(generation.class);
+        let making = Making {
+            asked,
+            seed: tokens::seed(&generation.prompt),
+            emitted,
+            arrived: self.now,
+            has_begun: false,
+            untold: Vec::new(),
+            generation,
+        };
+        self.sequences.insert(id, making);
+        self.ids.insert(asked, id);
+        self.look_again();
+        GenerationEvent::Granted
+    }
+
+    /// A step of less urgent work stops at the end of its slice.
+    fn interrupt_for(&mut self, class: Class) {
+        let slice = u64::from(self.scheduler.knobs().slice_ms) * 1000;
+        let Some(running) = &mut self.running else {
+            return;
+        };
+        if !running.step.is_interruptible() || running.step.class <= class || running.left.is_some() {
+            return;
+        }
+        let slices = (self.now - running.began).div_ceil(slice).max(1);
+        let stops = running.began + slices * slice;
+        if stops < running.ends {
+            running.left = Some(running.ends - stops);
+            running.ends = stops;
+            self.due = self.due.min(stops);
+        }
+    }
+
+    /// Nobody waits for this answer any more.
+    pub fn cancel(&mut self, asked: (Asker, u64)) {
+        if let Some(id) = self.ids.get(&asked).copied() {
+            self.scheduler.end(id);
+            self.forget(id);
+            self.look_again();
+        }
+    }
+
+    /// A coordinator is gone, and what it asked for with it.
+    pub fn cancel_all_of(&mut self, asker: Asker) {
+        let of_it = self.ids.range((asker, 0)..=(asker, u64::MAX));
+        let of_it: Vec<(Asker, u64)> = of_it.map(|(asked, _)| *asked).collect();
+        of_it.into_iter().for_each(|asked| self.cancel(asked));
+    }
+
+    fn forget(&mut self, id: SequenceId) -> Option<Making> {
+        let making = self.sequences.remove(&id)?;
+        self.ids.remove(&making.asked);
+        Some(making)
+    }
+
+    /// Everything that somebody asked this engine for.
+    pub fn asked(&self) -> impl Iterator<Item = ((Asker, u64), &Generation)> {
+        self.sequences
+            .values()
+            .map(|making| (making.asked, &making.generation))
+    }
+
+    pub fn makes(&self, asked: (Asker, u64)) -> Option<&Generation> {
+        let id = self.ids.get(&asked)?;
+        self.sequences.get(id).map(|making| &making.generation)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.sequences.is_empty()
+    }
+
+    /// Works until this time.
+    pub fn advance(&mut self, mac: &Mac, to: u64) -> Vec<Out> {
+        let mut out = Vec::new();
+        loop {
+            if let Some(running) = self.running.take() {
+                if running.ends > to {
+                    self.spend(&running, self.now, to);
+                    self.now = to;
+                    self.due = self.next_due(&running);
+                    self.running = Some(running);
+                    break;
+                }
+                self.spend(&running, self.now, running.ends);
+                self.now = running.ends;
+                self.end_step(running, &mut out);
+            }
+            let now = Duration::from_micros(self.now);
+            self.expire(now, &mut out);
+            self.scheduler.admit(now);
+            self.scheduler.kv_ops();
+            match self.scheduler.compose(now) {
+                Decision::Idle => {
+                    self.now = to.max(self.now);
+                    self.due = if self.sequences.is_empty() {
+                        u64::MAX
+                    } else {
+                        self.now + IDLE
+                    };
+                    break;
+                }
+                Decision::WaitUntil(at, _) => {
+                    let at = at.as_micros() as u64;
+                    if at > to {
+                        (self.now, self.due) = (to, at);
+                        break;
+                    }
+                    self.now = at;
+                }
+                Decision::Begin(step) => {
+                    let work = self.work_of(&step);
+                    let (takes, watts) = mac.step(&work);
+                    self.begin(step, takes, watts);
+                }
+                Decision::Resume(step) => {
+                    let work = self.work_of(&step);
+                    let (takes, watts) = mac.step(&work);
+                    let left = self.parked.remove(&step.class).unwrap_or(takes);
+                    self.begin(step, left, watts);
+                }
+            }
+        }
+        self.tell(&mut out);
+        out
+    }
+
+    fn begin(&mut self, step: Step, takes: u64, watts: f64) {
+        self.running = Some(Running {
+            step,
+            began: self.now,
+            ends: self.now + takes.max(1),
+            watts,
+            left: None,
+        });
+    }
+
+    fn work_of(&self, step: &Step) -> Work {
+        let record = &self.models[&step.model];
+        let mut work = Work {
+            weight_bytes: record.weight_bytes,
+            kv_bytes_per_token: record.kv_bytes_per_token,
+            ..Work::default()
+        };
+        for row in &step.rows {
+            work.context += u64::from(row.start + row.len);
+            match row.len {
+                1 if row.emits => work.rows += 1,
+                len => work.prefill += len,
+            }
+        }
+        work
+    }
+
+    fn spend(&mut self, running: &Running, from: u64, to: u64) {
+        let seconds = (to - from) as f64 / 1e6;
+        self.joules += running.watts * seconds;
+        let is_batch = |row: &pomona_sched::RowWork| {
+            let making = self.sequences.get(&row.id);
+            making.is_some_and(|making| making.generation.class != Class::Interactive)
+        };
+        if running.step.rows.iter().any(is_batch) {
+            self.batch_s += seconds;
+        }
+    }
+
+    /// Energy of the engine's work since the last call in joules, and the seconds in which aggregate work ran.
+    pub fn take_spent(&mut self) -> (f64, f64) {
+        (
+            std::mem::take(&mut self.joules),
+            std::mem::take(&mut self.batch_s),
+        )
+    }
+
+    /// The end of a step is worth an event by itself when somebody waits for it; steps of answers that go on
+    /// are looked at together.
+    fn next_due(&self, running: &Running) -> u64 {
+        let is_awaited = |row: &pomona_sched::RowWork| {
+            let making = self.sequences.get(&row.id);
+            making.is_some_and(|making| {
+                let last = making.emitted + 1 >= making.generation.max_tokens;
+                row.emits && (last || !making.has_begun)
+            })
+        };
+        let awaited = running.left.is_some() || running.step.rows.iter().any(is_awaited);
+        let soon = self.sequences.values().any(|making| !making.has_begun);
+        if awaited || soon {
+            running.ends
+        } else {
+            running.ends.max(self.now + TELL)
+        }
+    }
+
+    fn end_step(&mut self, running: Running, out: &mut Vec<Out>) {
+        let Running { step, left, .. } = running;
+        let is_there = |row: &pomona_sched::RowWork| self.scheduler.place(row.id).is_some();
+        if let Some(left) = left {
+            let mut step = step;
+            step.rows.retain(is_there);
+            if !step.rows.is_empty() {
+                self.parked.insert(step.class, left);
+                self.scheduler.interrupt(step);
+            }
+            return;
+        }
+        let emits: Vec<SequenceId> = step
+            .rows
+            .iter()
+            .filter(|row| row.emits && is_there(row))
+            .map(|row| row.id)
+            .collect();
+        self.scheduler.complete(&step);
+        for id in emits {
+            self.emit(id, out);
+        }
+    }
+
+    fn emit(&mut self, id: SequenceId, out: &mut Vec<Out>) {
+        let now = self.now;
+        let Some(making) = self.sequences.get_mut(&id) else {
+            return;
+        };
+        let class = making.generation.class;
+        making.untold.push(tokens::token(making.seed, making.emitted));
+        making.emitted += 1;
+        self.tokens[class.index()] += 1;
+        if !std::mem::replace(&mut making.has_begun, true) && class == Class::Interactive {
+            self.answers += 1;
+            if self.first_tokens.len() == limits::FIRST_TOKENS {
+                self.first_tokens.remove(0);
+            }
+            self.first_tokens.push(FirstToken {
+                model: making.generation.model.clone(),
+                uncached: making.generation.prompt.len() as u32,
+                ttft_ms: (now - making.arrived) as f32 / 1000.0,
+                took_ms: ((now - making.arrived) / 1000) as u32,
+                given_up: false,
+            });
+        }
+        if making.emitted < making.generation.max_tokens {
+            return;
+        }
+        self.scheduler.end(id);
+        let Some(mut making) = self.forget(id) else {
+            return;
+        };
+        out.extend(making.chunk());
+        let accounting = Accounting {
+            prompt_tokens: making.generation.prompt.len() as u32,
+            completion_tokens: making.emitted,
+            ..Accounting::default()
+        };
+        let reason = FinishReason::Length;
+        out.push((making.asked, GenerationEvent::Finished { reason, accounting }));
+    }
+
+    fn expire(&mut self, now: Duration, out: &mut Vec<Out>) {
+        for id in self.scheduler.expire(now) {
+            if let Some(making) = self.forget(id) {
+                let failure = Failure::Overloaded {
+                    detail: "no slot became free in time".into(),
+                    retry_after_s: 10,
+                };
+                out.push((making.asked, GenerationEvent::Failed(failure)));
+            }
+        }
+    }
+
+    fn tell(&mut self, out: &mut Vec<Out>) {
+        out.extend(self.sequences.values_mut().filter_map(Making::chunk));
+    }
+
+    /// What it reports.
+    pub fn report(&mut self) -> EngineReport {
+        let models = self.models.values().map(|record| {
+            let (waiting, running) = self.scheduler.population(None, Some(&record.name));
+            let loaded = LoadedModel {
+                running,
+                waiting,
+                weight_bytes: record.weight_bytes,
+                ..LoadedModel::default()
+            };
+            (record.name.clone(), loaded)
+        });
+        let models = models.collect();
+        let classes = Class::ALL.map(|class| {
+            let (waiting, running) = self.scheduler.population(Some(class), None);
+            let report = ClassReport {
+                waiting,
+                running,
+                tokens: self.tokens[class.index()],
+                ..ClassReport::default()
+            };
+            (class, report)
+        });
+        EngineReport {
+            knobs: self.scheduler.knobs().clone(),
+            models,
+            classes: classes.into(),
+            kv_used: self.scheduler.kv_allocated(),
+            ..EngineReport::default()
+        }
+    }
+
+    /// Interactive answers so far, and the first tokens of the latest.
+    pub fn first_tokens(&self) -> (u64, Vec<FirstToken>) {
+        (self.answers, self.first_tokens.clone())
+    }
+
+    pub fn kv_allocated(&self) -> u64 {
+        self.scheduler.kv_allocated()
+    }
+
+    /// Sequences of a class that wait or run.
+    pub fn of_class(&self, class: Class) -> u32 {
+        let (waiting, running) = self.scheduler.population(Some(class), None);
+        waiting + running
+    }
+}
+
+impl Making {
+    fn chunk(&mut self) -> Option<Out> {
+        if self.untold.is_empty() {
+            return None;
+        }
+        let tokens = std::mem::take(&mut self.untold);
+        let chunk = Chunk {
+            position: self.emitted - tokens.len() as u32,
+            tokens,
+            logprobs: Vec::new(),
+        };
+        Some((self.asked, GenerationEvent::Chunk(chunk)))
+    }
+}

@@ -1,0 +1,132 @@
+//! Figures of simulated clusters, for `cargo xtask sim`.
+#![forbid(unsafe_code)]
+#![expect(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a tool for the terminal"
+)]
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use clap::{Parser, Subcommand};
+use serde_json::json;
+
+use pomona_sim::day::figures::Figures;
+use pomona_sim::day::report::Report;
+use pomona_sim::day::traces::Hour;
+use pomona_sim::day::{self, Case};
+use pomona_sim::policy::{Policy, Tuning};
+
+/// Figures of simulated clusters.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// A working day of eight people, under Pomona and under other ways to route.
+    Day(DayArguments),
+}
+
+#[derive(clap::Args)]
+struct DayArguments {
+    /// Folder with the recorded traces; requests are drawn without it.
+    #[arg(long)]
+    traces: Option<PathBuf>,
+    /// How many days are drawn.
+    #[arg(long, default_value_t = 20)]
+    seeds: u64,
+    /// The first seed.
+    #[arg(long, default_value_t = 1)]
+    first: u64,
+    /// Aggregate loads, percent of capacity.
+    #[arg(long, value_delimiter = ',', default_values_t = [70, 110])]
+    loads: Vec<u32>,
+    /// Hours of the day that are run.
+    #[arg(long, default_value_t = 8)]
+    hours: u64,
+    /// Only these, by their numbers: 0 is Pomona.
+    #[arg(long, value_delimiter = ',')]
+    policies: Option<Vec<usize>>,
+    /// Folder for the figures of each run, one JSON object a line.
+    #[arg(long, env = "POMONA_SIM_RAW")]
+    raw: Option<PathBuf>,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Day(arguments) => run_days(&arguments),
+    }
+}
+
+fn run_days(arguments: &DayArguments) -> anyhow::Result<()> {
+    let hour = match &arguments.traces {
+        Some(folder) => Hour::read(folder)?,
+        None => Hour::fitted(0),
+    };
+    println!("requests: {}", hour.source);
+    let mut cases = Vec::new();
+    for seed in arguments.first..arguments.first + arguments.seeds {
+        for load in &arguments.loads {
+            for (i, policy) in Policy::ALL.into_iter().enumerate() {
+                if arguments.policies.as_ref().is_none_or(|only| only.contains(&i)) {
+                    let tuning = Tuning {
+                        slots: 10,
+                        buffer: 0.1,
+                    };
+                    let tuning = (policy != Policy::Pomona).then_some(tuning);
+                    cases.push(Case {
+                        policy,
+                        tuning,
+                        load: *load,
+                        seed,
+                        hours: arguments.hours,
+                    });
+                }
+            }
+        }
+    }
+    let all = cases.len();
+    let left = Mutex::new(cases);
+    let done: Mutex<Vec<Figures>> = Mutex::default();
+    let work = || -> anyhow::Result<()> {
+        loop {
+            let next = left.lock().ok().and_then(|mut left| left.pop());
+            let Some(case) = next else {
+                return Ok(());
+            };
+            let figures = day::run(case, &hour)?;
+            if let Ok(mut done) = done.lock() {
+                done.push(figures);
+                eprint!("\r{} of {all} days", done.len());
+            }
+        }
+    };
+    std::thread::scope(|scope| -> anyhow::Result<()> {
+        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            worker.join().map_err(|_| anyhow::anyhow!("a run panicked"))??;
+        }
+        Ok(())
+    })?;
+    eprintln!();
+    let runs = done.into_inner().unwrap_or_default();
+    if let Some(folder) = &arguments.raw {
+        let path = folder.join("day.jsonl");
+        let lines: Result<Vec<String>, _> = runs.iter().map(serde_json::to_string).collect();
+        std::fs::write(path, lines?.join("\n") + "\n")?;
+    }
+    let report = Report::of(&runs);
+    print!("{}", report.table());
+    let skipped = match arguments.traces {
+        Some(_) => Vec::new(),
+        None => vec!["recorded traces: give their folder with --traces"],
+    };
+    let figures =
+        json!({ "day": report.json(), "requests": hour.source, "ran": runs.len(), "skipped": skipped });
+    println!("{figures}");
+    Ok(())
+}

@@ -1,0 +1,508 @@
+//! A node: contacts, sessions, the target it follows, its engine, its reports, and its own endpoint.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use pomona_clocks::SleepWatch;
+use pomona_common::control::{CoordinatorMessage, NodeMessage};
+use pomona_common::generation::GenerationEvent;
+use pomona_common::report::{NodeReport, REPORT_VERSION};
+use pomona_common::signs::Signs;
+use pomona_common::unit::{Bytes, Reading};
+use pomona_common::{Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
+use pomona_decide::{EntryPlace, Here, Reachable, entry};
+use pomona_link::{Contacts, Source};
+
+use crate::answers::{self, Answers, Places};
+use crate::engine::{Asker, Engine, Out};
+use crate::mac::Mac;
+use crate::machine::Machine;
+use crate::wire::{End, IDLE, Wire};
+
+/// Milliseconds that a load takes.
+const LOAD: u64 = 400;
+/// Milliseconds between reports.
+const REPORT: u64 = 1000;
+/// Milliseconds in which a place promises or refuses: the engine here at once, a coordinator when it has asked
+/// three nodes.
+const GRANT: u64 = 16_000;
+
+pub struct Node {
+    pub id: NodeId,
+    pub machine: Machine,
+    pub mac: Mac,
+    /// What is on its disk.
+    pub stored: Vec<ModelRecord>,
+    knobs: EngineKnobs,
+    contacts: Contacts,
+    watch: SleepWatch,
+    /// By the number of the coordinator.
+    pub sessions: BTreeMap<u64, End>,
+    slept_ms: Option<u64>,
+    pub generation: u64,
+    pub target: BTreeSet<ModelName>,
+    loading: BTreeMap<ModelName, u64>,
+    pub engine: Engine,
+    /// Answers of its own endpoint.
+    pub answers: Answers<EntryPlace>,
+    /// How far it is relieved, and how new that is.
+    relief: (u64, Relief),
+    passed: u64,
+    reported: u64,
+    said: u64,
+    /// Whether it has destroyed what it held.
+    pub gone: bool,
+    /// Seconds above what is comfortable there, and of those the ones in which aggregate work ran.
+    pub hot_s: (f64, f64),
+    /// Energy that the engine took, in joules.
+    pub joules: f64,
+    /// What is comfortable, in watts.
+    pub comfort: Option<f64>,
+}
+
+/// What a node wants done.
+pub enum Wish {
+    Dial(SocketAddr),
+    Send(u64, Wire),
+    /// Tells the other end that its session has ended.
+    Close(u64, u64),
+    /// For a client of its own endpoint, and after how many moves it ended, if it did.
+    Tell(u64, GenerationEvent, Option<u32>),
+    /// An interactive answer of its own endpoint is asked for elsewhere first, although its engine has the model.
+    Strays(u64),
+}
+
+impl Node {
+    pub fn new(
+        id: NodeId,
+        mac: Mac,
+        knobs: EngineKnobs,
+        stored: Vec<ModelRecord>,
+        coordinators: &[SocketAddr],
+    ) -> Self {
+        let mut contacts = Contacts::default();
+        for address in coordinators {
+            contacts.learn(*address, Source::Configured, None, Duration::ZERO);
+        }
+        Self {
+            id,
+            machine: Machine::default(),
+            mac,
+            stored,
+            contacts,
+            watch: SleepWatch::default(),
+            sessions: BTreeMap::new(),
+            slept_ms: None,
+            generation: 0,
+            target: BTreeSet::new(),
+            loading: BTreeMap::new(),
+            engine: Engine::new(knobs.clone(), 0),
+            answers: Answers::default(),
+            knobs,
+            relief: Default::default(),
+            passed: 0,
+            reported: 0,
+            said: 0,
+            gone: false,
+            hot_s: (0.0, 0.0),
+            joules: 0.0,
+            comfort: None,
+        }
+    }
+
+    /// Its process starts anew: what is not on the disk is lost.
+    pub fn restart(&mut self, coordinators: &[SocketAddr], now: u64) {
+        let (stored, knobs) = (std::mem::take(&mut self.stored), self.knobs.clone());
+        let fresh = Self::new(self.id, self.mac.clone(), knobs, stored, coordinators);
+        let old = std::mem::replace(self, fresh);
+        self.machine = old.machine;
+        self.engine = Engine::new(self.knobs.clone(), self.machine.running(now) * 1000);
+        (self.gone, self.passed) = (old.gone, old.passed);
+        (self.hot_s, self.joules, self.comfort) = (old.hot_s, old.joules, old.comfort);
+        self.engine.tokens = old.engine.tokens;
+    }
+
+    /// When its engine has something to say, in milliseconds of the simulation.
+    pub fn due(&self, now: u64) -> Option<u64> {
+        let due = self.engine.due();
+        (due < u64::MAX && self.machine.runs())
+            .then(|| now + due.div_ceil(1000).saturating_sub(self.machine.running(now)))
+    }
+
+    /// Lets the engine work until now.
+    pub fn catch_up(&mut self, now: u64) -> Vec<Wish> {
+        let to = self.machine.running(now) * 1000;
+        let out = self.engine.advance(&self.mac, to);
+        self.pass_on(out, now)
+    }
+
+    fn pass_on(&mut self, out: Vec<Out>, now: u64) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        for ((asker, number), event) in out {
+            match asker {
+                Asker::Coordinator(to) => wishes.push(Wish::Send(to, Wire::Event(number, event))),
+                Asker::Here => {
+                    let place = EntryPlace::Here;
+                    let next = self.answers.on_event(place, self.id, number, event, now);
+                    wishes.extend(self.follow(next, now));
+                }
+            }
+        }
+        wishes
+    }
+
+    /// Does what its endpoint's answers want.
+    fn follow(&mut self, next: Vec<answers::Wish<EntryPlace>>, now: u64) -> Vec<Wish> {
+        let mut wishes = Vec::new();
+        for one in next {
+            match one {
+                answers::Wish::Open(EntryPlace::Here, number, generation) => {
+                    let event = self.start((Asker::Here, number), *generation);
+                    let next = self
+                        .answers
+                        .on_event(EntryPlace::Here, self.id, number, event, now);
+                    wishes.extend(self.follow(next, now));
+                }
+                answers::Wish::Open(EntryPlace::Coordinator(to), number, generation) => {
+                    wishes.push(Wish::Send(to, Wire::Open(number, generation)));
+                }
+                answers::Wish::Cancel(EntryPlace::Here, number) => {
+                    self.engine.cancel((Asker::Here, number));
+                }
+                answers::Wish::Cancel(EntryPlace::Coordinator(to), number) => {
+                    wishes.push(Wish::Send(to, Wire::Cancel(number)));
+                }
+                answers::Wish::Tell(number, event) => wishes.push(Wish::Tell(number, event, None)),
+                answers::Wish::End(number, event, moves) => {
+                    wishes.push(Wish::Tell(number, event, Some(moves)));
+                }
+            }
+        }
+        wishes
+    }
+
+    /// A client asks its endpoint.
+    pub fn ask(&mut self, number: u64, generation: Generation, now: u64) -> Vec<Wish> {
+        let mut wishes = self.catch_up(now);
+        let (class, model) = (generation.class, generation.model.clone());
+        let hold = Fallback::of(class).hold().as_millis() as u64;
+        self.answers.ask(number, generation, hold, now);
+        let view = self.view();
+        let next = self.answers.look_at(number, &view, now);
+        let strays = class == Class::Interactive
+            && self.engine.has(&model)
+            && next
+                .iter()
+                .any(|wish| matches!(wish, answers::Wish::Open(EntryPlace::Coordinator(_), ..)));
+        if strays {
+            wishes.push(Wish::Strays(number));
+        }
+        wishes.extend(self.follow(next, now));
+        wishes
+    }
+
+    /// A client of its endpoint goes away.
+    pub fn give_up(&mut self, number: u64, now: u64) -> Vec<Wish> {
+        let mut wishes = self.catch_up(now);
+        let next = self.answers.drop_answer(number);
+        wishes.extend(self.follow(next, now));
+        wishes
+    }
+
+    fn view(&self) -> View {
+        View {
+            rung: self.relief.1.rung,
+            loaded: self.engine.models().map(|record| record.name.clone()).collect(),
+            expected: self.loading.keys().cloned().collect(),
+            reachable: self.sessions.keys().copied().collect(),
+        }
+    }
+
+    /// Some time went by.
+    pub fn tick(&mut self, now: u64) -> Vec<Wish> {
+        let mut wishes = self.catch_up(now);
+        self.pass(now);
+        let awake = self.machine.awake(now);
+        if let Some(slept) = self.watch.look(self.machine.reading(now)) {
+            self.slept_ms = Some(slept.as_millis() as u64);
+            for (coordinator, end) in self.sessions.clone() {
+                wishes.push(Wish::Close(coordinator, end.session));
+                wishes.extend(self.lose(coordinator, now));
+            }
+        }
+        let silent = |end: &End| awake >= end.heard + IDLE;
+        let lost = self.sessions.iter().filter(|(_, end)| silent(end));
+        for coordinator in lost.map(|(number, _)| *number).collect::<Vec<u64>>() {
+            wishes.extend(self.lose(coordinator, now));
+        }
+        if !self.gone {
+            while let Some(address) = self.contacts.next_dial(Duration::from_millis(awake)) {
+                wishes.push(Wish::Dial(address));
+            }
+        }
+        self.end_loads(awake);
+        if !self.answers.is_empty() {
+            let view = self.view();
+            let next = self.answers.tick(&view, now);
+            wishes.extend(self.follow(next, now));
+        }
+        if awake >= self.reported + REPORT {
+            self.reported = awake;
+            wishes.extend(self.reports(now));
+        }
+        if awake >= self.said + crate::wire::KEEP_ALIVE {
+            self.said = awake;
+            wishes.extend(self.sessions.keys().map(|to| Wish::Send(*to, Wire::KeepAlive)));
+        }
+        wishes
+    }
+
+    /// Heat, energy and memory of the time that went by.
+    fn pass(&mut self, now: u64) {
+        let running = self.machine.running(now);
+        let passed = running - std::mem::replace(&mut self.passed, running);
+        if passed == 0 {
+            return;
+        }
+        let (joules, batch_s) = self.engine.take_spent();
+        self.joules += joules;
+        let weights: u64 = self.engine.models().map(|record| record.weight_bytes).sum();
+        self.mac.engine_bytes = (weights + self.engine.kv_allocated()) as f64;
+        self.mac.pass(passed, joules);
+        if self.comfort.is_some_and(|comfort| self.mac.watts > comfort) {
+            let seconds = passed as f64 / 1000.0;
+            self.hot_s.0 += seconds;
+            self.hot_s.1 += if batch_s > 0.0 { seconds } else { 0.0 };
+        }
+    }
+
+    fn end_loads(&mut self, awake: u64) {
+        let done = self.loading.iter().filter(|(_, ready)| awake >= **ready);
+        for model in done.map(|(model, _)| model.clone()).collect::<Vec<ModelName>>() {
+            self.loading.remove(&model);
+            if let Some(record) = self.stored.iter().find(|record| record.name == model) {
+                self.engine.add_model(record);
+            }
+        }
+    }
+
+    fn reports(&mut self, now: u64) -> Vec<Wish> {
+        let report = NodeMessage::Report(Box::new(self.report(now)));
+        let (answers, first_tokens) = self.engine.first_tokens();
+        let signs = NodeMessage::Signs(Box::new(Signs {
+            swapped_out: Reading::Measured(Bytes(self.mac.swapped_out as u64)),
+            answers,
+            first_tokens,
+            ..Signs::default()
+        }));
+        let messages = [report, signs].map(|message| Wire::FromNode(Box::new(message)));
+        let to = self.sessions.keys();
+        to.flat_map(|to| messages.clone().map(|wire| Wish::Send(*to, wire)))
+            .collect()
+    }
+
+    fn report(&mut self, now: u64) -> NodeReport {
+        NodeReport {
+            version: REPORT_VERSION,
+            machine: self.mac.report(now),
+            engine: Some(self.engine.report()),
+            reached_generation: self.generation,
+            kv_budget_bytes: self.knobs.kv_budget_bytes,
+            ..NodeReport::default()
+        }
+    }
+
+    /// A dial ended: a session with this coordinator, or nobody answered.
+    pub fn dialled(&mut self, address: SocketAddr, answered: Option<(u64, u64)>, now: u64) -> Vec<Wish> {
+        let awake = self.machine.awake(now);
+        let at = Duration::from_millis(awake);
+        self.contacts
+            .dialled(address, answered.map(|(number, _)| number), at);
+        let Some((number, session)) = answered.filter(|_| !self.gone) else {
+            return Vec::new();
+        };
+        if !self.contacts.began(number) {
+            self.contacts.ended(number);
+            return Vec::new();
+        }
+        let end = End {
+            session,
+            heard: awake,
+        };
+        self.sessions.insert(number, end);
+        let hello = NodeMessage::Hello {
+            name: String::new(),
+            version: String::new(),
+            instance: self.machine.boots,
+            models: self.stored.clone(),
+        };
+        let woke = self.slept_ms.map(|slept_ms| NodeMessage::Woke { slept_ms });
+        let report = NodeMessage::Report(Box::new(self.report(now)));
+        [Some(hello), woke, Some(report)]
+            .into_iter()
+            .flatten()
+            .map(|message| Wish::Send(number, Wire::FromNode(Box::new(message))))
+            .collect()
+    }
+
+    /// A session ended: what was being made for it is made elsewhere, and what it made for clients here as well.
+    pub fn lose(&mut self, coordinator: u64, now: u64) -> Vec<Wish> {
+        if self.sessions.remove(&coordinator).is_some() {
+            self.contacts.ended(coordinator);
+        }
+        self.engine.cancel_all_of(Asker::Coordinator(coordinator));
+        let next = self.answers.lose(EntryPlace::Coordinator(coordinator), now);
+        self.follow(next, now)
+    }
+
+    /// A message of a session that stands.
+    pub fn on_message(&mut self, coordinator: u64, session: u64, wire: Wire, now: u64) -> Vec<Wish> {
+        let awake = self.machine.awake(now);
+        match self.sessions.get_mut(&coordinator) {
+            Some(end) if end.session == session => end.heard = awake,
+            _ => return Vec::new(),
+        }
+        let mut wishes = match wire {
+            Wire::KeepAlive | Wire::FromNode(_) => return Vec::new(),
+            _ => self.catch_up(now),
+        };
+        match wire {
+            Wire::Close => wishes.extend(self.lose(coordinator, now)),
+            Wire::Open(answer, generation) => {
+                let event = self.start((Asker::Coordinator(coordinator), answer), *generation);
+                wishes.push(Wish::Send(coordinator, Wire::Event(answer, event)));
+            }
+            Wire::Cancel(answer) => self.engine.cancel((Asker::Coordinator(coordinator), answer)),
+            Wire::FromCoordinator(message) => wishes.extend(self.obey(coordinator, *message, now)),
+            Wire::Event(answer, event) => {
+                let place = EntryPlace::Coordinator(coordinator);
+                let next = self.answers.on_event(place, self.id, answer, event, now);
+                wishes.extend(self.follow(next, now));
+            }
+            Wire::KeepAlive | Wire::FromNode(_) => {}
+        }
+        wishes
+    }
+
+    /// Has the engine take work, unless it is spared of it.
+    fn start(&mut self, asked: (Asker, u64), generation: Generation) -> GenerationEvent {
+        let rung = self.relief.1.rung;
+        let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::Pause);
+        if generation.class == Class::Batch && is_held {
+            return GenerationEvent::Failed(pomona_common::Failure::Overloaded {
+                detail: "this node is relieved of batch work".into(),
+                retry_after_s: 5,
+            });
+        }
+        self.engine.start(asked, generation)
+    }
+
+    fn obey(&mut self, coordinator: u64, message: CoordinatorMessage, now: u64) -> Vec<Wish> {
+        match message {
+            // An older target never wins over a newer one.
+            CoordinatorMessage::Target(target) if target.generation >= self.generation => {
+                self.generation = target.generation;
+                self.target = target.models.into_keys().collect();
+                self.follow_target(now)
+            }
+            CoordinatorMessage::Relief { applied, relief } if applied >= self.relief.0 => {
+                self.relief = (applied, relief);
+                self.engine.set_knobs(self.knobs.relieved(relief));
+                Vec::new()
+            }
+            CoordinatorMessage::Evict => {
+                self.stored.clear();
+                self.target.clear();
+                self.generation = u64::MAX;
+                self.gone = true;
+                let mut wishes = self.follow_target(now);
+                let evicted = Wire::FromNode(Box::new(NodeMessage::Evicted));
+                wishes.push(Wish::Send(coordinator, evicted));
+                wishes
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn follow_target(&mut self, now: u64) -> Vec<Wish> {
+        self.loading.retain(|model, _| self.target.contains(model));
+        let awake = self.machine.awake(now);
+        for model in &self.target {
+            let stored = self.stored.iter().any(|record| record.name == *model);
+            if stored && !self.engine.has(model) {
+                self.loading.entry(model.clone()).or_insert(awake + LOAD);
+            }
+        }
+        let loaded: Vec<ModelName> = self.engine.models().map(|record| record.name.clone()).collect();
+        let unwanted = loaded.iter().filter(|model| !self.target.contains(*model));
+        let out: Vec<Out> = unwanted
+            .flat_map(|model| self.engine.remove_model(model))
+            .collect();
+        self.pass_on(out, now)
+    }
+
+    /// Answers that run here for a session that has ended.
+    pub fn orphans(&self) -> usize {
+        let is_orphan = |asker: Asker| match asker {
+            Asker::Coordinator(number) => !self.sessions.contains_key(&number),
+            Asker::Here => false,
+        };
+        self.engine
+            .asked()
+            .filter(|((asker, _), _)| is_orphan(*asker))
+            .count()
+    }
+}
+
+/// What its endpoint goes by.
+struct View {
+    rung: Rung,
+    loaded: BTreeSet<ModelName>,
+    expected: BTreeSet<ModelName>,
+    reachable: Vec<u64>,
+}
+
+impl View {
+    fn places(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
+        let here = match &generation.model {
+            model if self.loaded.contains(model) => Here::Loaded,
+            model if self.expected.contains(model) => Here::Expected,
+            _ => Here::Absent,
+        };
+        let reachable: Vec<Reachable> = self
+            .reachable
+            .iter()
+            .map(|number| Reachable {
+                number: *number,
+                rtt_us: 0,
+            })
+            .collect();
+        let list = Fallback::of(generation.class);
+        let order = entry(generation.class, (here, self.rung), &list, &reachable, avoid);
+        order.into_iter().map(|(place, _)| place).collect()
+    }
+}
+
+impl Places<EntryPlace> for View {
+    fn order(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
+        self.places(generation, avoid)
+    }
+
+    fn rung(&self, place: EntryPlace) -> Rung {
+        match place {
+            EntryPlace::Here => self.rung,
+            // It moves its answers itself.
+            EntryPlace::Coordinator(_) => Rung::Normal,
+        }
+    }
+
+    fn better(&self, generation: &Generation, than: EntryPlace) -> Option<EntryPlace> {
+        let others = self.places(generation, &[than]);
+        others.into_iter().find(|place| *place != than)
+    }
+
+    fn grant(&self) -> u64 {
+        GRANT
+    }
+}
