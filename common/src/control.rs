@@ -20,12 +20,13 @@ use crate::signs::Signs;
 use crate::spending::{Account, Batch, Charged, Windows};
 use crate::store_key::StoreKey;
 use crate::text_ask::TextAsk;
+use crate::unit::Watts;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
 /// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds. A message that is new gets its version in `since`: peers that do not
 /// know it are not sent it.
-pub const PROTOCOL: u16 = 7;
+pub const PROTOCOL: u16 = 8;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -180,6 +181,14 @@ pub enum CoordinatorMessage {
     },
     /// Where requests go, in which order, likewise as the knobs.
     Fallbacks(Box<Fallbacks>),
+    /// Power of the node's machine up to which its person finds it comfortable, once its chip is known and
+    /// whenever it changes.
+    Comfort {
+        /// Index of the log up to which the sender knows: of several the newest is right.
+        applied: u64,
+        /// None where nobody minds.
+        watts: Option<Watts>,
+    },
 }
 
 impl CoordinatorMessage {
@@ -205,6 +214,7 @@ impl CoordinatorMessage {
             | CoordinatorMessage::Spent { .. } => 5,
             CoordinatorMessage::Fallbacks(lists) if lists.name_clouds() => 7,
             CoordinatorMessage::Fallbacks(_) => 6,
+            CoordinatorMessage::Comfort { .. } => 8,
             _ => 1,
         }
     }

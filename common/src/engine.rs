@@ -45,6 +45,8 @@ pub enum EngineCommand {
         /// What to answer.
         text: Box<TextAsk>,
     },
+    /// Work on batch for so many percent of the time, from 1 to 100.
+    Pace(u32),
 }
 
 impl EngineCommand {

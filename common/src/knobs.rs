@@ -244,6 +244,18 @@ impl EngineKnobs {
         knobs
     }
 
+    /// These knobs on a machine that works on batch for so many percent of the time, to stay cool. Batch has fewer
+    /// slots: in all of them each answer would take as much longer as the machine rests, and be far from done when
+    /// its person needs the machine.
+    #[must_use]
+    pub fn paced(&self, percent: u32) -> Self {
+        let mut knobs = self.clone();
+        let slots = &mut knobs.batch.max_slots;
+        *slots = (*slots * percent.min(100)).div_ceil(100);
+        knobs.batch.reserved_slots = knobs.batch.reserved_slots.min(knobs.batch.max_slots);
+        knobs
+    }
+
     /// Every contradiction in these knobs, in the user's terms; empty when they are sound.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
@@ -350,6 +362,15 @@ mod tests {
                 assert_eq!(relieved.batch.max_slots == 0, gives_back, "{rung}");
             }
         }
+    }
+
+    #[test]
+    fn a_machine_that_rests_has_fewer_slots_for_batch_and_at_least_one() {
+        let knobs = EngineKnobs::default();
+        let slots = |percent| knobs.paced(percent).batch.max_slots;
+        assert_eq!([0, 1, 10, 11, 99, 100, 900].map(slots), [0, 1, 1, 2, 10, 10, 10]);
+        assert_eq!(knobs.paced(1).interactive, knobs.interactive);
+        assert_eq!(knobs.paced(100), knobs);
     }
 
     #[test]

@@ -132,7 +132,11 @@ impl Sessions {
         let mut looks = tokio::time::interval(LOOK);
         loop {
             let seen = state.borrow_and_update().clone();
-            let news = told.news(&seen, id, replica.number());
+            let mut news = told.news(&seen, id, replica.number());
+            let report = connected
+                .report()
+                .filter(|_| !seen.has_removed_coordinator(replica.number()));
+            news.extend(report.and_then(|(_, report)| told.comfort(&seen, id, &report.machine.chip)));
             let wishes = told.wishes(&seen, id, &connected, self);
             for message in news.into_iter().chain(wishes) {
                 send.send(&message.known_to(session.version())).await?;

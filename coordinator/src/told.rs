@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pomona_common::control::CoordinatorMessage;
-use pomona_common::{ModelName, ModelRecord, NodeId, Relief};
+use pomona_common::{ModelName, ModelRecord, NodeId, Relief, Watts};
 use pomona_decide::{ClusterState, Lease};
 
 use crate::connected::Connected;
@@ -28,6 +28,7 @@ pub(crate) struct Told {
     fallbacks: Option<u64>,
     /// As the lease.
     relief: Option<Relief>,
+    comfort: Option<Option<Watts>>,
     keys: keys::KeysTold,
     /// By model who was named as having it, and whether it comes through here.
     sources: BTreeMap<ModelName, (Vec<SocketAddr>, bool)>,
@@ -97,9 +98,24 @@ impl Told {
         news
     }
 
+    /// What is comfortable at a machine with this chip, if it does not know that yet.
+    pub(crate) fn comfort(
+        &mut self,
+        state: &ClusterState,
+        node: NodeId,
+        chip: &str,
+    ) -> Option<CoordinatorMessage> {
+        let watts = state.comfort(node, chip);
+        let is_news = self.comfort != Some(watts);
+        self.comfort = Some(watts);
+        let applied = state.recent.index();
+        is_news.then_some(CoordinatorMessage::Comfort { applied, watts })
+    }
+
     /// Says the relief once more: another coordinator may have said something else meanwhile, and be gone.
     pub(crate) fn repeat_relief(&mut self) {
         self.relief = None;
+        self.comfort = None;
     }
 
     /// Models of its target that it does not store, with those who have them, where that is new.

@@ -17,7 +17,7 @@ use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
     Class, CloudName, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint, KnobSet,
     MachineRole, ModelDigests, ModelRecord, Money, NodeId, Pools, Relief, RequestId, Rung, TextAsk,
-    TextPrompt, TokenId, TokenVerifier,
+    TextPrompt, TokenId, TokenVerifier, Watts,
 };
 use pomona_decide::gates::{Sample, Transition};
 use pomona_decide::{
@@ -145,6 +145,13 @@ fn frames() -> Vec<Vec<u8>> {
         ),
         framed(1, &CoordinatorMessage::Knobs(Box::new(knob_set()))),
         framed(1, &CoordinatorMessage::Fallbacks(Box::default())),
+        framed(
+            1,
+            &CoordinatorMessage::Comfort {
+                applied: 9,
+                watts: Some(Watts(35.0)),
+            },
+        ),
         framed(
             1,
             &CoordinatorMessage::Keys {

@@ -19,6 +19,7 @@ const COMMANDS: usize = 4096;
 struct Echo {
     step: Duration,
     knobs: EngineKnobs,
+    pace: u32,
     models: BTreeMap<ModelName, LoadedModel>,
     running: BTreeMap<u64, (Generation, u32)>,
     steps: u64,
@@ -43,6 +44,7 @@ pub fn run(step: Duration) -> Result<(), WireError> {
     let mut echo = Echo {
         step,
         knobs: EngineKnobs::default(),
+        pace: 100,
         models: BTreeMap::new(),
         running: BTreeMap::new(),
         steps: 0,
@@ -137,6 +139,11 @@ impl Echo {
                 self.knobs = knobs;
                 Ok(())
             }
+            // It makes no heat, and says what slots an engine that does would have left.
+            EngineCommand::Pace(percent) => {
+                self.pace = percent;
+                Ok(())
+            }
             EngineCommand::Report => {
                 self.send(&EngineEvent::Progress(self.steps))?;
                 let mut classes = BTreeMap::<Class, ClassReport>::new();
@@ -149,7 +156,7 @@ impl Echo {
                 }
                 let report = EngineReport {
                     build: build(),
-                    knobs: self.knobs.clone(),
+                    knobs: self.knobs.paced(self.pace),
                     models,
                     classes,
                     steps: self.steps,

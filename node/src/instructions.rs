@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pomona_common::{Fallbacks, KnobSet, Relief, Versioned};
+use pomona_common::{Fallbacks, KnobSet, Relief, Versioned, Watts};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -19,6 +19,8 @@ const LOOK: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Instructions {
     pub(crate) relief: Relief,
+    /// Power up to which the machine's person finds it comfortable, if anybody minds.
+    pub(crate) comfort: Option<Watts>,
     /// None as long as the configuration says how engines work.
     pub(crate) knobs: Option<KnobSet>,
     /// None as long as the cluster has agreed on nothing else than what programs come with.
@@ -36,6 +38,7 @@ pub(crate) struct Instructed {
 struct Told {
     /// Index of the log of whoever said so.
     applied: u64,
+    comfort_applied: u64,
     /// When a coordinator was last in reach.
     reached: Instant,
     /// Whether what is in force of them is what was on disk.
@@ -48,6 +51,7 @@ impl Instructed {
         Self {
             told: Arc::new(Mutex::new(Told {
                 applied: 0,
+                comfort_applied: 0,
                 reached: Instant::now(),
                 knobs_from_disk: false,
                 fallbacks_from_disk: false,
@@ -71,6 +75,17 @@ impl Instructed {
         if changed {
             tracing::info!(rung = %relief.rung, "relieved of batch work");
         }
+    }
+
+    /// A coordinator that knows the log up to `applied` says what is comfortable here.
+    pub(crate) fn set_comfort(&self, applied: u64, watts: Option<Watts>) {
+        let mut told = self.told();
+        if applied < told.comfort_applied {
+            return;
+        }
+        told.comfort_applied = applied;
+        self.now
+            .send_if_modified(|now| std::mem::replace(&mut now.comfort, watts) != watts);
     }
 
     /// Begins with what was on disk.

@@ -55,7 +55,7 @@ impl Reporter {
                     view.serves.or(view.pid)
                 };
                 let machine = probe.sample(pid);
-                supervisor.note_pressure(machine.pressure.value());
+                supervisor.note_machine(&machine);
                 let mut report = report(sequence, machine, &engine, &entry_stats);
                 if let Some(not_brought) = &not_brought {
                     report.failed.extend(not_brought.borrow().iter().cloned());

@@ -275,6 +275,7 @@ impl SessionContext {
             CoordinatorMessage::Lease { applied, ends_s } => self.lease.learn(applied, ends_s),
             CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Relief { applied, relief } => self.instructed.relieve(applied, relief),
+            CoordinatorMessage::Comfort { applied, watts } => self.instructed.set_comfort(applied, watts),
             CoordinatorMessage::Knobs(set) => self.instructed.set_knobs(*set),
             CoordinatorMessage::Fallbacks(set) => self.instructed.set_fallbacks(*set),
             CoordinatorMessage::Keys { .. }

@@ -4,6 +4,7 @@
 mod actor;
 mod instructed;
 mod last_run;
+mod machine_now;
 mod process;
 mod sequences;
 mod watchdog;
@@ -12,16 +13,13 @@ mod watched;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plan::NodeTarget;
-use pomona_common::report::EngineReport;
+use pomona_common::report::{EngineReport, MachineReport};
 use pomona_common::signs::FirstToken;
-use pomona_common::unit::Percent;
 use pomona_common::{Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
-use pomona_decide::planner::PRESSURE_MAX;
 use pomona_probe::KillCause;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -30,6 +28,7 @@ use tokio_util::sync::CancellationToken;
 use crate::instructions::Instructions;
 use crate::store::Store;
 use crate::supervisor::last_run::{LastRun, Left};
+use crate::supervisor::machine_now::MachineNow;
 
 /// What is run as engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,7 +180,7 @@ pub(crate) enum Request {
 pub(crate) struct Supervisor {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<EngineView>,
-    short_of_memory: Arc<AtomicBool>,
+    machine: Arc<MachineNow>,
     /// The model that the system killed an earlier engine with, along with its node.
     pub(crate) killed_before: Option<ModelName>,
 }
@@ -219,14 +218,14 @@ impl Supervisor {
                 });
             }
         }
-        let short_of_memory = Arc::new(AtomicBool::new(false));
-        let shared = (publish, short_of_memory.clone());
+        let machine = Arc::new(MachineNow::default());
+        let shared = (publish, machine.clone());
         let actor = actor::Actor::new(setup, last_run, (store, instructions), shared);
         tasks.spawn(actor.run(receiver, stopped));
         Self {
             requests,
             view,
-            short_of_memory,
+            machine,
             killed_before,
         }
     }
@@ -268,10 +267,9 @@ impl Supervisor {
         self.set_target(target.generation, models).await;
     }
 
-    /// The memory pressure of the whole system was read, if it could be.
-    pub(crate) fn note_pressure(&self, pressure: Option<Percent>) {
-        let is_short = pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX);
-        self.short_of_memory.store(is_short, Ordering::Relaxed);
+    /// The machine was read.
+    pub(crate) fn note_machine(&self, machine: &MachineReport) {
+        self.machine.note(machine);
     }
 
     /// The engine as it is, and news of it.

@@ -55,6 +55,11 @@ fn batch_running(at: &Machine, name: &str) -> u64 {
     running.as_u64().unwrap_or(0)
 }
 
+fn batch_slots(at: &Machine, name: &str) -> u64 {
+    let slots = &seen(at, name)["report"]["engine"]["knobs"]["batch"]["max_slots"];
+    slots.as_u64().unwrap_or(0)
+}
+
 /// The node that answers a request at the machine's own endpoint.
 fn answered_by(laptop: &Machine, body: &Value) -> String {
     let url = format!("http://127.0.0.1:{}/v1/chat/completions", laptop.node);
@@ -90,6 +95,11 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         let (ok, _, errors) = coordinator.pomona(&["node", "comfort", "laptop", "--watts", "20"]);
         assert!(ok, "{errors}");
         power(70.0);
+        // Before anybody relieves it, it keeps itself cooler.
+        eventually("batch has one slot", SOON, || {
+            batch_slots(&coordinator, "laptop") == 1
+        });
+        assert_eq!(rung(&coordinator, "laptop"), "normal");
         eventually("the laptop is relieved", RELIEVED, || {
             rung(&coordinator, "laptop") == "move_running"
         });

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use pomona_common::{NodeId, Relief, Rung};
 
-pub use signals::NodeSignals;
+pub use signals::{NodeSignals, is_alone};
 
 use crate::command::Command;
 use crate::lasting::Lasting;
@@ -107,7 +107,7 @@ impl Ladder {
             let has_room = can_go && (before.relief.rung >= Rung::MoveQueued || moving < at_once);
             let step = watched
                 .up(node, &before, stress.as_ref(), has_room, now)
-                .map(|rung| climbed(&before, rung, stress.as_ref(), now_s))
+                .map(|rung| climbed(&before, rung, stress.as_ref(), node.occupied, now_s))
                 .or_else(|| {
                     let rung = watched.down(node, &before, now)?;
                     Some(descended(&before, rung, now_s))
@@ -224,8 +224,9 @@ impl Watched {
     }
 }
 
-fn climbed(before: &Relieved, rung: Rung, stress: Option<&Stress>, now_s: u64) -> Relieved {
-    let relapsed = before.fell && now_s.saturating_sub(before.since_s) < RELAPSE_S;
+fn climbed(before: &Relieved, rung: Rung, stress: Option<&Stress>, occupied: bool, now_s: u64) -> Relieved {
+    // A build that begins says nothing of how long the last calm was.
+    let relapsed = before.fell && !occupied && now_s.saturating_sub(before.since_s) < RELAPSE_S;
     let relapses = match before.relief.rung {
         _ if relapsed => before.relapses.saturating_add(1).min(RELAPSES),
         Rung::Normal => 0,

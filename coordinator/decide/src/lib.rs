@@ -21,6 +21,7 @@ mod lasting;
 pub mod lease;
 mod membership;
 pub mod offload;
+pub mod pace;
 pub mod patience;
 pub mod placement;
 pub mod planner;
@@ -47,6 +48,7 @@ pub use keys::{Counted, KeyBook};
 pub use ladder::{Ladder, NodeSignals};
 pub use lease::{Lease, Leases, Phase};
 pub use offload::{Comfort, Offload, Relieved};
+pub use pace::{Pacer, Warmth};
 pub use patience::Patience;
 pub use placement::{Availability, Keep, ModelPolicy, Move, Placement, PlanMoves, PlanStep, Replicas};
 pub use planner::{

@@ -103,7 +103,7 @@ impl Stats {
             .collect();
         EngineReport {
             build: build.clone(),
-            knobs: scheduler.knobs().clone(),
+            knobs: scheduler.paced_knobs(),
             models,
             classes: self.classes.clone(),
             kv_used: scheduler.kv_allocated(),

@@ -133,6 +133,10 @@ impl Worker {
                 self.scheduler.set_knobs(with_prefix_share(knobs));
                 Ok(())
             }
+            EngineCommand::Pace(percent) => {
+                self.scheduler.set_pace(percent);
+                Ok(())
+            }
             EngineCommand::Report => {
                 self.send(EngineEvent::Progress(self.progress))?;
                 let weights = self

@@ -11,6 +11,7 @@ use crate::sequence::{Phase, SequenceId};
 
 pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId> {
     let mut admitted = Vec::new();
+    let paced = scheduler.paced_knobs();
     for class in Class::ALL {
         if scheduler.knobs.class(class).is_paused() || window_left(scheduler, class, now).is_some() {
             continue;
@@ -19,7 +20,7 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
         let queue: Vec<(Duration, SequenceId)> = scheduler.waiting[class.index()].iter().copied().collect();
         let idle = scheduler.population(Some(class), None).1 == 0;
         for (arrived, id) in queue {
-            if scheduler.population(Some(class), None).1 >= scheduler.knobs.class(class).max_slots {
+            if scheduler.population(Some(class), None).1 >= paced.class(class).max_slots {
                 // Its own bound holds it, which is nothing to others.
                 break;
             }

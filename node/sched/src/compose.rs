@@ -11,18 +11,32 @@ use crate::sequence::{Sequence, SequenceId};
 use crate::turns::{self, Turn};
 
 pub(crate) fn compose(scheduler: &mut Scheduler, now: Duration) -> Decision {
-    match turns::next(scheduler) {
+    scheduler.pace.end(now);
+    let turn = turns::next(scheduler, now);
+    if let Some(
+        Turn::Resume(Class::Batch)
+        | Turn::Begin {
+            class: Class::Batch, ..
+        },
+    ) = turn
+    {
+        scheduler.pace.begin(now);
+    }
+    match turn {
         Some(Turn::Resume(class)) => match scheduler.unpark(class) {
             Some(step) => Decision::Resume(step),
             None => Decision::Idle,
         },
         Some(Turn::Begin { class, model, rides }) => Decision::Begin(begin(scheduler, class, model, rides)),
         None => {
-            let wake = Class::ALL
+            let windows = Class::ALL
                 .iter()
-                .filter_map(|class| window_left(scheduler, *class, now))
-                .min();
-            wake.map_or(Decision::Idle, |at| Decision::WaitUntil(at, "batch window"))
+                .filter_map(|class| window_left(scheduler, *class, now));
+            let window = windows.min().map(|at| (at, "batch window"));
+            let works = scheduler.population(Some(Class::Batch), None).1 > 0;
+            let rest = scheduler.pace.rest(now).filter(|_| works);
+            let wake = rest.map(|at| (at, "pace")).into_iter().chain(window).min();
+            wake.map_or(Decision::Idle, |(at, why)| Decision::WaitUntil(at, why))
         }
     }
 }

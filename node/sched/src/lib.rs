@@ -23,6 +23,7 @@
 mod admission;
 mod compose;
 pub mod kv_pool;
+mod pace;
 pub mod scheduler;
 pub mod sequence;
 mod turns;

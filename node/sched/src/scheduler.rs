@@ -7,6 +7,7 @@ use pomona_common::limits;
 use pomona_common::{Class, EngineKnobs, ModelName};
 
 use crate::kv_pool::{KvOp, KvPool, RowPlace};
+use crate::pace::Pace;
 use crate::sequence::{NewSequence, Phase, Sequence, SequenceId};
 use crate::turns::Turns;
 
@@ -90,6 +91,7 @@ pub struct Scheduler {
     pub(crate) waiting: [BTreeSet<(Duration, SequenceId)>; 3],
     pub(crate) admissions: u64,
     pub(crate) turns: Turns,
+    pub(crate) pace: Pace,
     /// Interrupted steps, at most one a class.
     pub(crate) parked: BTreeMap<Class, Step>,
     pub(crate) stats: [ClassStats; 3],
@@ -115,6 +117,7 @@ impl Scheduler {
             waiting: Default::default(),
             admissions: 0,
             turns: Turns::default(),
+            pace: Pace::default(),
             parked: BTreeMap::new(),
             stats: Default::default(),
         }
@@ -125,6 +128,17 @@ impl Scheduler {
         self.pool.set_budget(knobs.kv_budget_bytes);
         self.knobs = knobs;
         crate::admission::give_back(self);
+    }
+
+    /// Gives batch so many percent of the time for turns of its own, from 1 to 100: the machine rests meanwhile,
+    /// unless others have work.
+    pub fn set_pace(&mut self, percent: u32) {
+        self.pace.set(percent);
+    }
+
+    /// The knobs in force as the pace leaves them: what a class may enter now. Who is in a slot keeps it.
+    pub fn paced_knobs(&self) -> EngineKnobs {
+        self.knobs.paced(self.pace.percent())
     }
 
     /// The knobs in force.

@@ -6,6 +6,7 @@
 //! turn of its own: its rows ride along.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pomona_common::{Class, ModelName};
 
@@ -93,8 +94,12 @@ impl Claim {
 }
 
 /// Decides and records the turn; `None` when nothing runs.
-pub(crate) fn next(scheduler: &mut Scheduler) -> Option<Turn> {
-    let claims = Class::ALL.map(|class| Claim::of(scheduler, class));
+pub(crate) fn next(scheduler: &mut Scheduler, now: Duration) -> Option<Turn> {
+    let rests = |class| class == Class::Batch && scheduler.pace.rest(now).is_some();
+    let claims = Class::ALL.map(|class| match rests(class) {
+        true => Claim::default(),
+        false => Claim::of(scheduler, class),
+    });
     let claim = |class: Class| &claims[class.index()];
     let top = Class::ALL.into_iter().find(|class| claim(*class).exists())?;
     let first_token = top == Class::Interactive && claim(top).models.iter().any(|(_, first)| *first);

@@ -45,6 +45,8 @@ struct Running {
 
 struct Adapter {
     knobs: EngineKnobs,
+    /// Percent of its slots that batch may have.
+    pace: u32,
     servers: BTreeMap<ModelName, Server>,
     queue: Queue,
     running: BTreeMap<u64, Running>,
@@ -76,6 +78,7 @@ pub async fn run() -> Result<(), WireError> {
     let (news, mut incoming) = mpsc::channel(WAITING);
     let mut adapter = Adapter {
         knobs: EngineKnobs::default(),
+        pace: 100,
         servers: BTreeMap::new(),
         queue: Queue::default(),
         running: BTreeMap::new(),
@@ -143,6 +146,11 @@ impl Adapter {
             }
             EngineCommand::Knobs(knobs) => {
                 self.knobs = knobs;
+                Ok(())
+            }
+            // Its servers do not rest when they are told to; they are given less to do at once.
+            EngineCommand::Pace(percent) => {
+                self.pace = percent;
                 Ok(())
             }
             EngineCommand::Report => {
@@ -228,7 +236,7 @@ impl Adapter {
                 let server = servers.get(model).filter(|server| server.is_up);
                 server.map_or(0, |server| server.adopted.slots)
             };
-            let Some((sequence, job)) = self.queue.next(&self.knobs, &running, slots) else {
+            let Some((sequence, job)) = self.queue.next(&self.knobs.paced(self.pace), &running, slots) else {
                 return;
             };
             let Some(server) = self.servers.get(&job.generation.model) else {
@@ -422,7 +430,7 @@ impl Adapter {
         };
         EngineReport {
             build: build(),
-            knobs: self.knobs.clone(),
+            knobs: self.knobs.paced(self.pace),
             models: up.map(model).collect(),
             classes: Class::ALL.into_iter().map(class).collect(),
             steps: self.progress,

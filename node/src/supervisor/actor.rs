@@ -5,12 +5,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_decide::Pacer;
 use pomona_probe::KillTally;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior};
@@ -20,6 +20,7 @@ use crate::adopted::GpuLease;
 use crate::instructions::Instructions;
 use crate::store::Store;
 use crate::supervisor::last_run::LastRun;
+use crate::supervisor::machine_now::MachineNow;
 use crate::supervisor::process::EngineProcess;
 use crate::supervisor::sequences::Sequences;
 use crate::supervisor::watchdog::Watchdog;
@@ -52,7 +53,7 @@ pub(super) struct Actor {
     publish: watch::Sender<EngineView>,
     pub(super) view: EngineView,
     pub(super) engine: Option<EngineProcess>,
-    born: Instant,
+    pub(super) born: Instant,
     restart_at: Instant,
     restart_wait: Duration,
     target: BTreeMap<ModelName, PathBuf>,
@@ -63,8 +64,11 @@ pub(super) struct Actor {
     /// What the system had counted when the engine began.
     tally: KillTally,
     last_run: LastRun,
-    /// Whether the system is, as the last reading of the machine says.
-    pub(super) short_of_memory: Arc<AtomicBool>,
+    /// What the last reading of the machine said.
+    pub(super) machine: Arc<MachineNow>,
+    pub(super) pacer: Pacer,
+    /// The pace that the engine was told, percent.
+    pub(super) pace: u32,
 }
 
 impl Actor {
@@ -72,7 +76,7 @@ impl Actor {
         setup: Setup,
         last_run: LastRun,
         (store, instructions): (Store, watch::Receiver<Instructions>),
-        (publish, short_of_memory): (watch::Sender<EngineView>, Arc<AtomicBool>),
+        (publish, machine): (watch::Sender<EngineView>, Arc<MachineNow>),
     ) -> Self {
         let Setup {
             node,
@@ -108,7 +112,9 @@ impl Actor {
             wedged: false,
             tally: KillTally::default(),
             last_run,
-            short_of_memory,
+            machine,
+            pacer: Pacer::default(),
+            pace: 100,
         }
     }
 
@@ -280,6 +286,7 @@ impl Actor {
                 tracing::info!(pid = engine.pid(), "engine started");
                 let knobs = self.knobs_now();
                 engine.send(EngineCommand::Knobs(knobs));
+                self.pace = 100;
                 self.view.pid = engine.pid();
                 self.tally = engine.pid().map(KillTally::of).unwrap_or_default();
                 self.engine = Some(engine);
@@ -478,6 +485,7 @@ impl Actor {
 
     fn on_tick(&mut self) {
         self.look_at_lease();
+        self.keep_pace();
         if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Report);
             // What was killed in its group and was not this engine.

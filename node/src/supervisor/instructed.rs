@@ -1,9 +1,8 @@
 //! What the engine's owner does as coordinators say: the knobs, and the batch work that it refuses.
 
-use std::sync::atomic::Ordering;
-
 use pomona_common::engine::EngineCommand;
 use pomona_common::{Class, EngineKnobs, Failure, Generation, Rung};
+use pomona_decide::Warmth;
 
 use crate::supervisor::actor::Actor;
 
@@ -30,10 +29,35 @@ impl Actor {
         }
     }
 
+    /// Has the engine work on batch for as much of the time as is comfortable, by what the machine draws.
+    pub(super) fn keep_pace(&mut self) {
+        let batch = self
+            .view
+            .report
+            .as_ref()
+            .and_then(|report| report.classes.get(&Class::Batch));
+        let warmth = Warmth {
+            watts: self.machine.watts(),
+            comfort: self
+                .instructions
+                .borrow()
+                .comfort
+                .filter(|_| !self.machine.is_alone()),
+            works: batch.is_some_and(|batch| batch.running > 0),
+        };
+        let pace = self.pacer.look(warmth, self.born.elapsed());
+        if let Some(engine) = &self.engine
+            && pace != self.pace
+        {
+            self.pace = pace;
+            engine.send(EngineCommand::Pace(pace));
+        }
+    }
+
     /// Why work that no person waits for is not taken now. Batch work that was begun elsewhere is, as long as it
     /// would not stand still; where the system is short of memory nothing is, whatever the engine itself takes.
     pub(super) fn spared(&self, generation: &Generation) -> Option<Failure> {
-        if generation.class != Class::Interactive && self.short_of_memory.load(Ordering::Relaxed) {
+        if generation.class != Class::Interactive && self.machine.is_short_of_memory() {
             return Some(Failure::Overloaded {
                 detail: "this machine is short of memory, whoever takes it".into(),
                 retry_after_s: SHORT_RETRY_S,

@@ -145,6 +145,10 @@ impl Engine {
         }
     }
 
+    pub fn set_pace(&mut self, percent: u32) {
+        self.scheduler.set_pace(percent);
+    }
+
     /// What interrupted steps have left is there as long as the scheduler has them.
     fn look_again(&mut self) {
         let scheduler = &self.scheduler;
@@ -198,9 +202,14 @@ impl Engine {
         GenerationEvent::Granted
     }
 
+    /// Microseconds after which a step of less urgent work looks for more urgent one.
+    fn slice(&self) -> u64 {
+        u64::from(self.scheduler.knobs().slice_ms) * 1000
+    }
+
     /// A step of less urgent work stops at the end of its slice.
     fn interrupt_for(&mut self, class: Class) {
-        let slice = u64::from(self.scheduler.knobs().slice_ms) * 1000;
+        let slice = self.slice();
         let Some(running) = &mut self.running else {
             return;
         };
@@ -285,7 +294,7 @@ impl Engine {
                     break;
                 }
                 Decision::WaitUntil(at, _) => {
-                    let at = at.as_micros() as u64;
+                    let at = at.as_nanos().div_ceil(1000) as u64;
                     if at > to {
                         (self.now, self.due) = (to, at);
                         break;
@@ -310,12 +319,16 @@ impl Engine {
     }
 
     fn begin(&mut self, step: Step, takes: u64, watts: f64) {
+        let slice = self.slice();
+        let is_passed =
+            |class: &Class| *class < step.class && self.scheduler.population(Some(*class), None) != (0, 0);
+        let stops = takes > slice && step.is_interruptible() && Class::ALL.iter().any(is_passed);
         self.running = Some(Running {
             step,
             began: self.now,
-            ends: self.now + takes.max(1),
+            ends: self.now + if stops { slice } else { takes.max(1) },
             watts,
-            left: None,
+            left: stops.then(|| takes - slice),
         });
     }
 
@@ -478,7 +491,7 @@ impl Engine {
             (class, report)
         });
         EngineReport {
-            knobs: self.scheduler.knobs().clone(),
+            knobs: self.scheduler.paced_knobs(),
             models,
             classes: classes.into(),
             kv_used: self.scheduler.kv_allocated(),

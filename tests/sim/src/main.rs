@@ -51,6 +51,12 @@ struct DayArguments {
     /// Only these, by their numbers: 0 is Pomona.
     #[arg(long, value_delimiter = ',')]
     policies: Option<Vec<usize>>,
+    /// Slots for aggregate work on each machine of the others, to see what suits them best.
+    #[arg(long)]
+    slots: Option<u32>,
+    /// How much slower than the best a machine may be under latency-based routing, likewise.
+    #[arg(long)]
+    buffer: Option<f64>,
     /// Folder for the figures of each run, one JSON object a line.
     #[arg(long, env = "POMONA_SIM_RAW")]
     raw: Option<PathBuf>,
@@ -73,11 +79,9 @@ fn run_days(arguments: &DayArguments) -> anyhow::Result<()> {
         for load in &arguments.loads {
             for (i, policy) in Policy::ALL.into_iter().enumerate() {
                 if arguments.policies.as_ref().is_none_or(|only| only.contains(&i)) {
-                    let tuning = Tuning {
-                        slots: 10,
-                        buffer: 0.1,
-                    };
-                    let tuning = (policy != Policy::Pomona).then_some(tuning);
+                    let mut tuning = Tuning::BEST;
+                    tuning.slots = arguments.slots.unwrap_or(tuning.slots);
+                    tuning.buffer = arguments.buffer.unwrap_or(tuning.buffer);
                     cases.push(Case {
                         policy,
                         tuning,

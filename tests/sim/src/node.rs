@@ -10,8 +10,11 @@ use pomona_common::generation::GenerationEvent;
 use pomona_common::report::{NodeReport, REPORT_VERSION};
 use pomona_common::signs::Signs;
 use pomona_common::unit::{Bytes, Reading};
-use pomona_common::{Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
-use pomona_decide::{EntryPlace, Here, Reachable, entry};
+use pomona_common::{
+    Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung, Watts,
+};
+use pomona_decide::ladder::is_alone;
+use pomona_decide::{EntryPlace, Here, Pacer, Reachable, Warmth, entry};
 use pomona_link::{Contacts, Source};
 
 use crate::answers::{self, Answers, Places};
@@ -48,6 +51,7 @@ pub struct Node {
     pub answers: Answers<EntryPlace>,
     /// How far it is relieved, and how new that is.
     relief: (u64, Relief),
+    pacer: Pacer,
     passed: u64,
     reported: u64,
     said: u64,
@@ -57,6 +61,8 @@ pub struct Node {
     pub hot_s: (f64, f64),
     /// Energy that the engine took, in joules.
     pub joules: f64,
+    /// Whether it keeps to what is comfortable.
+    pub is_paced: bool,
     /// What is comfortable, in watts.
     pub comfort: Option<f64>,
 }
@@ -101,12 +107,14 @@ impl Node {
             answers: Answers::default(),
             knobs,
             relief: Default::default(),
+            pacer: Pacer::default(),
             passed: 0,
             reported: 0,
             said: 0,
             gone: false,
             hot_s: (0.0, 0.0),
             joules: 0.0,
+            is_paced: true,
             comfort: None,
         }
     }
@@ -249,6 +257,7 @@ impl Node {
         }
         if awake >= self.reported + REPORT {
             self.reported = awake;
+            self.keep_pace(now);
             wishes.extend(self.reports(now));
         }
         if awake >= self.said + crate::wire::KEEP_ALIVE {
@@ -275,6 +284,24 @@ impl Node {
             self.hot_s.0 += seconds;
             self.hot_s.1 += if batch_s > 0.0 { seconds } else { 0.0 };
         }
+    }
+
+    /// Batch works for as much of the time as is comfortable.
+    fn keep_pace(&mut self, now: u64) {
+        let machine = self.mac.report(now);
+        let is_alone = is_alone(&machine.conditions.activity);
+        let warmth = Warmth {
+            watts: machine.power.value(),
+            comfort: self
+                .comfort
+                .filter(|_| self.is_paced && !is_alone)
+                .map(|watts| Watts(watts as f32)),
+            works: self.engine.of_class(Class::Batch) > 0,
+        };
+        let pace = self
+            .pacer
+            .look(warmth, Duration::from_millis(self.machine.running(now)));
+        self.engine.set_pace(pace);
     }
 
     fn end_loads(&mut self, awake: u64) {

@@ -101,10 +101,7 @@ impl World {
     }
 
     /// Lets another router decide, and nobody move anything.
-    pub fn set_router(&mut self, policy: Policy, tuning: Option<Tuning>) {
-        let Some(tuning) = tuning.filter(|_| policy != Policy::Pomona) else {
-            return;
-        };
+    pub fn set_router(&mut self, policy: Policy, tuning: Tuning) {
         let machine = |node: &Node| {
             let kind = &node.mac.kind;
             (node.id, (kind.role, kind.decode_tok_s.value))

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use pomona_common::conditions::Supply;
+use pomona_common::conditions::{Activity, Supply};
 use pomona_common::report::{NodeReport, Thermal};
 use pomona_common::signs::Signs;
 use pomona_common::unit::Reading;
@@ -13,6 +13,12 @@ use crate::heard::Heard;
 
 /// A person who touched the machine so lately, in seconds, is at it.
 const PRESENT_S: u64 = 300;
+
+/// Whether it is known that nobody is at a machine.
+pub fn is_alone(activity: &Activity) -> bool {
+    let is_idle = |idle_s: u64| idle_s > PRESENT_S;
+    activity.locked.value() == Some(true) || activity.idle_s.value().is_some_and(is_idle)
+}
 
 /// What a node's last report says about its stress and its work.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -66,8 +72,7 @@ impl NodeSignals {
         let conditions = &machine.conditions;
         let activity = &conditions.activity;
         let works = [activity.indexing, activity.video, activity.capture];
-        let is_alone = activity.locked.value() == Some(true)
-            || activity.idle_s.value().is_some_and(|idle_s| idle_s > PRESENT_S);
+        let is_alone = is_alone(activity);
         let mut signals = Self {
             power: machine.power,
             chip: machine.chip.clone(),

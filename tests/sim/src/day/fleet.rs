@@ -84,7 +84,7 @@ pub fn machines(seed: u64) -> anyhow::Result<Vec<Machine>> {
 }
 
 /// The cluster of these machines with one coordinator; everything is everywhere.
-pub fn world(seed: u64, machines: &[Machine], policy: Policy, tuning: Option<Tuning>) -> World {
+pub fn world(seed: u64, machines: &[Machine], policy: Policy, tuning: Tuning) -> World {
     let known = addresses(1);
     let models = [editor(), agent()];
     let roles: Vec<MachineRole> = machines.iter().map(|machine| machine.mac.kind.role).collect();
@@ -101,15 +101,16 @@ pub fn world(seed: u64, machines: &[Machine], policy: Policy, tuning: Option<Tun
     );
     let nodes = machines.iter().enumerate().map(|(node, machine)| {
         let mut knobs = machine.knobs.clone();
-        if let Some(tuning) = tuning {
-            knobs.batch.max_slots = tuning.slots;
-        }
+        knobs.batch.max_slots = tuning.slots;
         let mut node = Node::new(node_id(node), machine.mac.clone(), knobs, models.to_vec(), &known);
+        node.is_paced = policy == Policy::Pomona;
         node.comfort = machine.comfort.map(|watts| f64::from(watts.get()));
         node
     });
     let mut world = World::new(seed, 1, nodes.collect(), &commands);
     world.is_long = true;
-    world.set_router(policy, tuning);
+    if policy != Policy::Pomona {
+        world.set_router(policy, tuning);
+    }
     world
 }

@@ -27,7 +27,7 @@ const AGAIN: u64 = 10_000;
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     pub policy: Policy,
-    pub tuning: Option<Tuning>,
+    pub tuning: Tuning,
     /// Aggregate load, percent of capacity.
     pub load: u32,
     pub seed: u64,
@@ -279,7 +279,8 @@ mod tests {
     #[test]
     fn a_morning_repeats_itself_and_breaks_no_promise() {
         let hour = Hour::fitted(0);
-        let morning = |policy, tuning| {
+        let morning = |policy| {
+            let tuning = Tuning::BEST;
             let case = Case {
                 policy,
                 tuning,
@@ -291,19 +292,15 @@ mod tests {
             figures.speed = 0.0;
             figures
         };
-        let ours = morning(Policy::Pomona, None);
-        let again = serde_json::to_string(&morning(Policy::Pomona, None)).unwrap();
+        let ours = morning(Policy::Pomona);
+        let again = serde_json::to_string(&morning(Policy::Pomona)).unwrap();
         assert_eq!(serde_json::to_string(&ours).unwrap(), again);
         assert_eq!(ours.broken, 0);
         assert!(
             ours.aggregate_tok_s > 0.0 && ours.asked_minutes > 10.0,
             "{ours:?}"
         );
-        let tuning = Some(Tuning {
-            slots: 10,
-            buffer: 0.1,
-        });
-        let busy = morning(Policy::LeastBusy, tuning);
+        let busy = morning(Policy::LeastBusy);
         assert!(
             ours.hot_with_aggregate_s < 0.5 * busy.hot_with_aggregate_s,
             "{ours:?} {busy:?}"

@@ -1,0 +1,145 @@
+//! Batch works for a share of the time only: a machine that is to stay cool rests after each turn of it, for as long
+//! as the share says. More urgent work is not in this at all.
+
+use std::time::Duration;
+
+/// The longest rest: the share may have been raised meanwhile.
+const REST: Duration = Duration::from_secs(10);
+
+/// See the module's documentation.
+#[derive(Debug, Clone)]
+pub(crate) struct Pace {
+    /// Percent of the time.
+    percent: u32,
+    /// When the turn began that runs, if it is of batch.
+    turn: Option<Duration>,
+    rests_until: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self {
+            percent: 100,
+            turn: None,
+            rests_until: Duration::ZERO,
+        }
+    }
+}
+
+impl Pace {
+    pub(crate) fn set(&mut self, percent: u32) {
+        self.percent = percent.clamp(1, 100);
+        if self.percent == 100 {
+            self.rests_until = Duration::ZERO;
+        }
+    }
+
+    /// Percent of the time.
+    pub(crate) fn percent(&self) -> u32 {
+        self.percent
+    }
+
+    /// A turn of batch begins.
+    pub(crate) fn begin(&mut self, now: Duration) {
+        self.turn = Some(now);
+    }
+
+    /// The engine asks what to do next: whatever ran is over.
+    pub(crate) fn end(&mut self, now: Duration) {
+        if let Some(began) = self.turn.take() {
+            let rest = now.saturating_sub(began) * (100 - self.percent) / self.percent;
+            self.rests_until = now + rest.min(REST);
+        }
+    }
+
+    /// Until when batch rests, if it does.
+    pub(crate) fn rest(&self, now: Duration) -> Option<Duration> {
+        (self.rests_until > now).then_some(self.rests_until)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::{Class, EngineKnobs};
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{Decision, NewSequence, Scheduler};
+
+    fn scheduler(percent: u32) -> Result<Scheduler, TestCaseError> {
+        let mut scheduler = Scheduler::new(EngineKnobs::default());
+        let model = "m"
+            .parse()
+            .map_err(|error| TestCaseError::fail(format!("{error}")))?;
+        scheduler.add_model(model, 1, 8192);
+        scheduler.set_pace(percent);
+        Ok(scheduler)
+    }
+
+    fn submit(scheduler: &mut Scheduler, id: u64, class: Class, now: Duration) -> Result<(), TestCaseError> {
+        let new = NewSequence {
+            id,
+            model: "m"
+                .parse()
+                .map_err(|error| TestCaseError::fail(format!("{error}")))?,
+            class,
+            prompt: 300,
+            max_new: 4000,
+            begun: false,
+        };
+        scheduler
+            .submit(new, now)
+            .map_err(|refusal| TestCaseError::fail(refusal.to_string()))
+    }
+
+    proptest! {
+        /// Alone, batch works for as much of the time as its pace says, in that share of its slots.
+        #[test]
+        fn batch_works_for_its_share_of_the_time(percent in 1u32..=100, step_ms in 5u64..400) {
+            let mut scheduler = scheduler(percent)?;
+            let (mut now, mut busy) = (Duration::ZERO, Duration::ZERO);
+            for id in 0..20 {
+                submit(&mut scheduler, id, Class::Batch, now)?;
+            }
+            let takes = Duration::from_millis(step_ms);
+            let mut most = 0;
+            for _ in 0..400 {
+                scheduler.admit(now);
+                most = most.max(scheduler.population(Some(Class::Batch), None).1);
+                match scheduler.compose(now) {
+                    Decision::Begin(step) | Decision::Resume(step) => {
+                        (now, busy) = (now + takes, busy + takes);
+                        scheduler.complete(&step);
+                    }
+                    Decision::WaitUntil(at, _) => now = at,
+                    Decision::Idle => prop_assert!(false, "there is work"),
+                }
+            }
+            prop_assert_eq!(most, (10 * percent).div_ceil(100));
+            // The longest rest bounds how slow it gets.
+            let slowest = takes.as_secs_f64() / (takes + REST).as_secs_f64();
+            let wanted = (f64::from(percent) / 100.0).max(slowest);
+            let share = busy.as_secs_f64() / now.as_secs_f64();
+            prop_assert!((share / wanted - 1.0).abs() < 0.1, "{share} of {wanted}");
+        }
+
+        /// What a person waits for takes no notice of it.
+        #[test]
+        fn a_person_waits_for_no_rest(percent in 1u32..=100) {
+            let mut scheduler = scheduler(percent)?;
+            let mut now = Duration::ZERO;
+            submit(&mut scheduler, 1, Class::Batch, now)?;
+            submit(&mut scheduler, 2, Class::Interactive, now)?;
+            for _ in 0..50 {
+                scheduler.admit(now);
+                match scheduler.compose(now) {
+                    Decision::Begin(step) | Decision::Resume(step) => {
+                        now += Duration::from_millis(20);
+                        scheduler.complete(&step);
+                    }
+                    other => prop_assert!(false, "an interactive answer waits: {other:?}"),
+                }
+            }
+        }
+    }
+}

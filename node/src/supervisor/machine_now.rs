@@ -1,0 +1,50 @@
+//! What the engine's owner goes by of the machine, as it was read last.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use pomona_common::Watts;
+use pomona_common::report::MachineReport;
+use pomona_decide::ladder::is_alone;
+use pomona_decide::planner::PRESSURE_MAX;
+
+/// See the module's documentation.
+#[derive(Debug, Default)]
+pub(crate) struct MachineNow(Mutex<Read>);
+
+#[derive(Debug, Default)]
+struct Read {
+    short_of_memory: bool,
+    watts: Option<Watts>,
+    alone: bool,
+}
+
+impl MachineNow {
+    /// It was read.
+    pub(super) fn note(&self, machine: &MachineReport) {
+        let pressure = machine.pressure.value();
+        *self.read() = Read {
+            short_of_memory: pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX),
+            watts: machine.power.value(),
+            alone: is_alone(&machine.conditions.activity),
+        };
+    }
+
+    /// Whether the system is, whatever the engine itself takes.
+    pub(super) fn is_short_of_memory(&self) -> bool {
+        self.read().short_of_memory
+    }
+
+    /// Power of the whole machine, if it can be read.
+    pub(super) fn watts(&self) -> Option<Watts> {
+        self.read().watts
+    }
+
+    /// Whether it is known that nobody is at it.
+    pub(super) fn is_alone(&self) -> bool {
+        self.read().alone
+    }
+
+    fn read(&self) -> MutexGuard<'_, Read> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
