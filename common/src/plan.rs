@@ -25,3 +25,11 @@ pub struct NodeTarget {
     /// Models to have loaded, each with the reason for its place.
     pub models: BTreeMap<ModelName, String>,
 }
+
+impl NodeTarget {
+    /// Whether a target of this generation takes the place of the latest one: an older one never does, whoever
+    /// brings it.
+    pub const fn replaces(generation: u64, latest: u64) -> bool {
+        generation >= latest
+    }
+}

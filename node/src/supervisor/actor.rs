@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
+use pomona_common::plan::NodeTarget;
 use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
 use pomona_decide::Pacer;
 use pomona_probe::KillTally;
@@ -157,8 +158,7 @@ impl Actor {
         match request {
             Request::Start { generation, events } => self.start(*generation, events),
             Request::Target { generation, models } => {
-                // An older target never wins over a newer one.
-                if generation >= self.view.generation {
+                if NodeTarget::replaces(generation, self.view.generation) {
                     self.view.generation = generation;
                     self.view.wanted = models.keys().cloned().collect();
                     self.target = models;

@@ -21,6 +21,12 @@ pub enum Action {
     Commit(Command),
     /// What a person does at a node from now on.
     Person(usize, Person),
+    /// Its probe says so many watts from now on, whatever it draws; or what it draws again.
+    SaysWatts(usize, Option<f32>),
+    /// Memory pressure of its system, in percent, that comes from elsewhere; or none.
+    Pressed(usize, Option<f32>),
+    /// Its engine dies, and is started anew.
+    Crash(usize),
     Ask(Id, Request),
 }
 
@@ -47,6 +53,14 @@ impl World {
                 self.cuts.remove(&(from, to));
             }
             Action::Person(node, person) => self.nodes[node].mac.person = person,
+            Action::SaysWatts(node, watts) => self.nodes[node].mac.said_watts = watts,
+            Action::Pressed(node, percent) => self.nodes[node].mac.pressed = percent,
+            Action::Crash(node) => {
+                if self.nodes[node].machine.runs() {
+                    let wishes = self.nodes[node].crash(now);
+                    self.carry_out_node(node, wishes);
+                }
+            }
             Action::Commit(command) => self.log.commit(command, &mut self.random),
             Action::Ask(entry, request) => {
                 self.ask(entry, request, None);

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pomona_clocks::SleepWatch;
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::generation::GenerationEvent;
+use pomona_common::plausible::keep_plausible;
 use pomona_common::report::NodeReport;
 use pomona_common::signs::Signs;
 use pomona_common::{Generation, ModelRecord, NodeId, Relief, Rung};
@@ -361,7 +362,10 @@ impl Coordinator {
         };
         match message {
             NodeMessage::Hello { models, .. } | NodeMessage::Store { models } => connected.stored = models,
-            NodeMessage::Report(report) => connected.report = Some((awake, *report)),
+            NodeMessage::Report(mut report) => {
+                keep_plausible(&mut report);
+                connected.report = Some((awake, *report));
+            }
             NodeMessage::Signs(signs) => connected.signs = Some(Arc::new(*signs)),
             NodeMessage::Evicted => return vec![Wish::Commit(Command::RevokeNode { node, now_s })],
             _ => {}

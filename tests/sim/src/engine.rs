@@ -234,6 +234,22 @@ impl Engine {
         }
     }
 
+    /// It is killed: whoever waits is told.
+    pub fn die(&mut self) -> Vec<Out> {
+        let ended = std::mem::take(&mut self.sequences).into_values();
+        let failed = |making: Making| {
+            let failure = match making.has_begun {
+                true => Failure::EngineLost,
+                false => Failure::ModelNotLoaded {
+                    model: making.generation.model.to_string(),
+                    detail: "the engine is started anew".into(),
+                },
+            };
+            (making.asked, GenerationEvent::Failed(failure))
+        };
+        ended.map(failed).collect()
+    }
+
     /// A coordinator is gone, and what it asked for with it.
     pub fn cancel_all_of(&mut self, asker: Asker) {
         let of_it = self.ids.range((asker, 0)..=(asker, u64::MAX));

@@ -12,13 +12,16 @@ pub mod cluster;
 pub mod coordinator;
 pub mod day;
 pub mod engine;
+pub mod faults;
 pub mod log;
 pub mod mac;
 pub mod machine;
 pub mod node;
 pub mod policy;
+pub mod promises;
 #[cfg(test)]
 mod tests;
 pub mod tokens;
+pub mod trouble;
 pub mod wire;
 pub mod world;

@@ -17,6 +17,7 @@ use pomona_sim::day::report::Report;
 use pomona_sim::day::traces::Hour;
 use pomona_sim::day::{self, Case};
 use pomona_sim::policy::{Policy, Tuning};
+use pomona_sim::{faults, trouble};
 
 /// Figures of simulated clusters.
 #[derive(Parser)]
@@ -29,6 +30,25 @@ struct Arguments {
 enum Command {
     /// A working day of eight people, under Pomona and under other ways to route.
     Day(DayArguments),
+    /// Clusters in which machines die, sleep and stall, cables break, engines crash, memory runs short and sensors
+    /// lie: what breaks.
+    Faults(FaultsArguments),
+}
+
+#[derive(clap::Args)]
+struct FaultsArguments {
+    /// Hours of simulated time, over as many seeds as that takes.
+    #[arg(long, default_value_t = 200.0)]
+    hours: f64,
+    /// The first seed.
+    #[arg(long, default_value_t = 0)]
+    first: u64,
+    /// Only this one, with its whole history.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Stops at the first seed that breaks a promise.
+    #[arg(long)]
+    until_broken: bool,
 }
 
 #[derive(clap::Args)]
@@ -65,6 +85,39 @@ struct DayArguments {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Day(arguments) => run_days(&arguments),
+        Command::Faults(arguments) => run_faults(&arguments),
+    }
+}
+
+/// Ends with an error when a promise was broken.
+fn run_faults(arguments: &FaultsArguments) -> anyhow::Result<()> {
+    if let Some(seed) = arguments.seed {
+        let world = trouble::run(seed);
+        print!("{}", world.trace);
+        let broken = trouble::broken(&world);
+        println!("{}", json!({ "seed": seed, "broken": broken }));
+        anyhow::ensure!(broken.is_empty(), "seed {seed} broke a promise");
+        return Ok(());
+    }
+    let seeds = (arguments.hours * 3_600_000.0 / trouble::LENGTH as f64).ceil() as u64;
+    let seeds = arguments.first..arguments.first + seeds;
+    let count = seeds.end - seeds.start;
+    let found = faults::run(seeds, arguments.until_broken, &|done| {
+        eprint!("\r{done} of {count} seeds")
+    })?;
+    eprintln!();
+    for (seed, text) in &found.broken {
+        println!("seed {seed}: {text}");
+    }
+    println!(
+        "{}",
+        json!({ "faults": found, "ran": found.seeds, "skipped": [] })
+    );
+    match found.broken.first() {
+        Some((seed, _)) => {
+            anyhow::bail!("a promise was broken: `cargo xtask sim faults --seed {seed}` shows how")
+        }
+        None => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 use pomona_clocks::SleepWatch;
 use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::generation::GenerationEvent;
+use pomona_common::plan::NodeTarget;
 use pomona_common::report::{NodeReport, REPORT_VERSION};
 use pomona_common::signs::Signs;
 use pomona_common::unit::{Bytes, Reading};
@@ -55,6 +56,8 @@ pub struct Node {
     passed: u64,
     reported: u64,
     said: u64,
+    /// Whether it went back to an older target.
+    pub went_back: bool,
     /// Whether it has destroyed what it held.
     pub gone: bool,
     /// Seconds above what is comfortable there, and of those the ones in which aggregate work ran.
@@ -111,6 +114,7 @@ impl Node {
             passed: 0,
             reported: 0,
             said: 0,
+            went_back: false,
             gone: false,
             hot_s: (0.0, 0.0),
             joules: 0.0,
@@ -126,7 +130,7 @@ impl Node {
         let old = std::mem::replace(self, fresh);
         self.machine = old.machine;
         self.engine = Engine::new(self.knobs.clone(), self.machine.running(now) * 1000);
-        (self.gone, self.passed) = (old.gone, old.passed);
+        (self.gone, self.passed, self.went_back) = (old.gone, old.passed, old.went_back);
         (self.hot_s, self.joules, self.comfort) = (old.hot_s, old.joules, old.comfort);
         self.engine.tokens = old.engine.tokens;
     }
@@ -427,8 +431,10 @@ impl Node {
 
     fn obey(&mut self, coordinator: u64, message: CoordinatorMessage, now: u64) -> Vec<Wish> {
         match message {
-            // An older target never wins over a newer one.
-            CoordinatorMessage::Target(target) if target.generation >= self.generation => {
+            CoordinatorMessage::Target(target)
+                if NodeTarget::replaces(target.generation, self.generation) =>
+            {
+                self.went_back |= target.generation < self.generation;
                 self.generation = target.generation;
                 self.target = target.models.into_keys().collect();
                 self.follow_target(now)
@@ -452,6 +458,21 @@ impl Node {
         }
     }
 
+    /// Its engine dies: what had begun goes on elsewhere, what had not is asked for anew, and models are loaded again.
+    pub fn crash(&mut self, now: u64) -> Vec<Wish> {
+        let mut wishes = self.catch_up(now);
+        let fresh = Engine::new(
+            self.knobs.relieved(self.relief.1),
+            self.machine.running(now) * 1000,
+        );
+        let mut old = std::mem::replace(&mut self.engine, fresh);
+        self.engine.tokens = old.tokens;
+        wishes.extend(self.pass_on(old.die(), now));
+        self.loading.clear();
+        wishes.extend(self.follow_target(now));
+        wishes
+    }
+
     fn follow_target(&mut self, now: u64) -> Vec<Wish> {
         self.loading.retain(|model, _| self.target.contains(model));
         let awake = self.machine.awake(now);
@@ -467,6 +488,11 @@ impl Node {
             .flat_map(|model| self.engine.remove_model(model))
             .collect();
         self.pass_on(out, now)
+    }
+
+    /// Memory for KV caches, bytes.
+    pub fn kv_budget(&self) -> u64 {
+        self.knobs.kv_budget_bytes
     }
 
     /// Answers that run here for a session that has ended.

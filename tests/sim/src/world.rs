@@ -205,7 +205,8 @@ impl World {
         one == other || self.runs(b) && !self.is_cut(a, b) && !self.is_cut(b, a)
     }
 
-    fn apply(&mut self, number: u64) {
+    /// Lets a coordinator know what was committed, if it reaches the leader.
+    pub fn apply(&mut self, number: u64) {
         if !self.log.leader.is_some_and(|leader| self.reaches(number, leader)) {
             return;
         }
@@ -393,6 +394,7 @@ impl World {
     /// A write goes to the leader, if there is one in reach.
     fn commit(&mut self, number: u64, command: Command) {
         if self.log.leader.is_some_and(|leader| self.reaches(number, leader)) {
+            self.check(number, &command);
             if let Command::Replan { step, .. } = &command {
                 for one in &step.moves {
                     let what = if one.load { "load" } else { "unload" };

@@ -1,0 +1,81 @@
+//! Promises that every command of a leader has to keep, written down from what Pomona promises and not from how it
+//! decides.
+
+use std::collections::BTreeSet;
+
+use pomona_common::{ModelName, Rung};
+use pomona_decide::{ClusterState, Command, PlanStep};
+
+use crate::world::World;
+
+/// Memory of every machine that nothing is planned for, in bytes.
+const RESERVE: u64 = 2 << 30;
+/// A node that came down a rung does not go up again sooner, in milliseconds; where its memory is short or its chip
+/// throttles it may after the second time.
+const SUSTAINED: u64 = 20_000;
+const SUDDEN: u64 = 3_000;
+
+impl World {
+    /// Notes what a coordinator's command breaks.
+    pub(crate) fn check(&mut self, number: u64, command: &Command) {
+        let state = &self.coordinators[number as usize - 1].state;
+        let mut broken = match command {
+            Command::Replan { step, .. } => self.plan_breaks(state, step),
+            _ => Vec::new(),
+        };
+        if let Command::Relieve { node, seen, relieved } = command {
+            let last = self.rungs.iter().rev().find(|(_, id, ..)| id == node);
+            let fell = last.filter(|(_, _, from, to)| to < from);
+            let may_after = match relieved.reason.contains("memory") || relieved.reason.contains("thermal") {
+                true => SUDDEN,
+                false => SUSTAINED,
+            };
+            let swings =
+                fell.is_some_and(|(at, ..)| relieved.relief.rung > *seen && self.now < at + may_after);
+            if swings {
+                broken.push(format!("{} swings: {}", node.short(), relieved.reason));
+            }
+            if relieved.relief.rung > Rung::Normal && relieved.reason.contains("NaN") {
+                broken.push(format!("{} is relieved for no number", node.short()));
+            }
+        }
+        let now = self.now;
+        self.broken
+            .extend(broken.into_iter().map(|text| format!("{now}: {text}")));
+    }
+
+    fn plan_breaks(&self, state: &ClusterState, step: &PlanStep) -> Vec<String> {
+        let now_s = self.now_s();
+        let mut broken = Vec::new();
+        for node in &self.nodes {
+            let moves = step.moves.iter().filter(|one| one.node == node.id);
+            let (loads, unloads): (Vec<_>, Vec<_>) = moves.partition(|one| one.load);
+            if loads.is_empty() {
+                continue;
+            }
+            let name = node.id.short();
+            if state.availability(node.id, now_s).is_draining() {
+                broken.push(format!(
+                    "{name} is drained, and {} is planned there",
+                    loads[0].model
+                ));
+            }
+            let before = state.plan.nodes.get(&node.id).map(|target| &target.models);
+            let mut holds: BTreeSet<&ModelName> =
+                before.into_iter().flat_map(|models| models.keys()).collect();
+            holds.retain(|model| unloads.iter().all(|one| one.model != **model));
+            holds.extend(loads.iter().map(|one| &one.model));
+            let records = holds.iter().filter_map(|model| state.catalogue.get(*model));
+            let weights: u64 = records.map(|record| record.weight_bytes).sum();
+            let needed = weights + node.kv_budget() + RESERVE;
+            if needed as f64 > node.mac.total() {
+                let total = node.mac.total() / 1e9;
+                let needed = needed as f64 / 1e9;
+                broken.push(format!(
+                    "{name} has {total:.1} GB, and {needed:.1} GB are planned for"
+                ));
+            }
+        }
+        broken
+    }
+}
