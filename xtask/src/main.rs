@@ -15,6 +15,7 @@ mod fuzz;
 mod load;
 mod mlx;
 mod model;
+mod planted;
 mod python;
 mod report;
 mod sim;
@@ -69,8 +70,9 @@ enum Command {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
-    /// Run simulated clusters: `sim day`, a working day of a team against other ways to route. `sim --help`
-    /// lists what there is.
+    /// Run simulated clusters: `sim day`, a working day of a team against other ways to route; `sim faults`, hours
+    /// of trouble; `sim planted [DIR]`, bugs that are planted as patches have to be noticed. `sim --help` lists the
+    /// options of the first two.
     #[command(disable_help_flag = true)]
     Sim {
         /// For the simulator.

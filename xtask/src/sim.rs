@@ -1,10 +1,18 @@
 //! `cargo xtask sim`: figures of simulated clusters.
 
+use std::path::Path;
+
 use crate::commands::{cargo, run};
+use crate::planted::planted;
 
 /// Runs the simulator with these arguments; its last line is its figures as JSON. Figures of single runs lie in
 /// `target/sim`.
 pub(crate) fn sim(arguments: &[String]) -> anyhow::Result<()> {
+    if let Some((kind, rest)) = arguments.split_first()
+        && kind == "planted"
+    {
+        return planted(rest.first().map(Path::new));
+    }
     let raw = crate::target().join("sim");
     std::fs::create_dir_all(&raw)?;
     let mut command = cargo();

@@ -4,11 +4,12 @@
 //! It lives in its own time, which stands still while its machine does, and works lazily: between two
 //! moments at which somebody else has a say, it does all steps at once.
 
+mod reported;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::generation::{Chunk, GenerationEvent};
-use pomona_common::report::{ClassReport, EngineReport, LoadedModel};
 use pomona_common::signs::FirstToken;
 use pomona_common::{
     Accounting, Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, ModelRecord, limits,
@@ -481,53 +482,6 @@ impl Engine {
 
     fn tell(&mut self, out: &mut Vec<Out>) {
         out.extend(self.sequences.values_mut().filter_map(Making::chunk));
-    }
-
-    /// What it reports.
-    pub fn report(&mut self) -> EngineReport {
-        let models = self.models.values().map(|record| {
-            let (waiting, running) = self.scheduler.population(None, Some(&record.name));
-            let loaded = LoadedModel {
-                running,
-                waiting,
-                weight_bytes: record.weight_bytes,
-                ..LoadedModel::default()
-            };
-            (record.name.clone(), loaded)
-        });
-        let models = models.collect();
-        let classes = Class::ALL.map(|class| {
-            let (waiting, running) = self.scheduler.population(Some(class), None);
-            let report = ClassReport {
-                waiting,
-                running,
-                tokens: self.tokens[class.index()],
-                ..ClassReport::default()
-            };
-            (class, report)
-        });
-        EngineReport {
-            knobs: self.scheduler.paced_knobs(),
-            models,
-            classes: classes.into(),
-            kv_used: self.scheduler.kv_allocated(),
-            ..EngineReport::default()
-        }
-    }
-
-    /// Interactive answers so far, and the first tokens of the latest.
-    pub fn first_tokens(&self) -> (u64, Vec<FirstToken>) {
-        (self.answers, self.first_tokens.clone())
-    }
-
-    pub fn kv_allocated(&self) -> u64 {
-        self.scheduler.kv_allocated()
-    }
-
-    /// Sequences of a class that wait or run.
-    pub fn of_class(&self, class: Class) -> u32 {
-        let (waiting, running) = self.scheduler.population(Some(class), None);
-        waiting + running
     }
 }
 

@@ -1,5 +1,7 @@
 //! A node: contacts, sessions, the target it follows, its engine, its reports, and its own endpoint.
 
+mod entry;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,23 +17,20 @@ use pomona_common::{
     Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung, Watts,
 };
 use pomona_decide::ladder::is_alone;
-use pomona_decide::{EntryPlace, Here, Pacer, Reachable, Warmth, entry};
+use pomona_decide::{EntryPlace, Pacer, Warmth};
 use pomona_link::{Contacts, Source};
 
-use crate::answers::{self, Answers, Places};
+use crate::answers::{self, Answers};
 use crate::engine::{Asker, Engine, Out};
 use crate::mac::Mac;
 use crate::machine::Machine;
 use crate::wire::{End, IDLE, Wire};
+use entry::View;
 
 /// Milliseconds that a load takes.
 const LOAD: u64 = 400;
 /// Milliseconds between reports.
 const REPORT: u64 = 1000;
-/// Milliseconds in which a place promises or refuses: the engine here at once, a coordinator when it has asked
-/// three nodes.
-const GRANT: u64 = 16_000;
-
 pub struct Node {
     pub id: NodeId,
     pub machine: Machine,
@@ -505,57 +504,5 @@ impl Node {
             .asked()
             .filter(|((asker, _), _)| is_orphan(*asker))
             .count()
-    }
-}
-
-/// What its endpoint goes by.
-struct View {
-    rung: Rung,
-    loaded: BTreeSet<ModelName>,
-    expected: BTreeSet<ModelName>,
-    reachable: Vec<u64>,
-}
-
-impl View {
-    fn places(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
-        let here = match &generation.model {
-            model if self.loaded.contains(model) => Here::Loaded,
-            model if self.expected.contains(model) => Here::Expected,
-            _ => Here::Absent,
-        };
-        let reachable: Vec<Reachable> = self
-            .reachable
-            .iter()
-            .map(|number| Reachable {
-                number: *number,
-                rtt_us: 0,
-            })
-            .collect();
-        let list = Fallback::of(generation.class);
-        let order = entry(generation.class, (here, self.rung), &list, &reachable, avoid);
-        order.into_iter().map(|(place, _)| place).collect()
-    }
-}
-
-impl Places<EntryPlace> for View {
-    fn order(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
-        self.places(generation, avoid)
-    }
-
-    fn rung(&self, place: EntryPlace) -> Rung {
-        match place {
-            EntryPlace::Here => self.rung,
-            // It moves its answers itself.
-            EntryPlace::Coordinator(_) => Rung::Normal,
-        }
-    }
-
-    fn better(&self, generation: &Generation, than: EntryPlace) -> Option<EntryPlace> {
-        let others = self.places(generation, &[than]);
-        others.into_iter().find(|place| *place != than)
-    }
-
-    fn grant(&self) -> u64 {
-        GRANT
     }
 }

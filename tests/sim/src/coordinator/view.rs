@@ -1,0 +1,106 @@
+//! Where a coordinator's answers may go.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use pomona_common::{Generation, NodeId, Rung};
+use pomona_decide::{Candidate, Marks, route};
+
+use super::{Connected, Coordinator, heard_ago};
+use crate::answers::Places;
+use crate::policy::Seen;
+
+/// A place promises or refuses within this time, in milliseconds.
+const GRANT: u64 = 5_000;
+/// What a coordinator's answers go by.
+pub(super) struct View<'a> {
+    pub(super) coordinator: &'a Coordinator,
+    pub(super) in_flight: BTreeMap<NodeId, u32>,
+    pub(super) now: u64,
+    pub(super) now_s: u64,
+}
+
+impl View<'_> {
+    /// As `coordinator/src/dispatch.rs` has them.
+    fn candidates(&self, generation: &Generation) -> Vec<Candidate> {
+        let Coordinator {
+            machine,
+            state,
+            affinity,
+            ..
+        } = self.coordinator;
+        let awake = machine.awake(self.now);
+        let list = state.fallback(generation.class);
+        let warm = affinity.warm(&Marks::of(generation), Duration::from_millis(self.now));
+        let of_node = |(id, connected): (&NodeId, &Connected)| {
+            let (at, report) = connected.report.as_ref()?;
+            let engine = report.engine.as_ref()?;
+            let loaded = engine.models.get(&generation.model)?;
+            let of_class = engine.classes.get(&generation.class);
+            let of_class = of_class.map_or(0, |class| class.running + class.waiting);
+            let rung = state.relief(*id).rung;
+            Some(Candidate {
+                node: *id,
+                heard: heard_ago(awake - at),
+                queued: loaded.running + loaded.waiting,
+                in_flight: self.in_flight.get(id).copied().unwrap_or(0),
+                draining: state.availability(*id, self.now_s).is_draining()
+                    || state.gates.relocates(*id, &generation.model, self.now_s),
+                spared: rung.spares(generation.class),
+                rank: state.rank(&list, (&generation.model, &generation.pools), *id)?,
+                full: of_class >= engine.knobs.class(generation.class).max_slots,
+                warm: match rung {
+                    Rung::Normal => warm.get(id).copied().unwrap_or(0),
+                    _ => 0,
+                },
+            })
+        };
+        self.coordinator.sessions.iter().filter_map(of_node).collect()
+    }
+}
+
+impl View<'_> {
+    /// What another router goes by: who has the model, and what its person does.
+    fn seen(&self, generation: &Generation) -> Vec<Seen> {
+        let of_node = |(id, connected): (&NodeId, &Connected)| {
+            let (_, report) = connected.report.as_ref()?;
+            let has = report.engine.as_ref()?.models.contains_key(&generation.model);
+            let activity = report.machine.conditions.activity;
+            has.then(|| Seen {
+                node: *id,
+                asked: self.in_flight.get(id).copied().unwrap_or(0),
+                calls: activity.capture.value() == Some(true),
+                builds: activity.indexing.value() == Some(true),
+            })
+        };
+        self.coordinator.sessions.iter().filter_map(of_node).collect()
+    }
+}
+
+impl Places<NodeId> for View<'_> {
+    fn order(&self, generation: &Generation, avoid: &[NodeId]) -> Vec<NodeId> {
+        if let Some(router) = &self.coordinator.router {
+            return router.order(generation, &self.seen(generation), self.now);
+        }
+        let candidates = self.candidates(generation);
+        let (others, fresh): (Vec<_>, Vec<_>) = candidates
+            .into_iter()
+            .partition(|candidate| avoid.contains(&candidate.node));
+        let order = route(&fresh).into_iter().chain(route(&others));
+        order.map(|route| route.node).collect()
+    }
+
+    fn rung(&self, place: NodeId) -> Rung {
+        self.coordinator.state.relief(place).rung
+    }
+
+    fn better(&self, generation: &Generation, than: NodeId) -> Option<NodeId> {
+        let mut others = self.candidates(generation);
+        others.retain(|one| one.node != than && !one.spared && !one.draining && !one.full);
+        route(&others).first().map(|route| route.node)
+    }
+
+    fn grant(&self) -> u64 {
+        GRANT
+    }
+}

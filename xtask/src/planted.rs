@@ -1,0 +1,208 @@
+//! `cargo xtask sim planted`: bugs are planted, one after the other, into a copy of the sources, and somebody has to
+//! notice.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail, ensure};
+use serde_json::{Value, json};
+
+use crate::commands::{output, run};
+
+/// Simulated hours of two hundred seeds: a bug has to show in them.
+const HOURS: &str = "17.2";
+
+/// A bug: a patch, below a line that says what it does and one that says who is to notice.
+struct Bug {
+    name: String,
+    does: String,
+    /// Arguments of cargo for a test of ours; none for the simulator.
+    test: Option<Vec<String>>,
+    patch: PathBuf,
+}
+
+impl Bug {
+    fn read(patch: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(patch).with_context(|| format!("cannot read {}", patch.display()))?;
+        let caught_by = text.lines().find_map(|line| line.strip_prefix("Caught-by: "));
+        let test = match caught_by {
+            // Patches of others need no header.
+            None | Some("sim") => None,
+            Some(test) => Some(test.split(' ').map(str::to_owned).collect()),
+        };
+        Ok(Self {
+            name: patch
+                .file_stem()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            does: text.lines().next().unwrap_or_default().to_owned(),
+            test,
+            patch: patch.to_owned(),
+        })
+    }
+}
+
+/// Plants every patch of a folder; an error unless each is noticed.
+pub(crate) fn planted(folder: Option<&Path>) -> anyhow::Result<()> {
+    let ours = crate::root().join("tests/sim/planted");
+    let folder = folder.unwrap_or(&ours);
+    let listed = fs::read_dir(folder).with_context(|| format!("no folder {}", folder.display()))?;
+    let paths = listed.map(|entry| entry.map(|entry| entry.path()));
+    let mut patches: Vec<PathBuf> = paths.collect::<Result<_, _>>()?;
+    patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
+    patches.sort();
+    ensure!(!patches.is_empty(), "no *.patch in {}", folder.display());
+    let bugs: Vec<Bug> = patches
+        .iter()
+        .map(|patch| Bug::read(patch))
+        .collect::<Result<_, _>>()?;
+
+    let copy = Copy::make()?;
+    println!("the sources as they are");
+    copy.build(None)?;
+    let (notices, told) = copy.check(None)?;
+    ensure!(
+        !notices,
+        "the simulator finds fault with the sources as they are: {told}"
+    );
+    let mut rows = Vec::new();
+    for bug in &bugs {
+        copy.apply(&bug.patch, false)?;
+        let outcome = copy
+            .build(bug.test.as_deref())
+            .and_then(|()| copy.check(bug.test.as_deref()));
+        copy.apply(&bug.patch, true)?;
+        let (caught, told) = outcome.with_context(|| format!("with {}", bug.name))?;
+        let verdict = if caught { "caught" } else { "NOT CAUGHT" };
+        println!("{verdict:10} {:14} {}\n{:25} {told}", bug.name, bug.does, "");
+        rows.push(json!({ "bug": bug.name, "does": bug.does, "caught": caught, "by": told }));
+    }
+    let missed = rows
+        .iter()
+        .filter(|row| row["caught"] == Value::Bool(false))
+        .count();
+    println!("{}", json!({ "planted": rows, "ran": bugs.len(), "skipped": [] }));
+    if missed > 0 {
+        bail!("{missed} of {} bugs were not noticed", bugs.len());
+    }
+    Ok(())
+}
+
+/// A copy of the sources, with a build folder of its own.
+struct Copy {
+    tree: PathBuf,
+    build: PathBuf,
+}
+
+impl Copy {
+    /// Brings the copy up to date; files that have not changed keep their times, so that little is built again.
+    fn make() -> anyhow::Result<Self> {
+        let folder = crate::target().join("planted");
+        let copy = Self {
+            tree: folder.join("tree"),
+            build: folder.join("build"),
+        };
+        let mut list = Command::new("git");
+        list.args(["ls-files", "--cached", "--others", "--exclude-standard"])
+            .current_dir(crate::root());
+        for name in output("git ls-files", &mut list)?.lines() {
+            let (from, to) = (crate::root().join(name), copy.tree.join(name));
+            let Ok(bytes) = fs::read(&from) else {
+                // It was deleted and is still in the index.
+                continue;
+            };
+            if fs::read(&to).is_ok_and(|old| old == bytes) {
+                continue;
+            }
+            if let Some(folder) = to.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            fs::write(&to, bytes).with_context(|| format!("cannot write {}", to.display()))?;
+        }
+        Ok(copy)
+    }
+
+    fn apply(&self, patch: &Path, back: bool) -> anyhow::Result<()> {
+        let mut git = Command::new("git");
+        git.arg("apply");
+        if back {
+            git.arg("--reverse");
+        }
+        // Else it takes the sources around the copy for the ones that are meant.
+        git.arg(patch)
+            .current_dir(&self.tree)
+            .env("GIT_CEILING_DIRECTORIES", &self.build)
+            .env("GIT_DIR", self.build.join("none"));
+        run(&format!("{}", patch.display()), &mut git)
+    }
+
+    fn cargo(&self) -> Command {
+        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        cargo
+            .current_dir(&self.tree)
+            .env("CARGO_TARGET_DIR", &self.build)
+            // A bug leaves things unused.
+            .env("RUSTFLAGS", "-Awarnings")
+            .stdin(Stdio::null());
+        cargo
+    }
+
+    /// Builds who is to notice: a bug that does not compile is none.
+    fn build(&self, test: Option<&[String]>) -> anyhow::Result<()> {
+        let mut cargo = self.cargo();
+        match test {
+            None => cargo.args(["build", "--release", "--locked", "-q", "-p", "pomona-sim"]),
+            Some([test, rest @ ..]) if test == "test" => {
+                let (packages, _) = split(rest);
+                cargo
+                    .args(["test", "--release", "--locked", "-q", "--no-run"])
+                    .args(packages)
+            }
+            Some(other) => bail!("a bug is caught by `sim` or by `test ...`, not by {other:?}"),
+        };
+        run("build", &mut cargo)
+    }
+
+    /// Whether somebody notices, and what they say.
+    fn check(&self, test: Option<&[String]>) -> anyhow::Result<(bool, String)> {
+        let mut command = match test {
+            None => {
+                let mut sim = Command::new(self.build.join("release/pomona-sim"));
+                sim.args(["faults", "--until-broken", "--hours", HOURS]);
+                sim
+            }
+            Some(test) => {
+                let (packages, filter) = split(test.get(1..).unwrap_or_default());
+                let mut cargo = self.cargo();
+                cargo
+                    .args(["test", "--release", "--locked", "-q"])
+                    .args(packages)
+                    .arg("--")
+                    .args(filter);
+                cargo
+            }
+        };
+        let done = command
+            .stderr(Stdio::null())
+            .output()
+            .context("cannot run the check")?;
+        let told = String::from_utf8_lossy(&done.stdout);
+        let says =
+            |line: &&str| line.starts_with("seed ") || line.contains("panicked") || line.ends_with("FAILED");
+        let first = told.lines().find(says).unwrap_or("nothing was noticed");
+        Ok((!done.status.success(), first.trim().to_owned()))
+    }
+}
+
+/// Arguments of cargo, and behind them the names of tests.
+fn split(arguments: &[String]) -> (&[String], &[String]) {
+    // `-p crate --lib name` and `-p crate --test file`.
+    let takes_value = |flag: &str| flag == "-p" || flag == "--test";
+    let mut at = 0;
+    while let Some(argument) = arguments.get(at).filter(|argument| argument.starts_with('-')) {
+        at += if takes_value(argument) { 2 } else { 1 };
+    }
+    arguments.split_at(at.min(arguments.len()))
+}
