@@ -251,7 +251,7 @@ impl EngineKnobs {
     pub fn paced(&self, percent: u32) -> Self {
         let mut knobs = self.clone();
         let slots = &mut knobs.batch.max_slots;
-        *slots = (*slots * percent.min(100)).div_ceil(100);
+        *slots = (*slots * percent.clamp(1, 100)).div_ceil(100);
         knobs.batch.reserved_slots = knobs.batch.reserved_slots.min(knobs.batch.max_slots);
         knobs
     }
@@ -368,7 +368,7 @@ mod tests {
     fn a_machine_that_rests_has_fewer_slots_for_batch_and_at_least_one() {
         let knobs = EngineKnobs::default();
         let slots = |percent| knobs.paced(percent).batch.max_slots;
-        assert_eq!([0, 1, 10, 11, 99, 100, 900].map(slots), [0, 1, 1, 2, 10, 10, 10]);
+        assert_eq!([0, 1, 10, 11, 99, 100, 900].map(slots), [1, 1, 1, 2, 10, 10, 10]);
         assert_eq!(knobs.paced(1).interactive, knobs.interactive);
         assert_eq!(knobs.paced(100), knobs);
     }

@@ -112,7 +112,7 @@ impl Told {
         is_news.then_some(CoordinatorMessage::Comfort { applied, watts })
     }
 
-    /// Says the relief once more: another coordinator may have said something else meanwhile, and be gone.
+    /// Says relief and comfort once more: another coordinator may have said something else meanwhile, and be gone.
     pub(crate) fn repeat_relief(&mut self) {
         self.relief = None;
         self.comfort = None;

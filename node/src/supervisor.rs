@@ -218,7 +218,7 @@ impl Supervisor {
                 });
             }
         }
-        let machine = Arc::new(MachineNow::default());
+        let machine = Arc::new(MachineNow::new());
         let shared = (publish, machine.clone());
         let actor = actor::Actor::new(setup, last_run, (store, instructions), shared);
         tasks.spawn(actor.run(receiver, stopped));

@@ -1,6 +1,7 @@
 //! `cargo xtask sim planted`: bugs are planted, one after the other, into a copy of the sources, and somebody has to
 //! notice.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -48,7 +49,9 @@ impl Bug {
 pub(crate) fn planted(folder: Option<&Path>) -> anyhow::Result<()> {
     let ours = crate::root().join("tests/sim/planted");
     let folder = folder.unwrap_or(&ours);
-    let listed = fs::read_dir(folder).with_context(|| format!("no folder {}", folder.display()))?;
+    // Patches are applied in another folder than the caller's.
+    let folder = fs::canonicalize(folder).with_context(|| format!("no folder {}", folder.display()))?;
+    let listed = fs::read_dir(&folder)?;
     let paths = listed.map(|entry| entry.map(|entry| entry.path()));
     let mut patches: Vec<PathBuf> = paths.collect::<Result<_, _>>()?;
     patches.retain(|path| path.extension().is_some_and(|extension| extension == "patch"));
@@ -61,12 +64,17 @@ pub(crate) fn planted(folder: Option<&Path>) -> anyhow::Result<()> {
 
     let copy = Copy::make()?;
     println!("the sources as they are");
-    copy.build(None)?;
-    let (notices, told) = copy.check(None)?;
-    ensure!(
-        !notices,
-        "the simulator finds fault with the sources as they are: {told}"
-    );
+    let mut checks: Vec<Option<&[String]>> = bugs.iter().map(|bug| bug.test.as_deref()).collect();
+    checks.sort_unstable();
+    checks.dedup();
+    for check in checks {
+        copy.build(check)?;
+        let (notices, told) = copy.check(check)?;
+        ensure!(
+            !notices,
+            "{check:?} finds fault with the sources as they are: {told}"
+        );
+    }
     let mut rows = Vec::new();
     for bug in &bugs {
         copy.apply(&bug.patch, false)?;
@@ -107,7 +115,10 @@ impl Copy {
         let mut list = Command::new("git");
         list.args(["ls-files", "--cached", "--others", "--exclude-standard"])
             .current_dir(crate::root());
-        for name in output("git ls-files", &mut list)?.lines() {
+        // What is in it and not in the sources any more would be built with it.
+        let names = output("git ls-files", &mut list)?;
+        copy.drop_others(&copy.tree, &names.lines().map(Path::new).collect())?;
+        for name in names.lines() {
             let (from, to) = (crate::root().join(name), copy.tree.join(name));
             let Ok(bytes) = fs::read(&from) else {
                 // It was deleted and is still in the index.
@@ -124,16 +135,31 @@ impl Copy {
         Ok(copy)
     }
 
+    fn drop_others(&self, folder: &Path, names: &BTreeSet<&Path>) -> anyhow::Result<()> {
+        let Ok(listed) = fs::read_dir(folder) else {
+            return Ok(());
+        };
+        for entry in listed {
+            let path = entry?.path();
+            let name = path.strip_prefix(&self.tree)?;
+            if path.is_dir() {
+                self.drop_others(&path, names)?;
+            } else if !names.contains(name) {
+                fs::remove_file(&path)?;
+            }
+        }
+        Ok(())
+    }
+
     fn apply(&self, patch: &Path, back: bool) -> anyhow::Result<()> {
         let mut git = Command::new("git");
         git.arg("apply");
         if back {
             git.arg("--reverse");
         }
-        // Else it takes the sources around the copy for the ones that are meant.
+        // There is no such folder: with ours it would take the sources around the copy for the ones that are meant.
         git.arg(patch)
             .current_dir(&self.tree)
-            .env("GIT_CEILING_DIRECTORIES", &self.build)
             .env("GIT_DIR", self.build.join("none"));
         run(&format!("{}", patch.display()), &mut git)
     }
@@ -191,8 +217,12 @@ impl Copy {
         let told = String::from_utf8_lossy(&done.stdout);
         let says =
             |line: &&str| line.starts_with("seed ") || line.contains("panicked") || line.ends_with("FAILED");
-        let first = told.lines().find(says).unwrap_or("nothing was noticed");
-        Ok((!done.status.success(), first.trim().to_owned()))
+        let first = told.lines().find(says);
+        let is_caught = !done.status.success() && first.is_some();
+        Ok((
+            is_caught,
+            first.unwrap_or("nothing was noticed").trim().to_owned(),
+        ))
     }
 }
 

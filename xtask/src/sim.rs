@@ -11,6 +11,10 @@ pub(crate) fn sim(arguments: &[String]) -> anyhow::Result<()> {
     if let Some((kind, rest)) = arguments.split_first()
         && kind == "planted"
     {
+        anyhow::ensure!(
+            rest.len() <= 1 && rest.iter().all(|folder| !folder.starts_with('-')),
+            "`sim planted` takes one folder with patches, or nothing"
+        );
         return planted(rest.first().map(Path::new));
     }
     let raw = crate::target().join("sim");

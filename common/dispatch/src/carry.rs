@@ -17,9 +17,9 @@ use crate::promise::Promise;
 /// An answer whose place is lost waits this long for another one. The client hears keep-alives
 /// meanwhile.
 const REPLACE: Duration = Duration::from_secs(12);
-/// As that for batch, which nobody waits for: as long as a request may take. The only place that has its model
-/// may be spared for minutes, and would have kept the answer meanwhile.
-const REPLACE_BATCH: Duration = limits::REQUEST_WALL_CLOCK;
+/// As that for batch, which nobody waits for: longer than the ladder has a node be calm. The only place that has its
+/// model may be spared for as long, and would have kept the answer meanwhile.
+const REPLACE_BATCH: Duration = Duration::from_secs(300);
 /// Between two looks for one.
 const LOOK: Duration = Duration::from_millis(200);
 /// Longest time between two looks of an answer that nobody waits for.

@@ -96,10 +96,8 @@ impl Ladder {
             let can_go = can_go(*id, node, state, signals, now_s);
             let limits = Limits {
                 role: record.role,
-                // Nobody is there to mind, and there is nowhere else to work.
-                comfort: state
-                    .comfort(*id, &node.chip)
-                    .filter(|_| can_go || !node.is_alone),
+                // Where nobody is, nobody minds.
+                comfort: state.comfort(*id, &node.chip).filter(|_| !node.is_alone),
                 watts: watched.smooth(node, now),
                 gates: state.gates.rungs(*id).collect(),
             };
@@ -225,9 +223,10 @@ impl Watched {
 }
 
 fn climbed(before: &Relieved, rung: Rung, stress: Option<&Stress>, occupied: bool, now_s: u64) -> Relieved {
-    // A build that begins says nothing of how long the last calm was.
-    let relapsed = before.fell && !occupied && now_s.saturating_sub(before.since_s) < RELAPSE_S;
+    let relapsed = before.fell && now_s.saturating_sub(before.since_s) < RELAPSE_S;
     let relapses = match before.relief.rung {
+        // What a person does meanwhile says nothing of how long the last calm was.
+        _ if relapsed && occupied => before.relapses,
         _ if relapsed => before.relapses.saturating_add(1).min(RELAPSES),
         Rung::Normal => 0,
         _ => before.relapses,

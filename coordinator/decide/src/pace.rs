@@ -14,10 +14,13 @@ const AIM: f32 = 0.7;
 const GAIN: f32 = 5.0;
 /// Pace of batch work that has just come, percent: what comes of it is not known yet.
 const BEGIN: f32 = 20.0;
-/// The slowest, percent. Standing still is for the ladder to say.
-const SLOWEST: f32 = 2.0;
-/// A reading that is further apart from the last one says nothing of what went on between.
+/// The slowest, percent: an answer is still done within the time that a request may take. Where even that is more
+/// than is comfortable, the ladder has it moved.
+const SLOWEST: f32 = 10.0;
+/// What a reading says is taken to have been so for no longer than this.
 const GAP: Duration = Duration::from_secs(5);
+/// Readings that fail for so long have failed for good: what cannot be read is not kept to.
+const HOLD: Duration = Duration::from_secs(10);
 
 /// What a node sees of itself.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -47,19 +50,26 @@ impl Default for Pacer {
 }
 
 impl Pacer {
-    /// The pace from now on, percent of the time. `now` is of any clock that does not run while the machine sleeps.
-    pub fn look(&mut self, warmth: Warmth, now: Duration) -> u32 {
-        let passed = self.looked.replace(now).map(|looked| now.saturating_sub(looked));
-        let (Some(watts), Some(comfort)) = (warmth.watts, warmth.comfort) else {
-            self.percent = BEGIN;
+    /// The pace from now on, percent of the time. `at` is when the machine was read, by any clock that does not run
+    /// while it sleeps: looking at one reading twice changes nothing.
+    pub fn look(&mut self, warmth: Warmth, at: Duration) -> u32 {
+        let Some(comfort) = warmth.comfort else {
+            *self = Self::default();
             return 100;
         };
+        let Some(watts) = warmth.watts else {
+            let is_fresh = |looked: Duration| at.saturating_sub(looked) < HOLD;
+            if self.looked.is_some_and(is_fresh) {
+                return self.percent.round() as u32;
+            }
+            *self = Self::default();
+            return 100;
+        };
+        let before = self.looked.replace(at);
+        let passed = before.map_or(Duration::ZERO, |before| at.saturating_sub(before));
         if warmth.works {
             let off = (AIM * comfort.get() - watts.get()) / comfort.get().max(1.0);
-            let seconds = passed
-                .filter(|passed| *passed <= GAP)
-                .unwrap_or_default()
-                .as_secs_f32();
+            let seconds = passed.min(GAP).as_secs_f32();
             // A reading that cannot be must not keep it from ever working again.
             let off = if off.is_finite() {
                 off.clamp(-3.0, 1.0)
@@ -100,7 +110,7 @@ mod tests {
     #[test]
     fn machines_settle_at_what_is_comfortable() {
         // Idle, all the time, comfortable: a MacBook Pro, one with a Max, an Air.
-        for (idle, full, comfort) in [(5.0, 65.0, 35.0), (7.5, 120.0, 45.0), (3.5, 24.0, 14.0)] {
+        for (idle, full, comfort) in [(5.0, 65.0, 35.0), (7.5, 120.0, 45.0), (3.5, 24.0, 12.0)] {
             let seen = settled(idle, full, comfort, 300);
             assert!(seen.iter().all(|watts| *watts <= comfort), "{seen:?}");
             let last = &seen[100..];
@@ -126,7 +136,7 @@ mod tests {
         for second in 1..20 {
             pacer.look(warmth(60.0, true), at(second));
         }
-        assert_eq!(pacer.look(warmth(60.0, true), at(20)), 2);
+        assert_eq!(pacer.look(warmth(60.0, true), at(20)), 10);
         for second in 21..60 {
             pacer.look(warmth(15.0, true), at(second));
         }
@@ -140,6 +150,28 @@ mod tests {
         assert_eq!(pacer.look(nobody, at(62)), 100);
     }
 
+    #[test]
+    fn a_reading_counts_once_and_one_that_fails_is_waited_for() {
+        let mut pacer = Pacer::default();
+        let at = Duration::from_secs;
+        let read = |watts: Option<f32>| Warmth {
+            watts: watts.map(Watts),
+            comfort: Some(Watts(35.0)),
+            works: true,
+        };
+        pacer.look(read(Some(10.0)), at(0));
+        let pace = pacer.look(read(Some(10.0)), at(1));
+        for _ in 0..60 {
+            assert_eq!(pacer.look(read(Some(10.0)), at(1)), pace);
+        }
+        assert_eq!(pacer.look(read(None), at(2)), pace);
+        assert_eq!(pacer.look(read(None), at(10)), pace);
+        assert_eq!(pacer.look(read(None), at(11)), 100);
+        // It begins anew, and one reading a minute is worth some seconds of it.
+        assert_eq!(pacer.look(read(Some(60.0)), at(12)), 20);
+        assert_eq!(pacer.look(read(Some(60.0)), at(72)), 10);
+    }
+
     proptest! {
         #[test]
         fn it_is_always_a_share_that_batch_can_live_with(
@@ -151,7 +183,7 @@ mod tests {
                 now += Duration::from_secs(passed);
                 let warmth = Warmth { watts: Some(Watts(watts)), comfort: Some(Watts(comfort)), works };
                 let pace = pacer.look(warmth, now);
-                prop_assert!((2..=100).contains(&pace), "{pace}");
+                prop_assert!((10..=100).contains(&pace), "{pace}");
             }
             // It recovers from readings that cannot be.
             for _ in 0..60 {

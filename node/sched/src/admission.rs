@@ -46,7 +46,8 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
 
 /// When the window of a class ends, if it is open and its batch is not full yet.
 pub(crate) fn window_left(scheduler: &Scheduler, class: Class, now: Duration) -> Option<Duration> {
-    let knobs = scheduler.knobs.class(class);
+    let paced = scheduler.paced_knobs();
+    let knobs = paced.class(class);
     let queue = &scheduler.waiting[class.index()];
     let (first, id) = queue.first()?;
     if knobs.is_paused() || knobs.window_ms == 0 || queue.len() as u32 >= knobs.max_slots {
@@ -89,16 +90,13 @@ fn make_room(scheduler: &mut Scheduler, class: Class, id: SequenceId) -> bool {
 
 /// Slots this class may still take: those that are free and not reserved for another class.
 fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
+    let paced = scheduler.paced_knobs();
     let reserved: u32 = Class::ALL
         .iter()
         .filter(|other| **other != class)
         .map(|other| {
             let running = scheduler.population(Some(*other), None).1;
-            scheduler
-                .knobs
-                .class(*other)
-                .reserved_slots
-                .saturating_sub(running)
+            paced.class(*other).reserved_slots.saturating_sub(running)
         })
         .sum();
     let running = scheduler.population(None, None).1;

@@ -54,7 +54,7 @@ pub(super) struct Actor {
     publish: watch::Sender<EngineView>,
     pub(super) view: EngineView,
     pub(super) engine: Option<EngineProcess>,
-    pub(super) born: Instant,
+    born: Instant,
     restart_at: Instant,
     restart_wait: Duration,
     target: BTreeMap<ModelName, PathBuf>,

@@ -36,6 +36,7 @@ impl Actor {
             .report
             .as_ref()
             .and_then(|report| report.classes.get(&Class::Batch));
+        let stands_still = self.instructions.borrow().relief.rung >= Rung::Pause;
         let warmth = Warmth {
             watts: self.machine.watts(),
             comfort: self
@@ -43,14 +44,14 @@ impl Actor {
                 .borrow()
                 .comfort
                 .filter(|_| !self.machine.is_alone()),
-            works: batch.is_some_and(|batch| batch.running > 0),
+            works: batch.is_some_and(|batch| batch.running > 0) && !stands_still,
         };
-        let pace = self.pacer.look(warmth, self.born.elapsed());
+        let pace = self.pacer.look(warmth, self.machine.read_at());
         if let Some(engine) = &self.engine
             && pace != self.pace
+            && engine.send(EngineCommand::Pace(pace))
         {
             self.pace = pace;
-            engine.send(EngineCommand::Pace(pace));
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the engine's owner goes by of the machine, as it was read last.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use pomona_common::Watts;
 use pomona_common::report::MachineReport;
@@ -8,25 +9,42 @@ use pomona_decide::ladder::is_alone;
 use pomona_decide::planner::PRESSURE_MAX;
 
 /// See the module's documentation.
-#[derive(Debug, Default)]
-pub(crate) struct MachineNow(Mutex<Read>);
+#[derive(Debug)]
+pub(crate) struct MachineNow {
+    began: Instant,
+    read: Mutex<Read>,
+}
 
 #[derive(Debug, Default)]
 struct Read {
+    at: Duration,
     short_of_memory: bool,
     watts: Option<Watts>,
     alone: bool,
 }
 
 impl MachineNow {
+    pub(super) fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            read: Mutex::default(),
+        }
+    }
+
     /// It was read.
     pub(super) fn note(&self, machine: &MachineReport) {
         let pressure = machine.pressure.value();
         *self.read() = Read {
+            at: self.began.elapsed(),
             short_of_memory: pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX),
             watts: machine.power.value(),
             alone: is_alone(&machine.conditions.activity),
         };
+    }
+
+    /// When it was, since this began.
+    pub(super) fn read_at(&self) -> Duration {
+        self.read().at
     }
 
     /// Whether the system is, whatever the engine itself takes.
@@ -45,6 +63,6 @@ impl MachineNow {
     }
 
     fn read(&self) -> MutexGuard<'_, Read> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

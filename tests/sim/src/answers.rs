@@ -12,7 +12,7 @@ use pomona_decide::{Next, Relay};
 const WALL_CLOCK: u64 = limits::REQUEST_WALL_CLOCK.as_millis() as u64;
 /// As the real ones, in milliseconds: how long an answer looks for another place.
 const REPLACE: u64 = 12_000;
-const REPLACE_BATCH: u64 = WALL_CLOCK;
+const REPLACE_BATCH: u64 = 300_000;
 /// An answer that found no better place stays for so long.
 const STAY: u64 = 2_000;
 /// Answers that ask for better places at once.
@@ -39,6 +39,8 @@ struct Answer<P> {
     stage: Stage<P>,
     /// Since when nobody makes it.
     since: u64,
+    /// Whether a place has no memory for it, ever.
+    too_large: bool,
     /// How long it waits for its first place.
     hold: u64,
     /// Places that refused since the last success.
@@ -67,6 +69,8 @@ pub trait Places<P> {
     fn rung(&self, place: P) -> Rung;
     /// Who may go on with what a place makes that is relieved.
     fn better(&self, generation: &Generation, than: P) -> Option<P>;
+    /// A place is asked.
+    fn chosen(&self, _place: P) {}
     /// How long a place has to promise or refuse, in milliseconds.
     fn grant(&self) -> u64;
 }
@@ -115,6 +119,7 @@ impl<P: Copy + Eq> Answers<P> {
             asked: now,
             stage: Stage::Homeless(now),
             since: now,
+            too_large: false,
             hold,
             refused: Vec::new(),
             moves: 0,
@@ -199,14 +204,18 @@ impl<P: Copy + Eq> Answers<P> {
             Some(place) => {
                 let generation = Box::new(generation.clone());
                 answer.stage = Stage::Asked(place, now);
+                places.chosen(place);
                 vec![Wish::Open(place, number, generation)]
             }
             None if now >= answer.since + patience => {
-                let moves = answer.moves;
+                let (moves, too_large) = (answer.moves, answer.too_large);
                 self.answers.remove(&number);
-                let failure = Failure::Overloaded {
-                    detail: "no free place".into(),
-                    retry_after_s: 5,
+                let failure = match too_large {
+                    true => Failure::TooLarge { needed: 0, budget: 0 },
+                    false => Failure::Overloaded {
+                        detail: "no free place".into(),
+                        retry_after_s: 5,
+                    },
                 };
                 vec![Wish::End(number, GenerationEvent::Failed(failure), moves)]
             }
@@ -310,7 +319,8 @@ impl<P: Copy + Eq> Answers<P> {
         };
         match answer.stage {
             Stage::Asked(asked, _) if asked == place => {
-                if matches!(event, GenerationEvent::Failed(_)) {
+                if let GenerationEvent::Failed(failure) = &event {
+                    answer.too_large |= matches!(failure, Failure::TooLarge { .. });
                     answer.refused.push(place);
                     answer.stage = Stage::Homeless(now);
                     return Vec::new();

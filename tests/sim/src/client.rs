@@ -1,7 +1,9 @@
 //! Requests of clients, and whether what they get is what they must get.
 
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, ClassReason, Generation, ModelDigests, ModelName, NodeId, RequestId, Sampling};
+use pomona_common::{
+    Class, ClassReason, Failure, Generation, ModelDigests, ModelName, NodeId, RequestId, Sampling,
+};
 
 use crate::node;
 use crate::tokens;
@@ -45,6 +47,8 @@ pub enum End {
     WithEntry,
     /// The client went away.
     GivenUp,
+    /// Nobody who may answer it has the memory for it.
+    TooLarge,
 }
 
 impl World {
@@ -80,6 +84,7 @@ impl World {
         };
         let end = match event {
             GenerationEvent::Finished { .. } => End::Finished,
+            GenerationEvent::Failed(Failure::TooLarge { .. }) => End::TooLarge,
             _ => End::Failed { moves },
         };
         client.end = Some(end);

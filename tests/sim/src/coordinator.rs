@@ -2,6 +2,7 @@
 
 mod view;
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
@@ -193,7 +194,7 @@ impl Coordinator {
         let in_flight = answers.in_flight();
         let view = View {
             coordinator: self,
-            in_flight,
+            in_flight: RefCell::new(in_flight),
             now,
             now_s,
         };
@@ -383,6 +384,9 @@ impl Coordinator {
 
     /// A client of its own goes away.
     pub fn give_up(&mut self, number: u64, now: u64) -> Vec<Wish> {
+        if let Some(router) = &mut self.router {
+            router.given_up(number);
+        }
         let next = self.answers.drop_answer(number);
         self.follow(next, now)
     }

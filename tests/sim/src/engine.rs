@@ -70,6 +70,8 @@ pub struct Engine {
     parked: BTreeMap<Class, u64>,
     /// Energy taken since it was asked for last, in joules.
     joules: f64,
+    /// Knobs that are obeyed when the slice is over that runs.
+    next_knobs: Option<EngineKnobs>,
     /// Seconds in which batch rows ran, since it was asked for last.
     batch_s: f64,
     /// Tokens made, by class.
@@ -91,6 +93,7 @@ impl Engine {
             running: None,
             parked: BTreeMap::new(),
             joules: 0.0,
+            next_knobs: None,
             batch_s: 0.0,
             tokens: [0; 3],
             answers: 0,
@@ -139,8 +142,12 @@ impl Engine {
         ended
     }
 
+    /// Knobs are obeyed between two slices.
     pub fn set_knobs(&mut self, knobs: EngineKnobs) {
-        if *self.scheduler.knobs() != knobs {
+        if self.running.is_some() {
+            self.stop_at_slice();
+            self.next_knobs = Some(knobs);
+        } else if *self.scheduler.knobs() != knobs {
             self.scheduler.set_knobs(knobs);
             self.look_again();
         }
@@ -210,11 +217,23 @@ impl Engine {
 
     /// A step of less urgent work stops at the end of its slice.
     fn interrupt_for(&mut self, class: Class) {
+        if self
+            .running
+            .as_ref()
+            .is_some_and(|running| running.step.class > class)
+        {
+            self.stop_at_slice();
+        }
+    }
+
+    fn stop_at_slice(&mut self) {
         let slice = self.slice();
         let Some(running) = &mut self.running else {
             return;
         };
-        if !running.step.is_interruptible() || running.step.class <= class || running.left.is_some() {
+        // Somebody waits for its end now.
+        self.due = self.due.min(running.ends);
+        if !running.step.is_interruptible() || running.left.is_some() {
             return;
         }
         let slices = (self.now - running.began).div_ceil(slice).max(1);
@@ -230,7 +249,9 @@ impl Engine {
     pub fn cancel(&mut self, asked: (Asker, u64)) {
         if let Some(id) = self.ids.get(&asked).copied() {
             self.scheduler.end(id);
-            self.forget(id);
+            if let Some(making) = self.forget(id).filter(|making| !making.has_begun) {
+                self.note_first(&making, true);
+            }
             self.look_again();
         }
     }
@@ -295,6 +316,9 @@ impl Engine {
                 self.spend(&running, self.now, running.ends);
                 self.now = running.ends;
                 self.end_step(running, &mut out);
+                if let Some(knobs) = self.next_knobs.take() {
+                    self.set_knobs(knobs);
+                }
             }
             let now = Duration::from_micros(self.now);
             self.expire(now, &mut out);
@@ -406,11 +430,11 @@ impl Engine {
     }
 
     fn end_step(&mut self, running: Running, out: &mut Vec<Out>) {
-        let Running { step, left, .. } = running;
+        let Running { mut step, left, .. } = running;
+        // Others were cancelled meanwhile.
         let is_there = |row: &pomona_sched::RowWork| self.scheduler.place(row.id).is_some();
+        step.rows.retain(is_there);
         if let Some(left) = left {
-            let mut step = step;
-            step.rows.retain(is_there);
             if !step.rows.is_empty() {
                 self.parked.insert(step.class, left);
                 self.scheduler.interrupt(step);
@@ -420,7 +444,7 @@ impl Engine {
         let emits: Vec<SequenceId> = step
             .rows
             .iter()
-            .filter(|row| row.emits && is_there(row))
+            .filter(|row| row.emits)
             .map(|row| row.id)
             .collect();
         self.scheduler.complete(&step);
@@ -438,20 +462,12 @@ impl Engine {
         making.untold.push(tokens::token(making.seed, making.emitted));
         making.emitted += 1;
         self.tokens[class.index()] += 1;
-        if !std::mem::replace(&mut making.has_begun, true) && class == Class::Interactive {
-            self.answers += 1;
-            if self.first_tokens.len() == limits::FIRST_TOKENS {
-                self.first_tokens.remove(0);
-            }
-            self.first_tokens.push(FirstToken {
-                model: making.generation.model.clone(),
-                uncached: making.generation.prompt.len() as u32,
-                ttft_ms: (now - making.arrived) as f32 / 1000.0,
-                took_ms: ((now - making.arrived) / 1000) as u32,
-                given_up: false,
-            });
+        let is_done = making.emitted >= making.generation.max_tokens;
+        if !std::mem::replace(&mut making.has_begun, true) {
+            let first = making.first(now, false);
+            self.note(first);
         }
-        if making.emitted < making.generation.max_tokens {
+        if !is_done {
             return;
         }
         self.scheduler.end(id);
@@ -466,6 +482,23 @@ impl Engine {
         };
         let reason = FinishReason::Length;
         out.push((making.asked, GenerationEvent::Finished { reason, accounting }));
+    }
+
+    fn note_first(&mut self, making: &Making, given_up: bool) {
+        let first = making.first(self.now, given_up);
+        self.note(first);
+    }
+
+    /// What an interactive answer's first token took.
+    fn note(&mut self, first: Option<FirstToken>) {
+        let Some(first) = first else {
+            return;
+        };
+        self.answers += 1;
+        if self.first_tokens.len() == limits::FIRST_TOKENS {
+            self.first_tokens.remove(0);
+        }
+        self.first_tokens.push(first);
     }
 
     fn expire(&mut self, now: Duration, out: &mut Vec<Out>) {
@@ -486,6 +519,17 @@ impl Engine {
 }
 
 impl Making {
+    fn first(&self, now: u64, given_up: bool) -> Option<FirstToken> {
+        let took = now - self.arrived;
+        (self.generation.class == Class::Interactive).then(|| FirstToken {
+            model: self.generation.model.clone(),
+            uncached: self.generation.prompt.len() as u32,
+            ttft_ms: took as f32 / 1000.0,
+            took_ms: (took / 1000) as u32,
+            given_up,
+        })
+    }
+
     fn chunk(&mut self) -> Option<Out> {
         if self.untold.is_empty() {
             return None;

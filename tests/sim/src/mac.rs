@@ -41,6 +41,7 @@ pub struct Kind {
     pub memory_gib: Number,
     pub prefill_tok_s: Number,
     pub decode_tok_s: Number,
+    pub bandwidth_gb_s: Number,
     pub batch_8: Number,
     pub idle_w: Number,
     pub prefill_w: Number,
@@ -224,6 +225,14 @@ impl Mac {
         let over = (self.used() - self.total()).max(0.0);
         self.swapped_out += (over - self.swap).max(0.0);
         self.swap = over.max(self.swap * 0.999);
+    }
+
+    /// It slept for so long, and gave off what warmth it had.
+    pub fn cool(&mut self, milliseconds: u64) {
+        let seconds = milliseconds as f64 / 1000.0;
+        self.warmth *= (-seconds / self.kind.heat_s.value).exp();
+        self.watts *= (-seconds / SENSOR_S).exp();
+        self.hot &= self.warmth > self.kind.sustained_w.value * COOL_AGAIN;
     }
 
     pub fn total(&self) -> f64 {

@@ -170,7 +170,8 @@ fn run_days(arguments: &DayArguments) -> anyhow::Result<()> {
         Ok(())
     })?;
     eprintln!();
-    let runs = done.into_inner().unwrap_or_default();
+    let mut runs = done.into_inner().unwrap_or_default();
+    runs.sort_by_key(|run| (run.load, run.policy, run.seed));
     if let Some(folder) = &arguments.raw {
         let path = folder.join("day.jsonl");
         let lines: Result<Vec<String>, _> = runs.iter().map(serde_json::to_string).collect();

@@ -130,7 +130,8 @@ impl Node {
         self.machine = old.machine;
         self.engine = Engine::new(self.knobs.clone(), self.machine.running(now) * 1000);
         (self.gone, self.passed, self.went_back) = (old.gone, old.passed, old.went_back);
-        (self.hot_s, self.joules, self.comfort) = (old.hot_s, old.joules, old.comfort);
+        (self.hot_s, self.joules) = (old.hot_s, old.joules);
+        (self.comfort, self.is_paced) = (old.comfort, old.is_paced);
         self.engine.tokens = old.engine.tokens;
     }
 
@@ -237,6 +238,7 @@ impl Node {
         let awake = self.machine.awake(now);
         if let Some(slept) = self.watch.look(self.machine.reading(now)) {
             self.slept_ms = Some(slept.as_millis() as u64);
+            self.mac.cool(slept.as_millis() as u64);
             for (coordinator, end) in self.sessions.clone() {
                 wishes.push(Wish::Close(coordinator, end.session));
                 wishes.extend(self.lose(coordinator, now));
@@ -299,7 +301,7 @@ impl Node {
                 .comfort
                 .filter(|_| self.is_paced && !is_alone)
                 .map(|watts| Watts(watts as f32)),
-            works: self.engine.of_class(Class::Batch) > 0,
+            works: self.engine.of_class(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause,
         };
         let pace = self
             .pacer

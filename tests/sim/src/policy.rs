@@ -101,7 +101,6 @@ struct Latencies {
     each: VecDeque<f64>,
     /// Seconds of whole answers.
     whole: VecDeque<f64>,
-    since: u64,
 }
 
 struct Asked {
@@ -121,6 +120,8 @@ pub struct Router {
     owners: BTreeMap<u64, NodeId>,
     asked: BTreeMap<u64, Asked>,
     latencies: BTreeMap<(Class, NodeId), Latencies>,
+    /// Since when latencies of a class are kept.
+    since: BTreeMap<Class, u64>,
     count: u64,
 }
 
@@ -133,6 +134,7 @@ impl Router {
             owners: BTreeMap::new(),
             asked: BTreeMap::new(),
             latencies: BTreeMap::new(),
+            since: BTreeMap::new(),
             count: 0,
         }
     }
@@ -159,6 +161,12 @@ impl Router {
         }
     }
 
+    /// Its client went away.
+    pub fn given_up(&mut self, number: u64) {
+        self.owners.remove(&number);
+        self.asked.remove(&number);
+    }
+
     pub fn ended(&mut self, number: u64, event: &GenerationEvent, now: u64) {
         self.owners.remove(&number);
         let Some(asked) = self.asked.remove(&number) else {
@@ -167,10 +175,20 @@ impl Router {
         let GenerationEvent::Finished { accounting, .. } = event else {
             return;
         };
-        let known = self.latencies.entry((asked.class, asked.node)).or_default();
-        if known.first.is_empty() && known.each.is_empty() {
-            known.since = now;
+        let since = self.since.entry(asked.class).or_insert(now);
+        if now >= *since + FORGET {
+            // Those of a group of deployments go together.
+            *since = now;
+            for (_, known) in self
+                .latencies
+                .iter_mut()
+                .filter(|((class, _), _)| *class == asked.class)
+            {
+                known.first.clear();
+                known.each.clear();
+            }
         }
+        let known = self.latencies.entry((asked.class, asked.node)).or_default();
         let seconds = |until: u64| (until - asked.at) as f64 / 1000.0;
         let push = |list: &mut VecDeque<f64>, most: usize, value: f64| {
             list.push_back(value);
@@ -187,10 +205,20 @@ impl Router {
     }
 
     /// Who is asked, the best first.
-    pub fn order(&self, generation: &Generation, seen: &[Seen], now: u64) -> Vec<NodeId> {
+    pub fn order(&self, generation: &Generation, seen: &[Seen]) -> Vec<NodeId> {
         let owner = self.owners.get(&(generation.request.bits() as u64)).copied();
-        let least_busy = |nodes: &mut Vec<Seen>| nodes.sort_by_key(|one| (one.asked, one.node));
-        let mut nodes = seen.to_vec();
+        // Of equals the first of a list in which an operator has the rack and then the fastest first.
+        let least_busy = |nodes: &mut Vec<Seen>| nodes.sort_by_key(|one| one.asked);
+        let asked = |node: NodeId| {
+            let of_class = self
+                .asked
+                .values()
+                .filter(|asked| asked.class == generation.class);
+            of_class.filter(|asked| asked.node == node).count() as u32
+        };
+        let mut nodes: Vec<Seen> = seen.to_vec();
+        nodes.iter_mut().for_each(|one| one.asked = asked(one.node));
+        nodes.sort_by(|a, b| self.place(a.node).total_cmp(&self.place(b.node)));
         match self.policy {
             Policy::Pomona => {}
             Policy::Local => nodes.retain(|one| Some(one.node) == owner),
@@ -206,14 +234,21 @@ impl Router {
                 nodes.rotate_left(first);
             }
             Policy::LeastBusy => least_busy(&mut nodes),
-            Policy::Latency => self.by_latency(generation.class, &mut nodes, now),
+            Policy::Latency => self.by_latency(generation.class, &mut nodes),
             Policy::Score => {
                 nodes.retain(|one| !one.calls);
                 let score = |one: &Seen| self.score(generation.class, one);
-                nodes.sort_by(|a, b| score(b).total_cmp(&score(a)).then(a.node.cmp(&b.node)));
+                nodes.sort_by(|a, b| score(b).total_cmp(&score(a)));
             }
         }
         nodes.into_iter().map(|one| one.node).collect()
+    }
+
+    /// Its place in an operator's list.
+    fn place(&self, node: NodeId) -> f64 {
+        let (role, bandwidth) = self.machines.get(&node).copied().unwrap_or_default();
+        let behind = if role == MachineRole::Rack { 0.0 } else { 1e6 };
+        behind - bandwidth
     }
 
     fn role(&self, node: NodeId) -> MachineRole {
@@ -225,10 +260,9 @@ impl Router {
 
     /// The mean of the last latencies, of streams to the first token, else a token; who has none counts as
     /// nought. One of those within the buffer of the best at random, then the others.
-    fn by_latency(&self, class: Class, nodes: &mut Vec<Seen>, now: u64) {
+    fn by_latency(&self, class: Class, nodes: &mut Vec<Seen>) {
         let mean = |one: &Seen| {
             let known = self.latencies.get(&(class, one.node));
-            let known = known.filter(|known| now < known.since + FORGET);
             let list = known.map(|known| match class {
                 Class::Interactive => &known.first,
                 Class::Background | Class::Batch => &known.each,
@@ -250,7 +284,8 @@ impl Router {
     }
 
     /// As `fleet_manager/server/scorer.py` has it, for a model that is loaded everywhere: of its terms those that
-    /// differ between machines.
+    /// differ between machines. Its rebalancer of waiting requests is left out, and that a machine is passed over after
+    /// two minutes of a busy processor.
     fn score(&self, class: Class, one: &Seen) -> f64 {
         let mut bandwidths: Vec<f64> = self.machines.values().map(|(_, bandwidth)| *bandwidth).collect();
         bandwidths.sort_by(f64::total_cmp);
@@ -262,17 +297,24 @@ impl Router {
         let queued = f64::from(one.asked);
         let queue = -(6.0 * queued / (bandwidth / median).clamp(0.25, 4.0)).min(30.0);
         let whole = self.latencies.get(&(class, one.node)).map(|known| &known.whole);
-        let percentile = whole.filter(|whole| !whole.is_empty()).map_or(5.0, |whole| {
-            let mut sorted: Vec<f64> = whole.iter().copied().collect();
-            sorted.sort_by(f64::total_cmp);
-            sorted[(sorted.len() * 3 / 4).min(sorted.len() - 1)]
-        });
+        let percentile =
+            whole
+                .filter(|whole| !whole.is_empty())
+                .map_or(100.0 / (1.2 * bandwidth).max(10.0), |whole| {
+                    let mut sorted: Vec<f64> = whole.iter().copied().collect();
+                    sorted.sort_by(f64::total_cmp);
+                    sorted[(sorted.len() * 3 / 4).min(sorted.len() - 1)]
+                });
         let wait = -(queued * percentile / 10.0).min(25.0);
         let by_bandwidth = (5.0 + bandwidth / 40.0).min(25.0);
         // Models below 8 GB belong on small machines.
         let role = (18.0 - 0.6 * by_bandwidth).max(3.0);
         let busy = if one.builds { 0.9 } else { 0.1 };
-        let available = 10.0 * (0.84 - 0.68 * busy);
+        // Racks have nobody whose use of them would be learnt.
+        let available = match self.role(one.node) {
+            MachineRole::Laptop => 10.0 * (0.84 - 0.68 * busy),
+            MachineRole::Rack | MachineRole::Rented => 0.0,
+        };
         queue + wait + role + available
     }
 }

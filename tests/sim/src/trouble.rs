@@ -1,6 +1,7 @@
 //! Clusters to which everything happens, and what must hold all the same.
 
 use pomona_common::{Class, EngineKnobs, MachineRole, ModelDigests, ModelName, ModelRecord};
+use pomona_decide::offload::usual_comfort;
 use pomona_decide::{Availability, Command, Keep, ModelPolicy, Presence, Replicas, plan};
 
 use crate::actions::Action;
@@ -90,7 +91,10 @@ pub fn world(seed: u64) -> World {
             mac.kind.memory_gib.value = SMALL_GIB;
             mac.person.bytes = -2.5e9;
         }
-        Node::new(node_id(node), mac, EngineKnobs::default(), stored.clone(), &known)
+        let comfort = usual_comfort(role(node), &mac.kind.chip);
+        let mut node = Node::new(node_id(node), mac, EngineKnobs::default(), stored.clone(), &known);
+        node.comfort = comfort.map(|watts| f64::from(watts.get()));
+        node
     });
     World::new(seed, COORDINATORS, nodes.collect(), &founding())
 }
@@ -273,7 +277,7 @@ pub fn broken(world: &World) -> Vec<String> {
             Some(End::Finished | End::WithEntry | End::GivenUp) => true,
             // An answer moves three times; one that is still unlucky ends with an error.
             Some(End::Failed { moves }) => moves == 3 || client.entry != Id::Coordinator(1),
-            None => false,
+            Some(End::TooLarge) | None => false,
         };
         let end = client.end;
         check(

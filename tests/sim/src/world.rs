@@ -104,7 +104,7 @@ impl World {
     pub fn set_router(&mut self, policy: Policy, tuning: Tuning) {
         let machine = |node: &Node| {
             let kind = &node.mac.kind;
-            (node.id, (kind.role, kind.decode_tok_s.value))
+            (node.id, (kind.role, kind.bandwidth_gb_s.value))
         };
         let machines: BTreeMap<_, _> = self.nodes.iter().map(machine).collect();
         for coordinator in &mut self.coordinators {

@@ -1,5 +1,6 @@
 //! Where a coordinator's answers may go.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ const GRANT: u64 = 5_000;
 /// What a coordinator's answers go by.
 pub(super) struct View<'a> {
     pub(super) coordinator: &'a Coordinator,
-    pub(super) in_flight: BTreeMap<NodeId, u32>,
+    pub(super) in_flight: RefCell<BTreeMap<NodeId, u32>>,
     pub(super) now: u64,
     pub(super) now_s: u64,
 }
@@ -43,7 +44,7 @@ impl View<'_> {
                 node: *id,
                 heard: heard_ago(awake - at),
                 queued: loaded.running + loaded.waiting,
-                in_flight: self.in_flight.get(id).copied().unwrap_or(0),
+                in_flight: self.in_flight.borrow().get(id).copied().unwrap_or(0),
                 draining: state.availability(*id, self.now_s).is_draining()
                     || state.gates.relocates(*id, &generation.model, self.now_s),
                 spared: rung.spares(generation.class),
@@ -68,7 +69,7 @@ impl View<'_> {
             let activity = report.machine.conditions.activity;
             has.then(|| Seen {
                 node: *id,
-                asked: self.in_flight.get(id).copied().unwrap_or(0),
+                asked: 0,
                 calls: activity.capture.value() == Some(true),
                 builds: activity.indexing.value() == Some(true),
             })
@@ -80,7 +81,7 @@ impl View<'_> {
 impl Places<NodeId> for View<'_> {
     fn order(&self, generation: &Generation, avoid: &[NodeId]) -> Vec<NodeId> {
         if let Some(router) = &self.coordinator.router {
-            return router.order(generation, &self.seen(generation), self.now);
+            return router.order(generation, &self.seen(generation));
         }
         let candidates = self.candidates(generation);
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
@@ -98,6 +99,10 @@ impl Places<NodeId> for View<'_> {
         let mut others = self.candidates(generation);
         others.retain(|one| one.node != than && !one.spared && !one.draining && !one.full);
         route(&others).first().map(|route| route.node)
+    }
+
+    fn chosen(&self, place: NodeId) {
+        *self.in_flight.borrow_mut().entry(place).or_default() += 1;
     }
 
     fn grant(&self) -> u64 {

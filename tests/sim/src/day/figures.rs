@@ -30,6 +30,7 @@ pub struct Interactive {
     pub longest_pause: u64,
     /// Or given up for another one.
     pub finished: bool,
+    pub given_up: bool,
 }
 
 /// The budget of a prompt for a model with so many bytes of weights, in milliseconds.
@@ -121,6 +122,7 @@ mod tests {
             budget: 900.0,
             longest_pause: 100,
             finished: true,
+            given_up: false,
         };
         let late = |at| Interactive {
             ttft: Some(901),

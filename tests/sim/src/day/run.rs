@@ -205,10 +205,12 @@ impl Running<'_> {
                     budget,
                     longest_pause: client.longest_pause,
                     finished: finished || given_up,
+                    given_up,
                 });
-            } else if finished {
-                self.delivered[1] += u64::from(client.got);
-                self.finished += 1;
+            } else if finished || client.end == Some(End::TooLarge) {
+                // What nobody has the memory for is not asked again.
+                self.delivered[1] += if finished { u64::from(client.got) } else { 0 };
+                self.finished += usize::from(finished);
                 let (under_way, waiting) = &mut self.tools[due.owner];
                 match waiting.pop_front() {
                     Some(next) => self.ask(next),
@@ -232,7 +234,8 @@ impl Running<'_> {
             .map(|one| u64::from(one.got));
         self.delivered[1] += tokens.sum::<u64>();
         let seconds = (LENGTH * self.case.hours / HOURS) as f64 / 1000.0;
-        let mut ttft: Vec<u64> = self.interactive.iter().filter_map(|one| one.ttft).collect();
+        let came = self.interactive.iter().filter(|one| !one.given_up);
+        let mut ttft: Vec<u64> = came.filter_map(|one| one.ttft).collect();
         ttft.sort_unstable();
         let (asked, missed) = minutes(&self.interactive);
         let nodes = &self.world.nodes;
