@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail, ensure};
 use serde_json::{Value, json};
 
-use crate::commands::{output, run};
+use crate::commands::{self, output, run};
 
 /// Simulated hours of two hundred seeds: a bug has to show in them.
 const HOURS: &str = "17.2";
@@ -165,7 +165,7 @@ impl Copy {
     }
 
     fn cargo(&self) -> Command {
-        let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        let mut cargo = commands::cargo();
         cargo
             .current_dir(&self.tree)
             .env("CARGO_TARGET_DIR", &self.build)

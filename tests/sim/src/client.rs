@@ -51,6 +51,28 @@ pub enum End {
     TooLarge,
 }
 
+impl Request {
+    /// As it travels, under a number.
+    pub fn generation(self, number: u64) -> Generation {
+        Generation {
+            request: RequestId::from_bits(number.into()),
+            choice: 0,
+            model: self.model,
+            digests: ModelDigests::default(),
+            class: self.class,
+            class_reason: ClassReason::Default,
+            prompt: self.prompt,
+            resume: Vec::new(),
+            max_tokens: self.tokens,
+            stop_tokens: Vec::new(),
+            sampling: Sampling::greedy(),
+            cache_salt: 0,
+            pools: pomona_common::Pools::default(),
+            text: None,
+        }
+    }
+}
+
 impl World {
     /// A client hears something; `ended` says after how many moves its answer ended, if it did.
     pub fn hear(&mut self, number: u64, event: GenerationEvent, ended: Option<u32>) {
@@ -143,22 +165,7 @@ impl World {
             end: None,
         };
         self.clients.insert(number, client);
-        let generation = Generation {
-            request: RequestId::from_bits(number.into()),
-            choice: 0,
-            model: request.model,
-            digests: ModelDigests::default(),
-            class: request.class,
-            class_reason: ClassReason::Default,
-            prompt: request.prompt,
-            resume: Vec::new(),
-            max_tokens: request.tokens,
-            stop_tokens: Vec::new(),
-            sampling: Sampling::greedy(),
-            cache_salt: 0,
-            pools: pomona_common::Pools::default(),
-            text: None,
-        };
+        let generation = request.generation(number);
         match entry {
             Id::Coordinator(coordinator) => {
                 if let (Some(router), Some(owner)) = (&mut self.coordinator(coordinator).router, owner) {

@@ -250,7 +250,7 @@ impl Engine {
         if let Some(id) = self.ids.get(&asked).copied() {
             self.scheduler.end(id);
             if let Some(making) = self.forget(id).filter(|making| !making.has_begun) {
-                self.note_first(&making, true);
+                self.note(making.first(self.now, true));
             }
             self.look_again();
         }
@@ -482,11 +482,6 @@ impl Engine {
         };
         let reason = FinishReason::Length;
         out.push((making.asked, GenerationEvent::Finished { reason, accounting }));
-    }
-
-    fn note_first(&mut self, making: &Making, given_up: bool) {
-        let first = making.first(self.now, given_up);
-        self.note(first);
     }
 
     /// What an interactive answer's first token took.

@@ -1,11 +1,9 @@
 //! Many hours of trouble, and what broke.
 
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use serde::Serialize;
 
 use crate::client::End;
+use crate::side_by_side::side_by_side;
 use crate::trouble;
 
 /// What came of some runs.
@@ -27,46 +25,54 @@ pub struct Faults {
 /// So many broken promises are told.
 const TOLD: usize = 20;
 
-/// Runs these seeds, two at a time; stops at the first that breaks a promise if that is wanted. `done` hears of each.
+/// Runs these seeds; stops at the first that breaks a promise if that is wanted. `heard` is told how many are done.
 ///
 /// # Errors
 /// A run panicked.
 pub fn run(
     seeds: std::ops::Range<u64>,
     until_broken: bool,
-    done: &(dyn Fn(u64) + Sync),
+    heard: impl Fn(usize) + Sync,
 ) -> anyhow::Result<Faults> {
-    let (next, all): (AtomicU64, Mutex<Faults>) = (AtomicU64::new(seeds.start), Mutex::default());
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
-                return;
-            }
-            let world = trouble::run(seed);
-            let broken = trouble::broken(&world);
-            let Ok(mut all) = all.lock() else { return };
-            all.hours += trouble::LENGTH as f64 / 3_600_000.0;
-            all.seeds += 1;
-            all.answers += world.clients.len();
-            let ends = || world.clients.values().filter_map(|client| client.end);
-            all.finished += ends().filter(|end| *end == End::Finished).count();
-            all.unlucky += ends().filter(|end| *end == End::Failed { moves: 3 }).count();
-            all.rungs += world.rungs.len();
-            let room = TOLD.saturating_sub(all.broken.len());
-            all.broken
-                .extend(broken.into_iter().take(room).map(|text| (seed, text)));
-            if until_broken && !all.broken.is_empty() {
-                next.store(seeds.end, Ordering::Relaxed);
-            }
-            done(all.seeds);
+    let of_seed = |seed| Ok(Faults::of(seed));
+    let mut runs = side_by_side(seeds, of_seed, |done, run| {
+        heard(done);
+        !until_broken || run.broken.is_empty()
+    })?;
+    runs.sort_by_key(|run| run.broken.first().map(|(seed, _)| *seed));
+    Ok(runs.into_iter().fold(Faults::default(), Faults::and))
+}
+
+impl Faults {
+    fn of(seed: u64) -> Self {
+        let world = trouble::run(seed);
+        let ends = |end| {
+            let clients = world.clients.values();
+            clients.filter(|client| client.end == Some(end)).count()
+        };
+        Self {
+            hours: trouble::LENGTH as f64 / 3_600_000.0,
+            seeds: 1,
+            answers: world.clients.len(),
+            finished: ends(End::Finished),
+            unlucky: ends(End::Failed { moves: 3 }),
+            rungs: world.rungs.len(),
+            broken: trouble::broken(&world)
+                .into_iter()
+                .map(|text| (seed, text))
+                .collect(),
         }
-    };
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
-        let joined = workers.into_iter().map(std::thread::ScopedJoinHandle::join);
-        joined.collect::<Result<Vec<()>, _>>()
-    })
-    .map_err(|_| anyhow::anyhow!("a run panicked"))?;
-    all.into_inner().map_err(|_| anyhow::anyhow!("a run panicked"))
+    }
+
+    fn and(mut self, other: Self) -> Self {
+        self.hours += other.hours;
+        self.seeds += other.seeds;
+        self.answers += other.answers;
+        self.finished += other.finished;
+        self.unlucky += other.unlucky;
+        self.rungs += other.rungs;
+        let room = TOLD.saturating_sub(self.broken.len());
+        self.broken.extend(other.broken.into_iter().take(room));
+        self
+    }
 }

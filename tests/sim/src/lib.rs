@@ -19,6 +19,7 @@ pub mod machine;
 pub mod node;
 pub mod policy;
 pub mod promises;
+pub mod side_by_side;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

@@ -111,8 +111,6 @@ pub struct Person {
     pub watts: f64,
     /// Bytes that their programs take beyond the usual.
     pub bytes: f64,
-    /// Since when nobody touched it, in milliseconds of the simulation.
-    pub away_since: Option<u64>,
     pub unplugged: bool,
 }
 
@@ -126,7 +124,6 @@ pub struct Mac {
     /// Power over the time in which it warms up.
     warmth: f64,
     hot: bool,
-    pub joules: f64,
     /// What is left in the battery, in joules.
     battery: f64,
     pub swap: f64,
@@ -146,7 +143,6 @@ impl Mac {
             watts: kind.idle_w.value,
             warmth: kind.idle_w.value,
             hot: false,
-            joules: 0.0,
             battery: kind.battery_wh.value * 3600.0,
             swap: 0.0,
             swapped_out: 0.0,
@@ -197,17 +193,13 @@ impl Mac {
     pub fn pass(&mut self, milliseconds: u64, engine_joules: f64) {
         let seconds = milliseconds as f64 / 1000.0;
         let kind = &self.kind;
+        let beyond_idle = |is_so: bool, watts: &Number| match is_so {
+            true => (watts.value - kind.idle_w.value).max(0.0),
+            false => 0.0,
+        };
         let person = self.person.watts
-            + if self.person.builds {
-                kind.build_w.value - kind.idle_w.value
-            } else {
-                0.0
-            }
-            + if self.person.calls {
-                (kind.call_w.value - kind.idle_w.value).max(0.0)
-            } else {
-                0.0
-            };
+            + beyond_idle(self.person.builds, &kind.build_w)
+            + beyond_idle(self.person.calls, &kind.call_w);
         let joules = (kind.idle_w.value + person) * seconds + engine_joules;
         let watts = joules / seconds;
         let towards = |constant: f64| 1.0 - (-seconds / constant).exp();
@@ -215,7 +207,6 @@ impl Mac {
         self.warmth += (watts - self.warmth) * towards(kind.heat_s.value);
         let limit = kind.sustained_w.value * if self.hot { COOL_AGAIN } else { 1.0 };
         self.hot = self.warmth > limit;
-        self.joules += joules;
         let full = kind.battery_wh.value * 3600.0;
         self.battery = match self.person.unplugged {
             true => (self.battery - joules).max(0.0),
@@ -249,11 +240,10 @@ impl Mac {
         self.pressed.unwrap_or(share.min(100.0) as f32)
     }
 
-    /// What its probe says at this time.
-    pub fn report(&self, now: u64) -> MachineReport {
+    /// What its probe says. A person is at a laptop while it is awake.
+    pub fn report(&self) -> MachineReport {
         let bytes = |bytes: f64| Reading::Measured(Bytes(bytes.max(0.0) as u64));
         let person = &self.person;
-        let idle_s = person.away_since.map_or(0, |since| (now - since) / 1000);
         let is_laptop = self.kind.role == MachineRole::Laptop;
         let supply = match person.unplugged {
             true => Supply::Battery,
@@ -286,7 +276,7 @@ impl Mac {
                     video: Reading::Measured(person.calls),
                     capture: Reading::Measured(person.calls),
                     locked: Reading::Measured(false),
-                    idle_s: Reading::Measured(if is_laptop { idle_s } else { 86_400 }),
+                    idle_s: Reading::Measured(if is_laptop { 0 } else { 86_400 }),
                 },
                 ..Conditions::default()
             },

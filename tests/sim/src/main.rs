@@ -7,16 +7,15 @@
 )]
 
 use std::path::PathBuf;
-use std::sync::Mutex;
 
 use clap::{Parser, Subcommand};
 use serde_json::json;
 
-use pomona_sim::day::figures::Figures;
 use pomona_sim::day::report::Report;
 use pomona_sim::day::traces::Hour;
 use pomona_sim::day::{self, Case};
 use pomona_sim::policy::{Policy, Tuning};
+use pomona_sim::side_by_side::side_by_side;
 use pomona_sim::{faults, trouble};
 
 /// Figures of simulated clusters.
@@ -102,7 +101,7 @@ fn run_faults(arguments: &FaultsArguments) -> anyhow::Result<()> {
     let seeds = (arguments.hours * 3_600_000.0 / trouble::LENGTH as f64).ceil() as u64;
     let seeds = arguments.first..arguments.first + seeds;
     let count = seeds.end - seeds.start;
-    let found = faults::run(seeds, arguments.until_broken, &|done| {
+    let found = faults::run(seeds, arguments.until_broken, |done| {
         eprint!("\r{done} of {count} seeds")
     })?;
     eprintln!();
@@ -147,30 +146,15 @@ fn run_days(arguments: &DayArguments) -> anyhow::Result<()> {
         }
     }
     let all = cases.len();
-    let left = Mutex::new(cases);
-    let done: Mutex<Vec<Figures>> = Mutex::default();
-    let work = || -> anyhow::Result<()> {
-        loop {
-            let next = left.lock().ok().and_then(|mut left| left.pop());
-            let Some(case) = next else {
-                return Ok(());
-            };
-            let figures = day::run(case, &hour)?;
-            if let Ok(mut done) = done.lock() {
-                done.push(figures);
-                eprint!("\r{} of {all} days", done.len());
-            }
-        }
-    };
-    std::thread::scope(|scope| -> anyhow::Result<()> {
-        let workers: Vec<_> = (0..2).map(|_| scope.spawn(work)).collect();
-        for worker in workers {
-            worker.join().map_err(|_| anyhow::anyhow!("a run panicked"))??;
-        }
-        Ok(())
-    })?;
+    let mut runs = side_by_side(
+        cases.into_iter(),
+        |case| day::run(case, &hour),
+        |done, _| {
+            eprint!("\r{done} of {all} days");
+            true
+        },
+    )?;
     eprintln!();
-    let mut runs = done.into_inner().unwrap_or_default();
     runs.sort_by_key(|run| (run.load, run.policy, run.seed));
     if let Some(folder) = &arguments.raw {
         let path = folder.join("day.jsonl");

@@ -31,6 +31,7 @@ use entry::View;
 const LOAD: u64 = 400;
 /// Milliseconds between reports.
 const REPORT: u64 = 1000;
+
 pub struct Node {
     pub id: NodeId,
     pub machine: Machine,
@@ -263,7 +264,7 @@ impl Node {
         if awake >= self.reported + REPORT {
             self.reported = awake;
             self.keep_pace(now);
-            wishes.extend(self.reports(now));
+            wishes.extend(self.reports());
         }
         if awake >= self.said + crate::wire::KEEP_ALIVE {
             self.said = awake;
@@ -293,7 +294,7 @@ impl Node {
 
     /// Batch works for as much of the time as is comfortable.
     fn keep_pace(&mut self, now: u64) {
-        let machine = self.mac.report(now);
+        let machine = self.mac.report();
         let is_alone = is_alone(&machine.conditions.activity);
         let warmth = Warmth {
             watts: machine.power.value(),
@@ -319,8 +320,8 @@ impl Node {
         }
     }
 
-    fn reports(&mut self, now: u64) -> Vec<Wish> {
-        let report = NodeMessage::Report(Box::new(self.report(now)));
+    fn reports(&mut self) -> Vec<Wish> {
+        let report = NodeMessage::Report(Box::new(self.report()));
         let (answers, first_tokens) = self.engine.first_tokens();
         let signs = NodeMessage::Signs(Box::new(Signs {
             swapped_out: Reading::Measured(Bytes(self.mac.swapped_out as u64)),
@@ -334,10 +335,10 @@ impl Node {
             .collect()
     }
 
-    fn report(&mut self, now: u64) -> NodeReport {
+    fn report(&mut self) -> NodeReport {
         NodeReport {
             version: REPORT_VERSION,
-            machine: self.mac.report(now),
+            machine: self.mac.report(),
             engine: Some(self.engine.report()),
             reached_generation: self.generation,
             kv_budget_bytes: self.knobs.kv_budget_bytes,
@@ -370,7 +371,7 @@ impl Node {
             models: self.stored.clone(),
         };
         let woke = self.slept_ms.map(|slept_ms| NodeMessage::Woke { slept_ms });
-        let report = NodeMessage::Report(Box::new(self.report(now)));
+        let report = NodeMessage::Report(Box::new(self.report()));
         [Some(hello), woke, Some(report)]
             .into_iter()
             .flatten()

@@ -85,8 +85,6 @@ impl Tuning {
 #[derive(Debug, Clone, Copy)]
 pub struct Seen {
     pub node: NodeId,
-    /// Requests that were sent there and have not ended.
-    pub asked: u32,
     /// Whether camera or microphone are in use.
     pub calls: bool,
     /// Whether the processor is busy with other things.
@@ -208,17 +206,14 @@ impl Router {
     pub fn order(&self, generation: &Generation, seen: &[Seen]) -> Vec<NodeId> {
         let owner = self.owners.get(&(generation.request.bits() as u64)).copied();
         // Of equals the first of a list in which an operator has the rack and then the fastest first.
-        let least_busy = |nodes: &mut Vec<Seen>| nodes.sort_by_key(|one| one.asked);
-        let asked = |node: NodeId| {
-            let of_class = self
-                .asked
-                .values()
-                .filter(|asked| asked.class == generation.class);
-            of_class.filter(|asked| asked.node == node).count() as u32
-        };
         let mut nodes: Vec<Seen> = seen.to_vec();
-        nodes.iter_mut().for_each(|one| one.asked = asked(one.node));
         nodes.sort_by(|a, b| self.place(a.node).total_cmp(&self.place(b.node)));
+        let mut asked: BTreeMap<NodeId, u32> = BTreeMap::new();
+        for one in self.asked.values().filter(|one| one.class == generation.class) {
+            *asked.entry(one.node).or_default() += 1;
+        }
+        let asked = |node: NodeId| asked.get(&node).copied().unwrap_or(0);
+        let least_busy = |nodes: &mut Vec<Seen>| nodes.sort_by_key(|one| asked(one.node));
         match self.policy {
             Policy::Pomona => {}
             Policy::Local => nodes.retain(|one| Some(one.node) == owner),
@@ -237,7 +232,7 @@ impl Router {
             Policy::Latency => self.by_latency(generation.class, &mut nodes),
             Policy::Score => {
                 nodes.retain(|one| !one.calls);
-                let score = |one: &Seen| self.score(generation.class, one);
+                let score = |one: &Seen| self.score(generation.class, one, asked(one.node));
                 nodes.sort_by(|a, b| score(b).total_cmp(&score(a)));
             }
         }
@@ -286,7 +281,7 @@ impl Router {
     /// As `fleet_manager/server/scorer.py` has it, for a model that is loaded everywhere: of its terms those that
     /// differ between machines. Its rebalancer of waiting requests is left out, and that a machine is passed over after
     /// two minutes of a busy processor.
-    fn score(&self, class: Class, one: &Seen) -> f64 {
+    fn score(&self, class: Class, one: &Seen, asked: u32) -> f64 {
         let mut bandwidths: Vec<f64> = self.machines.values().map(|(_, bandwidth)| *bandwidth).collect();
         bandwidths.sort_by(f64::total_cmp);
         let median = bandwidths.get(bandwidths.len() / 2).copied().unwrap_or(1.0);
@@ -294,7 +289,7 @@ impl Router {
             .machines
             .get(&one.node)
             .map_or(median, |(_, bandwidth)| *bandwidth);
-        let queued = f64::from(one.asked);
+        let queued = f64::from(asked);
         let queue = -(6.0 * queued / (bandwidth / median).clamp(0.25, 4.0)).min(30.0);
         let whole = self.latencies.get(&(class, one.node)).map(|known| &known.whole);
         let percentile =

@@ -32,7 +32,7 @@ fn seeds() -> u64 {
 #[test]
 fn clusters_come_through_whatever_happens() {
     // Ten hours of simulated time.
-    let found = faults::run(0..seeds(), false, &|_| {}).unwrap();
+    let found = faults::run(0..seeds(), false, |_| {}).unwrap();
     println!("{found:?}");
     assert_eq!(found.broken, []);
     assert!(found.finished * 10 > found.answers * 8, "{found:?}");

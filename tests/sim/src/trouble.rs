@@ -66,14 +66,17 @@ fn founding() -> Vec<Command> {
     commands
 }
 
-pub fn ask(coordinator: u64, model: ModelName, class: Class, tokens: u32) -> Action {
-    let request = Request {
+fn request(model: ModelName, class: Class, tokens: u32) -> Request {
+    Request {
         model,
         class,
         prompt: vec![tokens, 7, 7, 7],
         tokens,
-    };
-    Action::Ask(Id::Coordinator(coordinator), request)
+    }
+}
+
+pub fn ask(coordinator: u64, model: ModelName, class: Class, tokens: u32) -> Action {
+    Action::Ask(Id::Coordinator(coordinator), request(model, class, tokens))
 }
 
 pub fn world(seed: u64) -> World {
@@ -188,17 +191,14 @@ pub fn trouble(world: &mut World) {
     let mut at = 6_000;
     while at < TROUBLE {
         at += world.random.between(100, 1_500);
-        let coordinator = world.random.between(1, COORDINATORS + 1);
+        let mut entry = Id::Coordinator(world.random.between(1, COORDINATORS + 1));
         let model = model(world.random.between(0, 2) as usize);
         let class = Class::ALL[world.random.between(0, 3) as usize];
         let tokens = world.random.between(1, 250) as u32;
-        let Action::Ask(mut entry, request) = ask(coordinator, model, class, tokens) else {
-            continue;
-        };
         if world.random.one_in(3) {
             entry = Id::Node(world.random.between(0, NODES as u64) as usize);
         }
-        world.at(at, Action::Ask(entry, request));
+        world.at(at, Action::Ask(entry, request(model, class, tokens)));
     }
 }
 

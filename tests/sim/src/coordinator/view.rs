@@ -69,7 +69,6 @@ impl View<'_> {
             let activity = report.machine.conditions.activity;
             has.then(|| Seen {
                 node: *id,
-                asked: 0,
                 calls: activity.capture.value() == Some(true),
                 builds: activity.indexing.value() == Some(true),
             })

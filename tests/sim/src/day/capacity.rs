@@ -1,9 +1,10 @@
 //! What the machines can make of aggregate load: the tokens a second that they sustain with no interactive load,
 //! each within the watts that are comfortable there.
 
-use pomona_common::{Class, ClassReason, Generation, RequestId, Sampling};
+use pomona_common::Class;
 use pomona_tests::Random;
 
+use crate::client::Request;
 use crate::day::fleet::{Machine, agent};
 use crate::day::traces::{Recorded, tokens};
 use crate::engine::{Asker, Engine};
@@ -24,7 +25,13 @@ pub fn of_machine(machine: &Machine, mix: &[&Recorded], random: &mut Random) -> 
         while engine.of_class(Class::Batch) < machine.knobs.batch.max_slots {
             let request = mix[random.between(0, mix.len() as u64) as usize];
             asked += 1;
-            engine.start((Asker::Here, asked), generation(request));
+            let request = Request {
+                model: model.name.clone(),
+                class: Class::Batch,
+                prompt: tokens(request),
+                tokens: request.answer,
+            };
+            engine.start((Asker::Here, asked), request.generation(asked));
         }
         engine.advance(&mac, now * 1000);
         let (spent, _) = engine.take_spent();
@@ -42,23 +49,4 @@ pub fn of_machine(machine: &Machine, mix: &[&Recorded], random: &mut Random) -> 
         (room / (joules / seconds)).clamp(0.0, 1.0)
     });
     tokens * share
-}
-
-fn generation(request: &Recorded) -> Generation {
-    Generation {
-        request: RequestId::from_bits(0),
-        choice: 0,
-        model: agent().name,
-        digests: pomona_common::ModelDigests::default(),
-        class: Class::Batch,
-        class_reason: ClassReason::Default,
-        prompt: tokens(request),
-        resume: Vec::new(),
-        max_tokens: request.answer,
-        stop_tokens: Vec::new(),
-        sampling: Sampling::greedy(),
-        cache_salt: 0,
-        pools: pomona_common::Pools::default(),
-        text: None,
-    }
 }

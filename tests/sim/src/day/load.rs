@@ -62,8 +62,7 @@ impl Load {
                 });
             }
         }
-        let fits = |one: &&Recorded| one.prompt + one.answer < context;
-        let fitting: Vec<&Recorded> = hour.aggregate.iter().filter(fits).collect();
+        let fitting: Vec<&Recorded> = hour.aggregate.iter().filter(|one| one.fits(context)).collect();
         load.too_long = hour.aggregate.len() - fitting.len();
         let tokens: u64 = fitting.iter().map(|one| u64::from(one.answer)).sum();
         let times = wanted * LENGTH as f64 / 1000.0 / tokens.max(1) as f64;

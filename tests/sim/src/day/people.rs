@@ -67,7 +67,6 @@ impl Day {
                 calls: calls_now.is_some(),
                 watts: 0.0,
                 bytes: PROGRAMS + if is_in(&builds, at) { BUILD } else { 0.0 },
-                away_since: None,
                 unplugged: calls_now == Some(unplugged),
             };
             actions.push((at, Action::Person(node, person)));

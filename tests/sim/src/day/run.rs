@@ -65,7 +65,7 @@ pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
     let fitting: Vec<&Recorded> = hour
         .aggregate
         .iter()
-        .filter(|one| one.prompt + one.answer < agent().context)
+        .filter(|one| one.fits(agent().context))
         .collect();
     let of_machine = |machine: &Machine| capacity::of_machine(machine, &fitting, &mut random);
     let capacity: f64 = machines.iter().map(of_machine).sum();

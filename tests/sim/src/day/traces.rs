@@ -29,6 +29,13 @@ pub struct Recorded {
     pub blocks: Arc<[u32]>,
 }
 
+impl Recorded {
+    /// Whether a model with this context can answer it.
+    pub fn fits(&self, context: u32) -> bool {
+        self.prompt + self.answer < context
+    }
+}
+
 /// The requests of an hour.
 #[derive(Debug, Clone)]
 pub struct Hour {
