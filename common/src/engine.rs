@@ -45,7 +45,7 @@ pub enum EngineCommand {
         /// What to answer.
         text: Box<TextAsk>,
     },
-    /// Work on batch for so many percent of the time, from 1 to 100.
+    /// Work on batch for so many percent of the time, from 0 to 100.
     Pace(u32),
 }
 

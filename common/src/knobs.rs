@@ -228,7 +228,7 @@ impl EngineKnobs {
     pub fn relieved(&self, relief: Relief) -> Self {
         let mut knobs = self.clone();
         let batch = &mut knobs.batch;
-        if relief.rung >= Rung::Tighten {
+        if relief.rung == Rung::Tighten {
             batch.max_slots = (batch.max_slots / TIGHT_SLOTS_DIVISOR).max(1);
             batch.reserved_slots = batch.reserved_slots.min(batch.max_slots);
             batch.prefill_chunk = batch.prefill_chunk.min(TIGHT_PREFILL_CHUNK);
@@ -246,12 +246,12 @@ impl EngineKnobs {
 
     /// These knobs on a machine that works on batch for so many percent of the time, to stay cool. Batch has fewer
     /// slots: in all of them each answer would take as much longer as the machine rests, and be far from done when
-    /// its person needs the machine.
+    /// its person needs the machine. While it stands still, nothing new begins.
     #[must_use]
     pub fn paced(&self, percent: u32) -> Self {
         let mut knobs = self.clone();
         let slots = &mut knobs.batch.max_slots;
-        *slots = (*slots * percent.clamp(1, 100)).div_ceil(100);
+        *slots = (*slots * percent.min(100)).div_ceil(100);
         knobs.batch.reserved_slots = knobs.batch.reserved_slots.min(knobs.batch.max_slots);
         knobs
     }
@@ -357,6 +357,11 @@ mod tests {
                 assert_eq!(relieved.interactive, knobs.interactive);
                 assert_eq!(relieved.background, knobs.background);
                 assert_eq!(relieved.batch == knobs.batch, rung < Rung::Tighten, "{rung}");
+                let keeps_slots = relieved.batch.max_slots == knobs.batch.max_slots;
+                assert_eq!(
+                    keeps_slots,
+                    rung != Rung::Tighten && !(frees_memory && rung > Rung::Tighten)
+                );
                 assert_eq!(relieved.batch.is_paused(), rung >= Rung::Pause, "{rung}");
                 let gives_back = frees_memory && rung >= Rung::Pause;
                 assert_eq!(relieved.batch.max_slots == 0, gives_back, "{rung}");
@@ -365,10 +370,10 @@ mod tests {
     }
 
     #[test]
-    fn a_machine_that_rests_has_fewer_slots_for_batch_and_at_least_one() {
+    fn a_machine_that_rests_has_fewer_slots_for_batch() {
         let knobs = EngineKnobs::default();
         let slots = |percent| knobs.paced(percent).batch.max_slots;
-        assert_eq!([0, 1, 10, 11, 99, 100, 900].map(slots), [1, 1, 1, 2, 10, 10, 10]);
+        assert_eq!([0, 1, 10, 11, 99, 100, 900].map(slots), [0, 1, 1, 2, 10, 10, 10]);
         assert_eq!(knobs.paced(1).interactive, knobs.interactive);
         assert_eq!(knobs.paced(100), knobs);
     }

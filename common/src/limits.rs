@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::class::Class;
+
 /// Body of a chat or completion request. Long agent prompts stay below 1 MiB.
 pub const CHAT_BODY_BYTES: usize = 2 * 1024 * 1024;
 /// Of a body over its limit, so much is read and dropped so that the client sees the refusal.
@@ -56,8 +58,19 @@ pub const HEADER_READ_TIMEOUT: Duration = Duration::from_secs(10);
 pub const BODY_READ_TIMEOUT: Duration = Duration::from_secs(60);
 /// A client takes some of a response within this time, else its connection is closed.
 pub const IDLE_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest a request may take, queue included.
+/// The longest that a request may take that somebody waits for, queue included.
 pub const REQUEST_WALL_CLOCK: Duration = Duration::from_secs(600);
+/// As that, of batch: it queues behind everybody, and stands still where its machine is needed. Ended after ten
+/// minutes, prompts were prefilled in vain again and again (`cargo xtask sim day`: half of all work at 70 % load).
+pub const BATCH_WALL_CLOCK: Duration = Duration::from_secs(3600);
+/// The longest that a request of this class may take, queue included.
+pub const fn wall_clock(class: Class) -> Duration {
+    match class {
+        Class::Interactive | Class::Background => REQUEST_WALL_CLOCK,
+        Class::Batch => BATCH_WALL_CLOCK,
+    }
+}
+
 /// An SSE comment goes out when nothing else did for this long.
 pub const SSE_KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Open HTTP connections of one listener.

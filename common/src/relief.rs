@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
 
-/// Each rung includes what the ones below it do.
+/// Each rung includes what the ones below it do, but for fewer slots: what stands still keeps the ones it has, and
+/// the memory with them unless that is short.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Rung {
@@ -19,7 +20,7 @@ pub enum Rung {
     /// Batch gets fewer slots (what is more goes back to the queue), smaller prefill chunks and a small share
     /// of the steps.
     Tighten,
-    /// What runs stands still.
+    /// What runs stands still, where it is.
     Pause,
     /// What has not begun goes to other nodes.
     MoveQueued,

@@ -36,9 +36,9 @@ impl Requests {
         }
     }
 
-    /// Serves one stream that the node opened, for no longer than a request may take.
+    /// Serves one stream that the node opened, for no longer than any request may take.
     pub(crate) async fn serve(self: Arc<Self>, send: FrameSender, receive: FrameReceiver) {
-        let answer = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, self.answer(send, receive));
+        let answer = tokio::time::timeout(limits::BATCH_WALL_CLOCK, self.answer(send, receive));
         match answer.await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "stream of a node ended"),

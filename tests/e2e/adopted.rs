@@ -123,7 +123,7 @@ fn a_server_of_another_program_answers_for_its_node_and_is_relieved_like_its_eng
     let batch = asking(&format!("{SERVED}:batch"), "Hi", 6);
     assert_eq!(post_to(home.node, "/v1/chat/completions", &batch).0, 200);
     watts(&script, 70.0);
-    eventually("batch is not taken", Duration::from_secs(90), || {
+    eventually("batch is not taken", Duration::from_secs(120), || {
         let (status, answer) = post_to(home.coordinator, "/v1/chat/completions", &batch);
         status == 429 && answer.to_string().contains("spared batch work")
     });
@@ -211,7 +211,7 @@ fn is_adopted(variable: &str, arguments: impl Fn(&str) -> Vec<String>) {
     is_served(&home, content(&own), &asking(SERVED, prompt, 24));
     let batch = asking(&format!("{SERVED}:batch"), prompt, 24);
     watts(&script, 70.0);
-    eventually("batch is not taken", Duration::from_secs(90), || {
+    eventually("batch is not taken", Duration::from_secs(120), || {
         post_to(home.coordinator, "/v1/chat/completions", &batch).0 == 429
     });
     let person = asking(SERVED, prompt, 24);

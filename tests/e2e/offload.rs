@@ -10,8 +10,8 @@ use crate::fallback::ask;
 use crate::sleep::seen;
 
 const SOON: Duration = Duration::from_secs(15);
-/// The smoothed watts pass the limit, stay there, and five rungs follow.
-const RELIEVED: Duration = Duration::from_secs(90);
+/// The smoothed watts pass the limit and stay there for a minute; what runs stands for as long before it is moved.
+const RELIEVED: Duration = Duration::from_secs(240);
 /// Of 20 ms each on the laptop: they run until long after that.
 const TOKENS: u32 = 4500;
 const STREAMS: usize = 4;
@@ -96,8 +96,8 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         assert!(ok, "{errors}");
         power(70.0);
         // Before anybody relieves it, it keeps itself cooler.
-        eventually("batch has one slot", SOON, || {
-            batch_slots(&coordinator, "laptop") == 1
+        eventually("batch stands still", SOON, || {
+            batch_slots(&coordinator, "laptop") == 0
         });
         assert_eq!(rung(&coordinator, "laptop"), "normal");
         eventually("the laptop is relieved", RELIEVED, || {

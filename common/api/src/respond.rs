@@ -28,10 +28,11 @@ pub(crate) async fn respond(mut running: Running) -> Response<Body> {
         let answer = running.answer();
         collect(&running, stream, answer)
     });
+    let limit = limits::wall_clock(running.class);
     // All at once: they run side by side, and one clock is for all. The first failure drops the
     // others, which cancels them.
-    let collected = tokio::time::timeout(limits::REQUEST_WALL_CLOCK, try_join_all(answers)).await;
-    let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
+    let collected = tokio::time::timeout(limit, try_join_all(answers)).await;
+    let limit_s = limit.as_secs();
     match collected.unwrap_or(Err(Failure::TimedOut { limit_s })) {
         Ok(choices) => error::json_response(StatusCode::OK, &whole(&running, &choices)),
         Err(failure) => {

@@ -48,6 +48,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
         cancel.push(handle);
         events.push(numbered(index, generation.events, registration));
     }
+    let deadline = Instant::now() + limits::wall_clock(running.class);
     let sse = Sse {
         open: answers.len(),
         tokens: vec![0; answers.len()],
@@ -56,7 +57,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
         events,
         running,
         accountings: BTreeMap::new(),
-        deadline: Instant::now() + limits::REQUEST_WALL_CLOCK,
+        deadline,
         begun: false,
         answered: false,
         done: false,
@@ -117,7 +118,7 @@ impl Sse {
             tokio::select! {
                 () = quiet => return Some(": keep-alive\n\n".to_owned()),
                 () = tokio::time::sleep_until(self.deadline) => {
-                    let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
+                    let limit_s = limits::wall_clock(self.running.class).as_secs();
                     return Some(self.fail(&Failure::TimedOut { limit_s }));
                 }
                 event = self.events.next() => {

@@ -23,8 +23,11 @@ use crate::smoothed::Smoothed;
 use crate::state::ClusterState;
 use stress::{Limits, Stress, stress};
 
-/// A node is stressed for so long before anything is done: fans take about as long to answer.
-const SUSTAINED: Duration = Duration::from_secs(20);
+/// A node is stressed for so long before anything is done. It rests by itself within seconds ([`Pacer`](crate::Pacer)),
+/// and most builds are over before anybody else need know.
+const SUSTAINED: Duration = Duration::from_secs(60);
+/// As that, where it will hardly be over sooner: on battery.
+const LASTING: Duration = Duration::from_secs(20);
 /// As that, where waiting does harm: memory is short, or the chip throttles.
 const SUDDEN: Duration = Duration::from_secs(3);
 /// Between two rungs upwards: long enough for the last one to show in the smoothed watts, of which a step
@@ -32,15 +35,17 @@ const SUDDEN: Duration = Duration::from_secs(3);
 const STEP_UP: Duration = Duration::from_secs(10);
 /// As that, where waiting does harm.
 const STEP_UP_SUDDEN: Duration = Duration::from_secs(3);
+/// What runs stands still for so long before it is moved for what may soon be over: a build. It is prefilled anew
+/// where it goes, which costs more than a minute's rest.
+const STANDS: Duration = Duration::from_secs(90);
 /// A node is calm for so long before it is let go, and twice as long for every time that it was let go
 /// too early.
-const CALM: Duration = Duration::from_secs(60);
+const CALM: Duration = Duration::from_secs(20);
 /// Between two rungs downwards, likewise.
 const STEP_DOWN: Duration = Duration::from_secs(10);
 /// Stress so soon after a node was let go, in seconds, says that it was let go too early.
 const RELAPSE_S: u64 = 1800;
-/// The calm that is asked for is doubled so often at most: to four minutes. What stands still meanwhile
-/// must not run out of the time that a request may take.
+/// The calm that is asked for is doubled so often at most: to eighty seconds, in which clients wait for what stands still.
 const RELAPSES: u8 = 2;
 /// A node that is heard of no more for so long is neither stressed nor calm; for less, time stands still.
 const UNHEARD: Duration = Duration::from_secs(10);
@@ -78,10 +83,11 @@ impl Ladder {
     ) -> Vec<Command> {
         self.nodes.retain(|id, _| signals.contains_key(id));
         let is_moving = |(id, node): &(&NodeId, &NodeSignals)| {
-            let moves = state.relief(**id).rung >= Rung::MoveQueued && node.batch() > 0;
+            let rung = state.relief(**id).rung;
+            let moves = rung >= Rung::MoveQueued && node.batch() > 0;
             // What has not found a place by then keeps nobody else from looking for one.
             let watched = self.nodes.get(id);
-            let is_young = watched.is_none_or(|watched| watched.at_rung_for(now) < MOVING);
+            let is_young = watched.is_none_or(|watched| watched.at_rung_for(rung, now) < MOVING);
             moves && is_young && can_go(**id, node, state, signals, now_s)
         };
         let mut moving = signals.iter().filter(is_moving).count();
@@ -107,7 +113,7 @@ impl Ladder {
                 .up(node, &before, stress.as_ref(), has_room, now)
                 .map(|rung| climbed(&before, rung, stress.as_ref(), node.occupied, now_s))
                 .or_else(|| {
-                    let rung = watched.down(node, &before, now)?;
+                    let rung = watched.down(node, &before, stress.as_ref(), now)?;
                     Some(descended(&before, rung, now_s))
                 });
             if let Some(relieved) = step {
@@ -151,9 +157,10 @@ impl Watched {
         stress
     }
 
-    fn at_rung_for(&self, now: Duration) -> Duration {
-        let since = self.rung_since.map_or(now, |(_, since)| since);
-        now.saturating_sub(since)
+    /// How long it has been on this rung, as far as it was looked at since.
+    fn at_rung_for(&self, rung: Rung, now: Duration) -> Duration {
+        let since = self.rung_since.filter(|(known, _)| *known == rung);
+        since.map_or(Duration::ZERO, |(_, since)| now.saturating_sub(since))
     }
 
     /// The rung above, when it is time and there is something for it to do; the same one when its memory is
@@ -168,6 +175,7 @@ impl Watched {
     ) -> Option<Rung> {
         let rung = before.relief.rung;
         let is_sudden = stress.is_some_and(|stress| stress.sudden_to > rung);
+        let lasts = stress.is_some_and(|stress| stress.lasts);
         let frees_memory = stress.is_some_and(|stress| stress.frees_memory);
         if rung >= Rung::Pause && frees_memory && !before.relief.frees_memory {
             return Some(rung);
@@ -182,33 +190,48 @@ impl Watched {
         let begins = rung == Rung::Normal || before.fell;
         if begins && !is_stranded {
             let stressed_for = self.stressed.lasted(now)?;
-            let sustained = if is_sudden { SUDDEN } else { SUSTAINED };
+            let sustained = match () {
+                () if is_sudden => SUDDEN,
+                () if lasts => LASTING,
+                () => SUSTAINED,
+            };
             if stressed_for < sustained {
                 return None;
             }
         }
         let step = if is_sudden { STEP_UP_SUDDEN } else { STEP_UP };
-        if rung > Rung::Normal && self.at_rung_for(now) < step {
+        if rung > Rung::Normal && self.at_rung_for(rung, now) < step {
             return None;
         }
+        // Where a rest did not help for long, another one will not either.
+        let relapses = before.relapses > 0;
+        let stood = is_sudden || lasts || relapses || self.at_rung_for(rung, now) >= STANDS;
         let mut above = Rung::ALL
             .into_iter()
             .filter(|next| *next > rung && *next <= up_to);
         above.find(|next| match next {
             Rung::Normal => false,
             Rung::Hold => true,
-            Rung::Tighten | Rung::Pause => node.running > 0,
+            // It is for who is disturbed: a machine is as warm with a quarter of the slots.
+            Rung::Tighten => node.running > 0 && up_to == Rung::Tighten,
+            Rung::Pause => node.running > 0,
             Rung::MoveQueued => node.waiting > 0 && has_room,
-            Rung::MoveRunning => node.batch() > 0 && has_room,
+            Rung::MoveRunning => node.batch() > 0 && has_room && stood,
         })
     }
 
     /// The rung below, when the node has been calm for long enough.
-    fn down(&self, node: &NodeSignals, before: &Relieved, now: Duration) -> Option<Rung> {
+    fn down(
+        &self,
+        node: &NodeSignals,
+        before: &Relieved,
+        stress: Option<&Stress>,
+        now: Duration,
+    ) -> Option<Rung> {
         let rung = before.relief.rung;
         let calm_for = self.calm.lasted(now)?;
         let asked = CALM * (1 << before.relapses.min(RELAPSES));
-        if rung == Rung::Normal || calm_for < asked || self.at_rung_for(now) < STEP_DOWN {
+        if rung == Rung::Normal || calm_for < asked || self.at_rung_for(rung, now) < STEP_DOWN {
             return None;
         }
         Some(match rung {
@@ -216,7 +239,8 @@ impl Watched {
             // Nothing is left that could be held back less.
             _ if node.batch() == 0 => Rung::Hold,
             Rung::Tighten => Rung::Hold,
-            // Above, work stands still: there is nothing between standing still and going on.
+            // Above, work stands still. It goes on in all its slots, or in those that disturb nobody.
+            _ if stress.is_none() => Rung::Hold,
             _ => Rung::Tighten,
         })
     }

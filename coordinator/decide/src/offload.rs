@@ -48,8 +48,8 @@ pub enum Comfort {
 
 /// Watts of the whole machine below which the fans of a laptop stay quiet. None for machines in a rack.
 /// Estimates of ours, not measured: chassis with a Max or Ultra chip have the largest coolers; base chips
-/// come without a fan as well, and what its shell does not take away slows the chip down for its person in minutes
-/// (`tests/sim/macs.toml`). `pomona node comfort` says otherwise.
+/// come without a fan as well, and what heat is left in its shell slows the chip down for its person at their next
+/// build (`tests/sim/macs.toml`; half of the sustained power that is estimated there). `pomona node comfort` says otherwise.
 pub fn usual_comfort(role: MachineRole, chip: &str) -> Option<Watts> {
     if role != MachineRole::Laptop {
         return None;
@@ -58,7 +58,7 @@ pub fn usual_comfort(role: MachineRole, chip: &str) -> Option<Watts> {
     Some(Watts(match () {
         () if !has("Apple") || has("Max") || has("Ultra") => 45.0,
         () if has("Pro") => 35.0,
-        () => 12.0,
+        () => 8.0,
     }))
 }
 
@@ -166,7 +166,7 @@ mod tests {
         let watts = |state: &ClusterState, chip| state.comfort(node, chip).map(Watts::get);
         assert_eq!(watts(&state, "Apple M4 Max"), Some(45.0));
         assert_eq!(watts(&state, "Apple M5 Pro"), Some(35.0));
-        assert_eq!(watts(&state, "Apple M3"), Some(12.0));
+        assert_eq!(watts(&state, "Apple M3"), Some(8.0));
         assert_eq!(set_comfort(&mut state, node, Comfort::Watts(30)), Reply::Done);
         assert_eq!(
             set_comfort(&mut state, node, Comfort::Watts(30)),

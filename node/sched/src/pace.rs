@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-/// The longest rest: the share may have been raised meanwhile.
-const REST: Duration = Duration::from_secs(10);
+/// While it stands still, batch is looked at so often.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
@@ -13,7 +13,8 @@ pub(crate) struct Pace {
     percent: u32,
     /// When the turn began that runs, if it is of batch.
     turn: Option<Duration>,
-    rests_until: Duration,
+    /// When the last turn of batch ended, and how long it was.
+    ended: (Duration, Duration),
 }
 
 impl Default for Pace {
@@ -21,17 +22,14 @@ impl Default for Pace {
         Self {
             percent: 100,
             turn: None,
-            rests_until: Duration::ZERO,
+            ended: Default::default(),
         }
     }
 }
 
 impl Pace {
     pub(crate) fn set(&mut self, percent: u32) {
-        self.percent = percent.clamp(1, 100);
-        if self.percent == 100 {
-            self.rests_until = Duration::ZERO;
-        }
+        self.percent = percent.min(100);
     }
 
     /// Percent of the time.
@@ -47,14 +45,18 @@ impl Pace {
     /// The engine asks what to do next: whatever ran is over.
     pub(crate) fn end(&mut self, now: Duration) {
         if let Some(began) = self.turn.take() {
-            let rest = now.saturating_sub(began) * (100 - self.percent) / self.percent;
-            self.rests_until = now + rest.min(REST);
+            self.ended = (now, now.saturating_sub(began));
         }
     }
 
-    /// Until when batch rests, if it does.
+    /// Until when batch rests, if it does: at the present pace, whatever it was when the rest began.
     pub(crate) fn rest(&self, now: Duration) -> Option<Duration> {
-        (self.rests_until > now).then_some(self.rests_until)
+        if self.percent == 0 {
+            return Some(now + LOOK);
+        }
+        let (ended, took) = self.ended;
+        let until = ended + took * (100 - self.percent) / self.percent;
+        (until > now).then_some(until)
     }
 }
 
@@ -116,11 +118,26 @@ mod tests {
                 }
             }
             prop_assert_eq!(most, (10 * percent).div_ceil(100));
-            // The longest rest bounds how slow it gets.
-            let slowest = takes.as_secs_f64() / (takes + REST).as_secs_f64();
-            let wanted = (f64::from(percent) / 100.0).max(slowest);
+            let wanted = f64::from(percent) / 100.0;
             let share = busy.as_secs_f64() / now.as_secs_f64();
             prop_assert!((share / wanted - 1.0).abs() < 0.1, "{share} of {wanted}");
+        }
+
+        /// A rest is as long as the present pace says: one that began when the machine was too warm ends soon
+        /// after it is not any more.
+        #[test]
+        fn a_rest_ends_when_the_pace_rises(slow in 1u32..20, fast in 50u32..=100, took_ms in 1u64..3000) {
+            let took = Duration::from_millis(took_ms);
+            let mut pace = Pace::default();
+            pace.set(slow);
+            pace.begin(Duration::ZERO);
+            pace.end(took);
+            let rests = pace.rest(took);
+            prop_assert!(rests.is_some_and(|until| until - took >= 4 * took), "{rests:?}");
+            pace.set(0);
+            prop_assert!(pace.rest(1000 * took).is_some());
+            pace.set(fast);
+            prop_assert!(pace.rest(2 * took).is_none());
         }
 
         /// What a person waits for takes no notice of it.

@@ -130,8 +130,8 @@ impl Scheduler {
         crate::admission::give_back(self);
     }
 
-    /// Gives batch so many percent of the time for turns of its own, from 1 to 100: the machine rests meanwhile,
-    /// unless others have work.
+    /// Gives batch so many percent of the time for turns of its own: the machine rests meanwhile, unless others have
+    /// work. At 0 it stands still where it is.
     pub fn set_pace(&mut self, percent: u32) {
         self.pace.set(percent);
     }
@@ -193,7 +193,7 @@ impl Scheduler {
         self.waiting[new.class.index()].insert((arrived, new.id));
         let patience = match new.class {
             Class::Interactive | Class::Background if !new.begun => limits::QUEUE.wait,
-            _ => limits::REQUEST_WALL_CLOCK,
+            class => limits::wall_clock(class),
         };
         let sequence = Sequence {
             model: new.model,

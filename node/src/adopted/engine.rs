@@ -371,7 +371,7 @@ impl Adapter {
     async fn refuse_what_waited_too_long(&mut self) -> Result<(), WireError> {
         let wait = |class: Class| match class {
             Class::Interactive | Class::Background => limits::QUEUE.wait,
-            Class::Batch => limits::REQUEST_WALL_CLOCK,
+            Class::Batch => limits::wall_clock(class),
         };
         let is_over = |job: &Job| job.since.elapsed() > wait(job.generation.class);
         for sequence in self.queue.remove_all(is_over) {

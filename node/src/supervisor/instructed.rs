@@ -2,7 +2,6 @@
 
 use pomona_common::engine::EngineCommand;
 use pomona_common::{Class, EngineKnobs, Failure, Generation, Rung};
-use pomona_decide::Warmth;
 
 use crate::supervisor::actor::Actor;
 
@@ -36,17 +35,15 @@ impl Actor {
             .report
             .as_ref()
             .and_then(|report| report.classes.get(&Class::Batch));
-        let stands_still = self.instructions.borrow().relief.rung >= Rung::Pause;
-        let warmth = Warmth {
-            watts: self.machine.watts(),
-            comfort: self
-                .instructions
-                .borrow()
-                .comfort
-                .filter(|_| !self.machine.is_alone()),
-            works: batch.is_some_and(|batch| batch.running > 0) && !stands_still,
+        let (comfort, rung) = {
+            let now = self.instructions.borrow();
+            (now.comfort, now.relief.rung)
         };
-        let pace = self.pacer.look(warmth, self.machine.read_at());
+        let works = batch.is_some_and(|batch| batch.running > 0) && rung < Rung::Pause;
+        let machine = &self.machine;
+        let pace = self
+            .pacer
+            .look(machine.warmth(), comfort, works, machine.read_at());
         if let Some(engine) = &self.engine
             && pace != self.pace
             && engine.send(EngineCommand::Pace(pace))

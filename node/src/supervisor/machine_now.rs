@@ -3,9 +3,8 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use pomona_common::Watts;
 use pomona_common::report::MachineReport;
-use pomona_decide::ladder::is_alone;
+use pomona_decide::Warmth;
 use pomona_decide::planner::PRESSURE_MAX;
 
 /// See the module's documentation.
@@ -19,8 +18,7 @@ pub(crate) struct MachineNow {
 struct Read {
     at: Duration,
     short_of_memory: bool,
-    watts: Option<Watts>,
-    alone: bool,
+    warmth: Warmth,
 }
 
 impl MachineNow {
@@ -37,8 +35,7 @@ impl MachineNow {
         *self.read() = Read {
             at: self.began.elapsed(),
             short_of_memory: pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX),
-            watts: machine.power.value(),
-            alone: is_alone(&machine.conditions.activity),
+            warmth: Warmth::of(machine),
         };
     }
 
@@ -52,14 +49,9 @@ impl MachineNow {
         self.read().short_of_memory
     }
 
-    /// Power of the whole machine, if it can be read.
-    pub(super) fn watts(&self) -> Option<Watts> {
-        self.read().watts
-    }
-
-    /// Whether it is known that nobody is at it.
-    pub(super) fn is_alone(&self) -> bool {
-        self.read().alone
+    /// How warm it was.
+    pub(super) fn warmth(&self) -> Warmth {
+        self.read().warmth
     }
 
     fn read(&self) -> MutexGuard<'_, Read> {

@@ -8,8 +8,6 @@ use pomona_common::generation::GenerationEvent;
 use pomona_common::{Class, Failure, Generation, NodeId, Rung, limits};
 use pomona_decide::{Next, Relay};
 
-/// The longest a request may take, in milliseconds.
-const WALL_CLOCK: u64 = limits::REQUEST_WALL_CLOCK.as_millis() as u64;
 /// As the real ones, in milliseconds: how long an answer looks for another place.
 const REPLACE: u64 = 12_000;
 const REPLACE_BATCH: u64 = 300_000;
@@ -173,10 +171,11 @@ impl<P: Copy + Eq> Answers<P> {
         let Some(answer) = self.answers.get_mut(&number) else {
             return Vec::new();
         };
-        if now >= answer.asked + WALL_CLOCK {
+        let limit = limits::wall_clock(answer.generation.class);
+        if now >= answer.asked + limit.as_millis() as u64 {
             let moves = answer.moves;
             let mut wishes = self.drop_answer(number);
-            let limit_s = WALL_CLOCK / 1000;
+            let limit_s = limit.as_secs();
             let failure = GenerationEvent::Failed(Failure::TimedOut { limit_s });
             wishes.push(Wish::End(number, failure, moves));
             return wishes;

@@ -122,6 +122,12 @@ impl World {
 
     /// A client goes away.
     pub fn give_up(&mut self, number: u64) {
+        let entry = self.clients.get(&number).map(|client| client.entry);
+        if let Some(Id::Node(node)) = entry {
+            // What was made until now comes before.
+            let wishes = self.nodes[node].catch_up(self.now);
+            self.carry_out_node(node, wishes);
+        }
         let Some(client) = self
             .clients
             .get_mut(&number)

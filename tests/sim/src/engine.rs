@@ -76,6 +76,8 @@ pub struct Engine {
     batch_s: f64,
     /// Tokens made, by class.
     pub tokens: [u64; 3],
+    /// Prompt tokens worked on, by class.
+    pub prefilled: [u64; 3],
     answers: u64,
     first_tokens: Vec<FirstToken>,
 }
@@ -96,6 +98,7 @@ impl Engine {
             next_knobs: None,
             batch_s: 0.0,
             tokens: [0; 3],
+            prefilled: [0; 3],
             answers: 0,
             first_tokens: Vec::new(),
         }
@@ -155,6 +158,10 @@ impl Engine {
 
     pub fn set_pace(&mut self, percent: u32) {
         self.scheduler.set_pace(percent);
+        // A rest may be over by it.
+        if !self.sequences.is_empty() {
+            self.look_again();
+        }
     }
 
     /// What interrupted steps have left is there as long as the scheduler has them.
@@ -447,6 +454,13 @@ impl Engine {
             .filter(|row| row.emits)
             .map(|row| row.id)
             .collect();
+        let prompt: u32 = step
+            .rows
+            .iter()
+            .filter(|row| row.len > 1)
+            .map(|row| row.len)
+            .sum();
+        self.prefilled[step.class.index()] += u64::from(prompt);
         self.scheduler.complete(&step);
         for id in emits {
             self.emit(id, out);

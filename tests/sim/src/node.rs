@@ -16,7 +16,6 @@ use pomona_common::unit::{Bytes, Reading};
 use pomona_common::{
     Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung, Watts,
 };
-use pomona_decide::ladder::is_alone;
 use pomona_decide::{EntryPlace, Pacer, Warmth};
 use pomona_link::{Contacts, Source};
 
@@ -64,6 +63,8 @@ pub struct Node {
     pub hot_s: (f64, f64),
     /// Energy that the engine took, in joules.
     pub joules: f64,
+    /// Seconds in which aggregate work ran.
+    pub busy_s: f64,
     /// Whether it keeps to what is comfortable.
     pub is_paced: bool,
     /// What is comfortable, in watts.
@@ -118,6 +119,7 @@ impl Node {
             gone: false,
             hot_s: (0.0, 0.0),
             joules: 0.0,
+            busy_s: 0.0,
             is_paced: true,
             comfort: None,
         }
@@ -134,6 +136,7 @@ impl Node {
         (self.hot_s, self.joules) = (old.hot_s, old.joules);
         (self.comfort, self.is_paced) = (old.comfort, old.is_paced);
         self.engine.tokens = old.engine.tokens;
+        (self.engine.prefilled, self.busy_s) = (old.engine.prefilled, old.busy_s);
     }
 
     /// When its engine has something to say, in milliseconds of the simulation.
@@ -282,6 +285,7 @@ impl Node {
         }
         let (joules, batch_s) = self.engine.take_spent();
         self.joules += joules;
+        self.busy_s += batch_s;
         let weights: u64 = self.engine.models().map(|record| record.weight_bytes).sum();
         self.mac.engine_bytes = (weights + self.engine.kv_allocated()) as f64;
         self.mac.pass(passed, joules);
@@ -294,19 +298,12 @@ impl Node {
 
     /// Batch works for as much of the time as is comfortable.
     fn keep_pace(&mut self, now: u64) {
-        let machine = self.mac.report();
-        let is_alone = is_alone(&machine.conditions.activity);
-        let warmth = Warmth {
-            watts: machine.power.value(),
-            comfort: self
-                .comfort
-                .filter(|_| self.is_paced && !is_alone)
-                .map(|watts| Watts(watts as f32)),
-            works: self.engine.of_class(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause,
-        };
-        let pace = self
-            .pacer
-            .look(warmth, Duration::from_millis(self.machine.running(now)));
+        let warmth = Warmth::of(&self.mac.report());
+        let comfort = self.comfort.filter(|_| self.is_paced);
+        let comfort = comfort.map(|watts| Watts(watts as f32));
+        let works = self.engine.of_class(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause;
+        let at = Duration::from_millis(self.machine.running(now));
+        let pace = self.pacer.look(warmth, comfort, works, at);
         self.engine.set_pace(pace);
     }
 

@@ -347,11 +347,13 @@ fn a_node_that_is_not_heard_of_neither_trips_nor_clears() {
 fn what_is_not_measured_neither_trips_nor_clears() {
     let mut world = World::new();
     world.node.power = Reading::Measured(Watts(80.0));
-    world.run(15);
+    world.run(55);
     world.node.power = Reading::Unavailable;
     world.run(30);
     assert_eq!(world.passed, []);
     world.node.power = Reading::Measured(Watts(80.0));
+    world.run(40);
+    assert_eq!(world.stage(Gate::Comfort), Stage::Clear);
     world.run(40);
     assert_eq!(world.stage(Gate::Comfort), Stage::Tripped);
 }

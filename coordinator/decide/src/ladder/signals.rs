@@ -35,7 +35,8 @@ pub struct NodeSignals {
     pub thermal: Option<Thermal>,
     /// Memory pressure, percent.
     pub pressure: Option<f32>,
-    /// Whether a person is at it and their own work keeps it busy: a build, video, a call.
+    /// Whether a person is at it and their own work keeps it busy: a build. A call leaves what is comfortable
+    /// smaller, which the node sees to ([`Warmth`](crate::Warmth)).
     pub occupied: bool,
     /// Whether it is known that nobody is at it.
     pub is_alone: bool,
@@ -71,7 +72,6 @@ impl NodeSignals {
         let machine = &report.machine;
         let conditions = &machine.conditions;
         let activity = &conditions.activity;
-        let works = [activity.indexing, activity.video, activity.capture];
         let is_alone = is_alone(activity);
         let mut signals = Self {
             power: machine.power,
@@ -80,7 +80,7 @@ impl NodeSignals {
             low_power: conditions.low_power.value(),
             thermal: machine.thermal.value(),
             pressure: machine.pressure.value().map(|percent| percent.get()),
-            occupied: !is_alone && works.iter().any(|reading| reading.value() == Some(true)),
+            occupied: !is_alone && activity.indexing.value() == Some(true),
             is_alone,
             swap_used: machine.swap_used.value().map(Bytes::get),
             swapped_out: signs

@@ -10,7 +10,7 @@ use crate::planner::PRESSURE_MAX;
 
 /// A node that was stressed is until its watts are below this share of its comfort: those of a machine
 /// at the edge come and go.
-const COMFORT_LEFT: f32 = 0.85;
+const COMFORT_LEFT: f32 = 0.95;
 /// So many points below the pressure that stresses it a node is stressed no more.
 const PRESSURE_LEFT: f32 = 10.0;
 
@@ -19,6 +19,8 @@ const PRESSURE_LEFT: f32 = 10.0;
 pub(super) struct Stress {
     /// How far it may be relieved for that.
     pub(super) up_to: Rung,
+    /// Whether that will hardly be over in a minute: where a machine is too warm, it often is.
+    pub(super) lasts: bool,
     /// Whether it is short of memory.
     pub(super) frees_memory: bool,
     /// How far it must be relieved without waiting for a moment.
@@ -41,7 +43,7 @@ pub(super) struct Limits {
 /// Whether it is stressed; one that was needs to be clearly better to be so no more.
 pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) -> Option<Stress> {
     let mut reasons: Vec<(Rung, String)> = Vec::new();
-    let (mut frees_memory, mut sudden_to) = (false, Rung::Normal);
+    let (mut frees_memory, mut sudden_to, mut lasts) = (false, Rung::Normal, false);
     if let (Some(watts), Some(comfort)) = (limits.watts, limits.comfort.map(Watts::get)) {
         let limit = if was_stressed {
             comfort * COMFORT_LEFT
@@ -67,13 +69,15 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) 
         reasons.push((Rung::MoveRunning, format!("memory pressure is {pressure:.0} %")));
     }
     if limits.role == MachineRole::Laptop && signals.supply == Some(Supply::Battery) {
+        lasts = true;
         reasons.push((Rung::MoveRunning, "it runs on its battery".into()));
     }
     if signals.low_power == Some(true) {
+        lasts = true;
         reasons.push((Rung::MoveRunning, "it saves power".into()));
     }
     if signals.occupied {
-        // What competes with a build or a call is kept small; whether it is too much, watts say.
+        // What competes with a build is kept small; whether it is too much, watts say.
         reasons.push((Rung::Tighten, "a person's own work keeps it busy".into()));
     }
     if let Some(late) = &signals.late {
@@ -87,6 +91,7 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) 
     let texts: Vec<String> = reasons.into_iter().map(|(_, text)| text).collect();
     Some(Stress {
         up_to,
+        lasts,
         frees_memory,
         sudden_to,
         reason: texts.join(", "),

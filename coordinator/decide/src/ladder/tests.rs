@@ -111,43 +111,37 @@ fn a_hot_laptop_hands_its_batch_over_rung_by_rung_and_comes_back() {
     world.run(60);
     assert!(world.steps.is_empty());
     world.node(0).power = Reading::Scripted(Watts(70.0));
-    world.run(80);
-    let up = [
-        Rung::Hold,
-        Rung::Tighten,
-        Rung::Pause,
-        Rung::MoveQueued,
-        Rung::MoveRunning,
-    ];
+    world.run(180);
+    let up = [Rung::Hold, Rung::Pause, Rung::MoveQueued, Rung::MoveRunning];
     assert_eq!(world.rungs(), up);
     let times: Vec<u64> = world
         .steps
         .iter()
         .map(|(at, ..)| (at - 1_060_000) / 1000)
         .collect();
-    // The smoothed watts pass 45 after four seconds, and stay there for twenty.
-    assert!((22..=28).contains(&times[0]), "{times:?}");
-    assert!(times[4] <= 70, "{times:?}");
+    // The smoothed watts pass 45 after four seconds, and stay there for a minute; as long stands what runs.
+    assert!((62..=68).contains(&times[0]), "{times:?}");
+    assert!((165..=185).contains(&times[3]), "{times:?}");
     let why = &world.steps[0].3;
     assert!(why.contains("(scripted), comfortable are 45 W"), "{why}");
 
     world.works(0, 0, 0);
     world.node(0).power = Reading::Measured(Watts(12.0));
     world.steps.clear();
-    world.run(50);
+    world.run(20);
     assert!(world.steps.is_empty(), "it is not calm for long enough");
-    world.run(60);
+    world.run(40);
     assert_eq!(world.rungs(), [Rung::Hold, Rung::Normal]);
     // Stressed again soon: it has to be calm for twice as long.
     world.works(0, 2, 0);
     world.node(0).power = Reading::Measured(Watts(70.0));
-    world.run(60);
+    world.run(90);
     world.works(0, 0, 0);
     world.node(0).power = Reading::Measured(Watts(12.0));
     world.steps.clear();
-    world.run(110);
+    world.run(40);
     assert!(world.steps.is_empty());
-    world.run(60);
+    world.run(40);
     assert_eq!(world.rung(0), Rung::Normal);
 }
 
@@ -158,7 +152,7 @@ fn without_a_place_to_go_work_stands_still_and_goes_on_here_later() {
     world.node(1).free_slots = 0;
     world.node(0).thermal = Some(Thermal::Serious);
     world.run(60);
-    assert_eq!(world.rungs(), [Rung::Hold, Rung::Tighten, Rung::Pause]);
+    assert_eq!(world.rungs(), [Rung::Hold, Rung::Pause]);
     assert!(
         world.steps[0].0 <= 1_004_000,
         "a chip that throttles does not wait"
@@ -166,14 +160,18 @@ fn without_a_place_to_go_work_stands_still_and_goes_on_here_later() {
     world.node(0).thermal = Some(Thermal::Nominal);
     world.steps.clear();
     world.run(100);
-    assert_eq!(world.rungs(), [Rung::Tighten, Rung::Hold, Rung::Normal]);
-    // And when there is a place after all, it goes there without being stressed.
+    assert_eq!(world.rungs(), [Rung::Hold, Rung::Normal]);
+    // And when there is a place after all, what has not begun goes there without being stressed.
     world.node(0).thermal = Some(Thermal::Serious);
     world.run(40);
     assert_eq!(world.rung(0), Rung::Pause);
     world.node(0).thermal = None;
     world.node(1).free_slots = 1;
-    world.run(20);
+    world.run(10);
+    assert_eq!(world.rung(0), Rung::MoveQueued, "what runs may soon go on");
+    world.works(0, 3, 0);
+    world.node(0).thermal = Some(Thermal::Serious);
+    world.run(10);
     assert_eq!(world.rung(0), Rung::MoveRunning);
 }
 
@@ -210,7 +208,7 @@ fn a_node_that_is_not_heard_of_stays_where_it_is() {
     let mut world = World::new(1, 1);
     world.works(0, 1, 0);
     world.node(0).power = Reading::Measured(Watts(70.0));
-    world.run(40);
+    world.run(80);
     let before = world.steps.len();
     assert!(before > 0);
     world.node(0).heard.age_ms = 10_000;
@@ -223,7 +221,7 @@ fn a_node_that_is_not_heard_of_stays_where_it_is() {
 fn reports_that_are_late_now_and_then_do_not_keep_a_node_relieved() {
     let mut world = World::new(1, 1);
     world.node(0).power = Reading::Measured(Watts(70.0));
-    world.run(40);
+    world.run(80);
     assert_eq!(world.rung(0), Rung::Hold);
     world.node(0).power = Reading::Measured(Watts(10.0));
     for _ in 0..60 {
@@ -339,7 +337,7 @@ impl World {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
 
-    /// Whatever is reported: nobody is let go who was not calm for a minute, nobody is held back again
+    /// Whatever is reported: nobody is let go who was not calm for a while, nobody is held back again
     /// at once, and when nothing changes any more the ladder comes to rest within its rungs.
     #[test]
     fn it_neither_oscillates_nor_runs_on(script in prop::collection::vec(reported(), 1..12)) {

@@ -65,6 +65,24 @@ pub fn minutes(answers: &[Interactive]) -> (usize, usize) {
     (by_minute.len(), missed)
 }
 
+/// What one machine did in the day.
+#[derive(Debug, Clone, Serialize)]
+pub struct Share {
+    pub chip: String,
+    /// Aggregate tokens a second that it would make within its comfort.
+    pub capacity_tok_s: f64,
+    /// Aggregate tokens a second that it made, whether or not they were delivered.
+    pub made_tok_s: f64,
+    /// Prompt tokens a second of aggregate answers that it worked on.
+    pub prefilled_tok_s: f64,
+    /// Hours in which aggregate work ran.
+    pub busy_h: f64,
+    /// Energy of its engine.
+    pub joules: f64,
+    /// Seconds above its comfort, and of those the ones in which aggregate work ran.
+    pub hot_s: (f64, f64),
+}
+
 /// One run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Figures {
@@ -93,6 +111,7 @@ pub struct Figures {
     /// Tries of aggregate requests that came to nothing, and requests that were not finished when the day ended.
     pub refused: usize,
     pub unfinished: usize,
+    pub machines: Vec<Share>,
     /// Steps of the ladder.
     pub rungs: usize,
     /// Promises that were broken.

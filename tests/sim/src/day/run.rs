@@ -9,7 +9,7 @@ use pomona_tests::Random;
 use crate::client::{End, Request};
 use crate::cluster::node_id;
 use crate::day::capacity;
-use crate::day::figures::{Figures, Interactive, budget, minutes, percentile};
+use crate::day::figures::{Figures, Interactive, Share, budget, minutes, percentile};
 use crate::day::fleet::{self, Machine, PEOPLE, agent, editor};
 use crate::day::load::{AT_ONCE, Due, HOURS, LENGTH, Load};
 use crate::day::people::Day;
@@ -68,7 +68,8 @@ pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
         .filter(|one| one.fits(agent().context))
         .collect();
     let of_machine = |machine: &Machine| capacity::of_machine(machine, &fitting, &mut random);
-    let capacity: f64 = machines.iter().map(of_machine).sum();
+    let capacities: Vec<f64> = machines.iter().map(of_machine).collect();
+    let capacity: f64 = capacities.iter().sum();
     let people: Vec<Day> = (0..PEOPLE)
         .map(|node| Day::draw(node, LENGTH, &mut random))
         .collect();
@@ -95,7 +96,7 @@ pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
     let began = Instant::now();
     running.work();
     let speed = running.world.now as f64 / 1000.0 / began.elapsed().as_secs_f64();
-    Ok(running.figures(capacity, speed))
+    Ok(running.figures(&capacities, speed))
 }
 
 impl Running<'_> {
@@ -223,7 +224,7 @@ impl Running<'_> {
         }
     }
 
-    fn figures(mut self, capacity: f64, speed: f64) -> Figures {
+    fn figures(mut self, capacities: &[f64], speed: f64) -> Figures {
         // What is under way when the day ends is as much work as what was before it began is not.
         let under_way = self
             .asked
@@ -242,6 +243,16 @@ impl Running<'_> {
         let joules: f64 = nodes.iter().map(|node| node.joules).sum();
         let delivered = self.delivered[0] + self.delivered[1];
         let aggregate = self.load.due.iter().filter(|due| !due.interactive).count();
+        let of_batch = Class::Batch.index();
+        let machines = nodes.iter().zip(capacities).map(|(node, capacity)| Share {
+            chip: node.mac.kind.chip.clone(),
+            capacity_tok_s: *capacity,
+            made_tok_s: node.engine.tokens[of_batch] as f64 / seconds,
+            prefilled_tok_s: node.engine.prefilled[of_batch] as f64 / seconds,
+            busy_h: node.busy_s / 3600.0,
+            joules: node.joules,
+            hot_s: node.hot_s,
+        });
         let mut by_chip: BTreeMap<String, f64> = BTreeMap::new();
         for owner in 0..PEOPLE {
             let of_owner = self.interactive.iter().filter(|one| one.owner == owner).copied();
@@ -261,12 +272,13 @@ impl Running<'_> {
             interactive_failed: self.interactive.iter().filter(|one| !one.finished).count(),
             aggregate_tok_s: self.delivered[1] as f64 / seconds,
             offered_tok_s: self.load.offered,
-            capacity_tok_s: capacity,
+            capacity_tok_s: capacities.iter().sum(),
             joules_per_token: joules / delivered.max(1) as f64,
             hot_s: nodes.iter().map(|node| node.hot_s.0).sum(),
             hot_with_aggregate_s: nodes.iter().map(|node| node.hot_s.1).sum(),
             refused: self.refused,
             unfinished: aggregate - self.finished,
+            machines: machines.collect(),
             rungs: self.world.rungs.len(),
             broken: self.world.broken.len(),
             speed,

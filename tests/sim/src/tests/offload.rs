@@ -45,15 +45,15 @@ fn hot(seed: u64, for_good: bool) -> World {
     world.at(1_000, policy(only_here));
     let ask = |i: u64, class, tokens| ask(1 + i % COORDINATORS, model(0), class, tokens);
     for i in 0..8 {
-        world.at(9_000 + i * 40, ask(i, Class::Batch, 4_000));
+        world.at(9_000 + i * 40, ask(i, Class::Batch, 12_000));
     }
-    for i in 0..200 {
+    for i in 0..400 {
         let tokens = world.random.between(5, 40) as u32;
         world.at(9_500 + i * 600, ask(i, Class::Interactive, tokens));
     }
-    // Tightened, batch is too much still: the person's own work takes most of what is comfortable.
+    // The person's own work takes most of what is comfortable.
     world.at(9_000, Action::Person(LAPTOP, person(25.0)));
-    world.at(120_000, Action::Person(LAPTOP, person(0.0)));
+    world.at(290_000, Action::Person(LAPTOP, person(0.0)));
     if for_good {
         return world;
     }
@@ -69,7 +69,7 @@ fn hot(seed: u64, for_good: bool) -> World {
 /// Somebody sleeps, somebody stalls, and a cable breaks one way, while the laptop is relieved.
 fn trouble(world: &mut World) {
     for _ in 0..4 {
-        let at = world.random.between(20_000, 80_000);
+        let at = world.random.between(20_000, 240_000);
         let span = world.random.between(500, 8_000);
         let coordinator = Id::Coordinator(world.random.between(2, COORDINATORS + 1));
         match world.random.between(0, 3) {
@@ -113,13 +113,13 @@ fn a_hot_laptop_cools_down_by_itself_and_loses_nothing() {
         world.run_until(25_000);
         let before = world.nodes[LAPTOP].mac.watts;
         assert!(before > COMFORTABLE, "seed {seed}: {before} W");
-        world.run_until(110_000);
+        world.run_until(280_000);
         let relieved = world.nodes[LAPTOP].mac.watts;
         assert!(relieved < COMFORTABLE, "seed {seed}: {relieved} W");
         let highest = world.rungs.iter().map(|(.., to)| *to).max();
         assert_eq!(highest, Some(Rung::MoveRunning), "seed {seed}");
         // It comes to rest, and is let go.
-        world.run_until(420_000);
+        world.run_until(600_000);
         settled(&world, seed);
         does_not_oscillate(&world, node_id(LAPTOP), seed);
         let agreed = world.agreed();
@@ -136,7 +136,7 @@ fn a_hot_laptop_cools_down_by_itself_and_loses_nothing() {
     }
 }
 
-/// With nowhere to go, batch work that is tightened, let go and too much again does so slowly.
+/// With nowhere to go, batch work that stands still, is let go and too much again does so slowly.
 #[test]
 fn a_hot_laptop_with_nobody_to_help_it_does_not_oscillate() {
     for seed in 0..seeds() / 12 {
