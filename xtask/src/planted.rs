@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::commands::{self, output, run};
 
 /// Simulated hours of two hundred seeds: a bug has to show in them.
-const HOURS: &str = "17.2";
+const HOURS: &str = "31.7";
 
 /// A bug: a patch, below a line that says what it does and one that says who is to notice.
 struct Bug {

@@ -18,6 +18,10 @@ pub enum Action {
     Start(Id),
     /// Nothing gets from the first to the second any more, or again.
     Cut(Id, Id, bool),
+    /// Packets between the two get lost, or do no more: what they say comes late.
+    Loses(Id, Id, bool),
+    /// A coordinator's wall clock is off by so many seconds from now on.
+    Steps(u64, i64),
     Commit(Command),
     /// What a person does at a node from now on.
     Person(usize, Person),
@@ -25,8 +29,14 @@ pub enum Action {
     SaysWatts(usize, Option<f32>),
     /// Memory pressure of its system, in percent, that comes from elsewhere; or none.
     Pressed(usize, Option<f32>),
+    /// The footprint of its engine, in percent of the memory, whatever it is; or what it is again.
+    SaysResident(usize, Option<f32>),
+    /// Swap in use in MB, and whether more is being written, likewise.
+    SaysSwap(usize, Option<(f32, bool)>),
     /// Its engine dies, and is started anew.
     Crash(usize),
+    /// The system kills its engine, for want of memory.
+    Kills(usize),
     Ask(Id, Request),
 }
 
@@ -43,8 +53,9 @@ impl World {
             Action::Kill(id) => self.kill(id),
             Action::Start(id) => {
                 let machine = self.machine(id);
-                machine.off = false;
-                machine.boots += 1;
+                if std::mem::take(&mut machine.off) {
+                    machine.boots += 1;
+                }
             }
             Action::Cut(from, to, true) => {
                 self.cuts.insert((from, to));
@@ -53,18 +64,35 @@ impl World {
                 self.cuts.remove(&(from, to));
             }
             Action::Person(node, person) => self.nodes[node].mac.person = person,
-            Action::SaysWatts(node, watts) => self.nodes[node].mac.said_watts = watts,
-            Action::Pressed(node, percent) => self.nodes[node].mac.pressed = percent,
-            Action::Crash(node) => {
+            Action::SaysWatts(node, watts) => self.nodes[node].mac.says.watts = watts,
+            Action::Pressed(node, percent) => self.nodes[node].mac.says.pressure = percent,
+            Action::SaysResident(node, percent) => self.nodes[node].mac.says.resident = percent,
+            Action::SaysSwap(node, swap) => self.nodes[node].mac.says.swap = swap,
+            Action::Crash(node) => self.crash(node),
+            Action::Kills(node) => {
                 if self.nodes[node].machine.runs() {
-                    let wishes = self.nodes[node].crash(now);
-                    self.carry_out_node(node, wishes);
+                    self.nodes[node].count_kill();
                 }
+                self.crash(node);
             }
+            Action::Loses(from, to, true) => {
+                self.lossy.insert((from, to));
+            }
+            Action::Loses(from, to, false) => {
+                self.lossy.remove(&(from, to));
+            }
+            Action::Steps(number, seconds) => self.coordinator(number).clock_off_s = seconds,
             Action::Commit(command) => self.log.commit(command, &mut self.random),
             Action::Ask(entry, request) => {
                 self.ask(entry, request, None);
             }
+        }
+    }
+
+    fn crash(&mut self, node: usize) {
+        if self.nodes[node].machine.runs() {
+            let wishes = self.nodes[node].crash(self.now);
+            self.carry_out_node(node, wishes);
         }
     }
 

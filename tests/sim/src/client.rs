@@ -157,7 +157,7 @@ impl World {
             return None;
         }
         self.count += 1;
-        let (number, now, now_s) = (self.count, self.now, self.now_s());
+        let (number, now) = (self.count, self.now);
         let client = Client {
             entry,
             class: request.class,
@@ -177,6 +177,7 @@ impl World {
                 if let (Some(router), Some(owner)) = (&mut self.coordinator(coordinator).router, owner) {
                     router.enters(number, owner);
                 }
+                let now_s = self.now_s_at(coordinator);
                 let wishes = self
                     .coordinator(coordinator)
                     .on_client(number, generation, now, now_s);

@@ -14,6 +14,7 @@ use pomona_common::plausible::keep_plausible;
 use pomona_common::report::NodeReport;
 use pomona_common::signs::Signs;
 use pomona_common::{Generation, ModelRecord, NodeId, Relief};
+use pomona_decide::gates::are_counted;
 use pomona_decide::{
     Affinity, ClusterState, Command, GateWatch, Heard, Inventory, Ladder, Marks, NodeInventory, NodeSignals,
     Patience, Presence, StoreInventory, lease, plan, presence,
@@ -36,6 +37,8 @@ pub struct Connected {
     stored: Vec<ModelRecord>,
     report: Option<(u64, NodeReport)>,
     signs: Option<Arc<Signs>>,
+    /// The node's process.
+    instance: u64,
     since: u64,
     told: Option<u64>,
     told_evict: bool,
@@ -70,6 +73,8 @@ pub struct Coordinator {
     ladder: Ladder,
     planned: u64,
     said: u64,
+    /// By how many seconds its wall clock is off.
+    pub clock_off_s: i64,
 }
 
 impl Coordinator {
@@ -90,6 +95,7 @@ impl Coordinator {
             ladder: Ladder::default(),
             planned: 0,
             said: 0,
+            clock_off_s: 0,
         }
     }
 
@@ -280,11 +286,32 @@ impl Coordinator {
         if self.router.is_some() {
             return wishes;
         }
-        let signals = self.signals(now);
+        let mut signals = self.signals(now);
+        let killed = self.sessions.iter().filter_map(|(node, connected)| {
+            let (instance, totals) = (connected.instance, &connected.signs.as_ref()?.kills);
+            let is_new = !are_counted(&self.state, *node, instance, totals);
+            is_new.then(|| Command::CountKills {
+                node: *node,
+                instance,
+                totals: totals.clone(),
+                now_s,
+            })
+        });
+        wishes.extend(killed.map(Wish::Commit));
         let passed = self.gates.steps(&self.state, &signals, awake, now_s);
+        for (node, signals) in &mut signals {
+            signals.late = self.gates.late(*node);
+        }
         let relieved = self.ladder.steps(&self.state, &signals, awake, now_s);
         wishes.extend(passed.into_iter().chain(relieved).map(Wish::Commit));
         wishes
+    }
+
+    /// Whether a node's reports come, one a second.
+    pub fn hears(&self, node: NodeId, now: u64) -> bool {
+        let awake = self.machine.awake(now);
+        let report = self.sessions.get(&node).and_then(|one| one.report.as_ref());
+        report.is_some_and(|(at, _)| awake - at < 1_500)
     }
 
     fn signals(&self, now: u64) -> BTreeMap<NodeId, NodeSignals> {
@@ -308,6 +335,7 @@ impl Coordinator {
             stored: Vec::new(),
             report: None,
             signs: None,
+            instance: 0,
             since,
             told: None,
             told_evict: false,
@@ -363,7 +391,10 @@ impl Coordinator {
             return Vec::new();
         };
         match message {
-            NodeMessage::Hello { models, .. } | NodeMessage::Store { models } => connected.stored = models,
+            NodeMessage::Hello { models, instance, .. } => {
+                (connected.stored, connected.instance) = (models, instance)
+            }
+            NodeMessage::Store { models } => connected.stored = models,
             NodeMessage::Report(mut report) => {
                 keep_plausible(&mut report);
                 connected.report = Some((awake, *report));

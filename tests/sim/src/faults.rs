@@ -1,10 +1,12 @@
-//! Many hours of trouble, and what broke.
+//! Many hours of trouble, and what broke: of eight seeds, seven are minutes in which everything happens at once
+//! ([`trouble`]), and one the better part of an hour for what takes its time ([`gates`]).
 
 use serde::Serialize;
 
 use crate::client::End;
 use crate::side_by_side::side_by_side;
-use crate::trouble;
+use crate::world::World;
+use crate::{gates, trouble};
 
 /// What came of some runs.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -18,12 +20,52 @@ pub struct Faults {
     pub unlucky: usize,
     /// Steps of the offload ladder.
     pub rungs: usize,
+    /// Transitions of gates.
+    pub gates: usize,
     /// Promises that were broken, each with its seed: the first ones.
     pub broken: Vec<(u64, String)>,
 }
 
 /// So many broken promises are told.
 const TOLD: usize = 20;
+
+/// One seed in so many is of gates.
+const OF_GATES: u64 = 8;
+
+fn is_of_gates(seed: u64) -> bool {
+    seed % OF_GATES == OF_GATES - 1
+}
+
+/// Milliseconds of this seed's run.
+fn length(seed: u64) -> u64 {
+    if is_of_gates(seed) {
+        gates::LENGTH
+    } else {
+        trouble::LENGTH
+    }
+}
+
+/// How many seeds from this one on make so many hours.
+pub fn seeds_of(hours: f64, first: u64) -> u64 {
+    let (mut left, mut seed) = (hours * 3_600_000.0, first);
+    while left > 0.0 {
+        left -= length(seed) as f64;
+        seed += 1;
+    }
+    seed - first
+}
+
+/// One seed's run, and what broke in it.
+pub fn run_one(seed: u64) -> (World, Vec<String>) {
+    if is_of_gates(seed) {
+        let world = gates::run(seed);
+        let broken = world.broken.clone();
+        return (world, broken);
+    }
+    let world = trouble::run(seed);
+    let broken = trouble::broken(&world);
+    (world, broken)
+}
 
 /// Runs these seeds; stops at the first that breaks a promise if that is wanted. `heard` is told how many are done.
 ///
@@ -45,22 +87,20 @@ pub fn run(
 
 impl Faults {
     fn of(seed: u64) -> Self {
-        let world = trouble::run(seed);
+        let (world, broken) = run_one(seed);
         let ends = |end| {
             let clients = world.clients.values();
             clients.filter(|client| client.end == Some(end)).count()
         };
         Self {
-            hours: trouble::LENGTH as f64 / 3_600_000.0,
+            hours: length(seed) as f64 / 3_600_000.0,
             seeds: 1,
             answers: world.clients.len(),
             finished: ends(End::Finished),
             unlucky: ends(End::Failed { moves: 3 }),
             rungs: world.rungs.len(),
-            broken: trouble::broken(&world)
-                .into_iter()
-                .map(|text| (seed, text))
-                .collect(),
+            gates: world.gates_passed(),
+            broken: broken.into_iter().map(|text| (seed, text)).collect(),
         }
     }
 
@@ -71,6 +111,7 @@ impl Faults {
         self.finished += other.finished;
         self.unlucky += other.unlucky;
         self.rungs += other.rungs;
+        self.gates += other.gates;
         let room = TOLD.saturating_sub(self.broken.len());
         self.broken.extend(other.broken.into_iter().take(room));
         self

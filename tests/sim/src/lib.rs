@@ -13,6 +13,7 @@ pub mod coordinator;
 pub mod day;
 pub mod engine;
 pub mod faults;
+pub mod gates;
 pub mod log;
 pub mod mac;
 pub mod machine;

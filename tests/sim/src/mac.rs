@@ -20,6 +20,8 @@ const COOL_AGAIN: f64 = 0.9;
 const BESIDE_BUILD: f64 = 0.8;
 /// Of the memory, what the system and open programs take. Estimate.
 const SYSTEM_GIB: f64 = 4.0;
+/// Bytes a second that a machine writes to swap that says it does.
+const WRITES: f64 = 1e6;
 
 /// Where the numbers come from.
 pub const DATA: &str = include_str!("../macs.toml");
@@ -130,10 +132,20 @@ pub struct Mac {
     pub swapped_out: f64,
     /// Bytes that the engine holds.
     pub engine_bytes: f64,
-    /// Memory pressure that somebody wrote down, percent.
-    pub pressed: Option<f32>,
-    /// Power that somebody wrote down.
-    pub said_watts: Option<f32>,
+    /// What somebody wrote down, whatever is so.
+    pub says: Says,
+}
+
+/// What a machine says of itself, where that is made up.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Says {
+    pub watts: Option<f32>,
+    /// Memory pressure, percent.
+    pub pressure: Option<f32>,
+    /// The engine's footprint, percent of the memory.
+    pub resident: Option<f32>,
+    /// Swap in use in MB, and whether more is being written.
+    pub swap: Option<(f32, bool)>,
 }
 
 impl Mac {
@@ -147,8 +159,7 @@ impl Mac {
             swap: 0.0,
             swapped_out: 0.0,
             engine_bytes: 0.0,
-            pressed: None,
-            said_watts: None,
+            says: Says::default(),
             kind,
         }
     }
@@ -216,6 +227,9 @@ impl Mac {
         let over = (self.used() - self.total()).max(0.0);
         self.swapped_out += (over - self.swap).max(0.0);
         self.swap = over.max(self.swap * 0.999);
+        if self.says.swap.is_some_and(|(_, writes)| writes) {
+            self.swapped_out += WRITES * seconds;
+        }
     }
 
     /// It slept for so long, and gave off what warmth it had.
@@ -237,7 +251,7 @@ impl Mac {
     /// Memory pressure, percent.
     fn pressure(&self) -> f32 {
         let share = 100.0 * self.used() / self.total();
-        self.pressed.unwrap_or(share.min(100.0) as f32)
+        self.says.pressure.unwrap_or(share.min(100.0) as f32)
     }
 
     /// What its probe says. A person is at a laptop while it is awake.
@@ -249,19 +263,21 @@ impl Mac {
             true => Supply::Battery,
             false => Supply::Mains,
         };
+        let of_total = |percent| f64::from(percent) * self.total() / 100.0;
+        let resident = self.says.resident.map_or(self.engine_bytes, of_total);
         let full = self.kind.battery_wh.value * 3600.0;
         let battery = (100.0 * self.battery / full.max(1.0)) as f32;
         MachineReport {
             memory_total: bytes(self.total()),
             memory_available: bytes(self.total() - self.used()),
             pressure: Reading::Measured(Percent(self.pressure())),
-            power: Reading::Measured(Watts(self.said_watts.unwrap_or(self.watts as f32))),
-            swap_used: bytes(self.swap),
+            power: Reading::Measured(Watts(self.says.watts.unwrap_or(self.watts as f32))),
+            swap_used: bytes(self.says.swap.map_or(self.swap, |(mb, _)| f64::from(mb) * 1e6)),
             // macOS says `fair` long before it slows down, and no more than that when it does.
             thermal: Reading::Measured(if self.hot { Thermal::Fair } else { Thermal::Nominal }),
             engine: ProcessReport {
-                rss: bytes(self.engine_bytes),
-                footprint: bytes(self.engine_bytes),
+                rss: bytes(resident),
+                footprint: bytes(resident),
             },
             chip: self.kind.chip.clone(),
             conditions: Conditions {

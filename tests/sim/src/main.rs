@@ -14,9 +14,9 @@ use serde_json::json;
 use pomona_sim::day::report::Report;
 use pomona_sim::day::traces::Hour;
 use pomona_sim::day::{self, Case};
+use pomona_sim::faults;
 use pomona_sim::policy::{Policy, Tuning};
 use pomona_sim::side_by_side::side_by_side;
-use pomona_sim::{faults, trouble};
 
 /// Figures of simulated clusters.
 #[derive(Parser)]
@@ -91,14 +91,13 @@ fn main() -> anyhow::Result<()> {
 /// Ends with an error when a promise was broken.
 fn run_faults(arguments: &FaultsArguments) -> anyhow::Result<()> {
     if let Some(seed) = arguments.seed {
-        let world = trouble::run(seed);
+        let (world, broken) = faults::run_one(seed);
         print!("{}", world.trace);
-        let broken = trouble::broken(&world);
         println!("{}", json!({ "seed": seed, "broken": broken }));
         anyhow::ensure!(broken.is_empty(), "seed {seed} broke a promise");
         return Ok(());
     }
-    let seeds = (arguments.hours * 3_600_000.0 / trouble::LENGTH as f64).ceil() as u64;
+    let seeds = faults::seeds_of(arguments.hours, arguments.first);
     let seeds = arguments.first..arguments.first + seeds;
     let count = seeds.end - seeds.start;
     let found = faults::run(seeds, arguments.until_broken, |done| {

@@ -65,6 +65,8 @@ pub struct Node {
     pub joules: f64,
     /// Seconds in which aggregate work ran.
     pub busy_s: f64,
+    /// How often the system killed its engine, by the model that is to blame.
+    pub kills: BTreeMap<ModelName, u64>,
     /// Whether it keeps to what is comfortable.
     pub is_paced: bool,
     /// What is comfortable, in watts.
@@ -120,6 +122,7 @@ impl Node {
             hot_s: (0.0, 0.0),
             joules: 0.0,
             busy_s: 0.0,
+            kills: BTreeMap::new(),
             is_paced: true,
             comfort: None,
         }
@@ -322,9 +325,9 @@ impl Node {
         let (answers, first_tokens) = self.engine.first_tokens();
         let signs = NodeMessage::Signs(Box::new(Signs {
             swapped_out: Reading::Measured(Bytes(self.mac.swapped_out as u64)),
+            kills: self.kills.clone(),
             answers,
             first_tokens,
-            ..Signs::default()
         }));
         let messages = [report, signs].map(|message| Wire::FromNode(Box::new(message)));
         let to = self.sessions.keys();
@@ -470,6 +473,14 @@ impl Node {
         self.loading.clear();
         wishes.extend(self.follow_target(now));
         wishes
+    }
+
+    /// The heaviest of its models is to blame for a kill.
+    pub fn count_kill(&mut self) {
+        let models = self.engine.models();
+        if let Some(record) = models.max_by_key(|record| record.weight_bytes) {
+            *self.kills.entry(record.name.clone()).or_default() += 1;
+        }
     }
 
     fn follow_target(&mut self, now: u64) -> Vec<Wish> {

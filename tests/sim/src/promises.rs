@@ -10,8 +10,8 @@ use crate::world::World;
 
 /// Memory of every machine that nothing is planned for, in bytes.
 const RESERVE: u64 = 2 << 30;
-/// A node that came down a rung does not go up again sooner, in milliseconds; where its memory is short or its chip
-/// throttles it may after the second time.
+/// A node that came down a rung does not go up again sooner, in milliseconds; where its memory is short, its chip
+/// throttles or a gate has waited for its own time it may after the second time.
 const SUSTAINED: u64 = 20_000;
 const SUDDEN: u64 = 3_000;
 /// No Mac draws as much.
@@ -28,7 +28,8 @@ impl World {
         if let Command::Relieve { node, seen, relieved } = command {
             let last = self.rungs.iter().rev().find(|(_, id, ..)| id == node);
             let fell = last.filter(|(_, _, from, to)| to < from);
-            let may_after = match relieved.reason.contains("memory") || relieved.reason.contains("thermal") {
+            let is_sudden = |why: &&str| relieved.reason.contains(why);
+            let may_after = match ["memory", "thermal", "gate has"].iter().any(is_sudden) {
                 true => SUDDEN,
                 false => SUSTAINED,
             };

@@ -111,7 +111,7 @@ pub fn trouble(world: &mut World) {
         let choice = world.random.between(0, everybody.len() as u64) as usize;
         let id = everybody[choice];
         let safe = id == CELLAR.0 || id == CELLAR.1;
-        match world.random.between(0, 12) {
+        match world.random.between(0, 14) {
             0 | 1 if !safe => {
                 let span = world.random.between(500, 60_000);
                 world.at(at, Action::Sleep(id));
@@ -164,6 +164,19 @@ pub fn trouble(world: &mut World) {
                 let node = world.random.between(1, NODES as u64) as usize;
                 world.at(at, Action::Crash(node));
             }
+            12 => {
+                let other = everybody[world.random.between(0, everybody.len() as u64) as usize];
+                let span = world.random.between(2_000, 40_000);
+                for (from, to) in [(id, other), (other, id)] {
+                    world.at(at, Action::Loses(from, to, true));
+                    world.at(at + span, Action::Loses(from, to, false));
+                }
+            }
+            13 => {
+                let number = world.random.between(1, COORDINATORS + 1);
+                let seconds = [-90_000, -3_600, -5, 7, 3_600, 90_000][world.random.between(0, 6) as usize];
+                world.at(at, Action::Steps(number, seconds));
+            }
             6 => {
                 let node = world.random.between(1, NODES as u64) as usize;
                 let until_s = BEGAN_S + at / 1000 + 5;
@@ -206,6 +219,9 @@ pub fn trouble(world: &mut World) {
 pub fn heal(world: &mut World, at: u64) {
     let everybody = world.everybody();
     for id in &everybody {
+        if let Id::Coordinator(number) = id {
+            world.at(at, Action::Steps(*number, 0));
+        }
         world.at(at, Action::Wake(*id));
         world.at(at, Action::Stall(*id, false));
         world.at(at, Action::Start(*id));
@@ -215,6 +231,7 @@ pub fn heal(world: &mut World, at: u64) {
         }
         for other in &everybody {
             world.at(at, Action::Cut(*id, *other, false));
+            world.at(at, Action::Loses(*id, *other, false));
         }
     }
     for node in 0..NODES {

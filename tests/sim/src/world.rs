@@ -21,6 +21,8 @@ use pomona_tests::Random;
 /// Milliseconds between two looks of a machine, and before a message that found nobody is sent again.
 const TICK: u64 = 100;
 const AGAIN: u64 = 100;
+/// A packet that was lost comes so many milliseconds later.
+const RESENT: (u64, u64) = (50, 900);
 /// A handshake that nobody answers.
 const HANDSHAKE: u64 = 3_000;
 
@@ -47,6 +49,8 @@ pub struct World {
     pub coordinators: Vec<Coordinator>,
     pub log: Log,
     pub cuts: BTreeSet<(Id, Id)>,
+    /// Between whom packets get lost.
+    pub lossy: BTreeSet<(Id, Id)>,
     pub channels: BTreeMap<(Id, Id), Channel>,
     pub clients: BTreeMap<u64, Client>,
     /// Answers that have ended since somebody looked.
@@ -81,6 +85,7 @@ impl World {
             coordinators: (1..=coordinators).map(Coordinator::new).collect(),
             log: Log::default(),
             cuts: BTreeSet::new(),
+            lossy: BTreeSet::new(),
             channels: BTreeMap::new(),
             clients: BTreeMap::new(),
             ended: Vec::new(),
@@ -119,6 +124,12 @@ impl World {
 
     pub fn now_s(&self) -> u64 {
         BEGAN_S + self.now / 1000
+    }
+
+    /// By the wall clock of a coordinator.
+    pub fn now_s_at(&self, number: u64) -> u64 {
+        let off = self.coordinators[number as usize - 1].clock_off_s;
+        self.now_s().saturating_add_signed(off)
     }
 
     /// Does this at that time.
@@ -191,7 +202,7 @@ impl World {
                     self.say(format_args!("leader: {leader:?}"));
                 }
                 self.apply(number);
-                let (now, now_s) = (self.now, self.now_s());
+                let (now, now_s) = (self.now, self.now_s_at(number));
                 let leads = self.log.leader == Some(number);
                 let wishes = self.coordinator(number).tick(now, leads, now_s);
                 self.carry_out_coordinator(number, wishes);
@@ -253,7 +264,11 @@ impl World {
     }
 
     fn send(&mut self, from: Id, to: Id, session: u64, wire: Wire) {
-        let latency = self.random.between(1, 6);
+        let mut latency = self.random.between(1, 6);
+        if self.lossy.contains(&(from, to)) && self.random.one_in(4) {
+            // Sent again, once or a few times.
+            latency += self.random.between(RESENT.0, RESENT.1);
+        }
         let channel = self.channels.entry((from, to)).or_default();
         // In order, as in a stream.
         let at = channel.back().map_or(0, |(at, ..)| *at).max(self.now + latency);
@@ -281,14 +296,14 @@ impl World {
             else {
                 return;
             };
-            let (now, now_s) = (self.now, self.now_s());
+            let now = self.now;
             match (from, to) {
                 (Id::Coordinator(number), Id::Node(node)) => {
                     let wishes = self.nodes[node].on_message(number, session, wire, now);
                     self.carry_out_node(node, wishes);
                 }
                 (Id::Node(node), Id::Coordinator(number)) => {
-                    let id = self.nodes[node].id;
+                    let (id, now_s) = (self.nodes[node].id, self.now_s_at(number));
                     let wishes = self.coordinator(number).on_message(id, session, wire, now, now_s);
                     self.carry_out_coordinator(number, wishes);
                 }
