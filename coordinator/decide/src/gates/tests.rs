@@ -359,6 +359,25 @@ fn what_is_not_measured_neither_trips_nor_clears() {
 }
 
 #[test]
+fn time_in_which_a_session_is_dialled_anew_does_not_count() {
+    let mut world = World::new();
+    world.node.resident = Some(90.0);
+    world.run(595);
+    for _ in 0..8 {
+        world.now_s += 1;
+        let now = Duration::from_secs(world.now_s);
+        let steps = world
+            .watch
+            .steps(&world.state, &BTreeMap::new(), now, world.now_s);
+        assert_eq!(steps, []);
+    }
+    world.run(3);
+    assert_eq!(world.stage(Gate::Residency), Stage::Clear);
+    world.run(5);
+    assert_eq!(world.stage(Gate::Residency), Stage::Tripped);
+}
+
+#[test]
 fn the_gates_of_a_node_that_is_away_do_not_stay() {
     let mut world = World::new();
     world.node.resident = Some(90.0);

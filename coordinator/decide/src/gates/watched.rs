@@ -16,6 +16,8 @@ use crate::ladder::NodeSignals;
 use crate::smoothed::Smoothed;
 use crate::state::ClusterState;
 
+/// Leaders look far more often.
+const LOOKS: Duration = Duration::from_secs(2);
 /// A node that is heard of no more, or a measure that cannot be taken, for so long begins anew; for less,
 /// time stands still.
 pub(super) const UNHEARD: Duration = Duration::from_secs(10);
@@ -76,10 +78,13 @@ impl Watched {
         let passed = look
             .now
             .saturating_sub(std::mem::replace(&mut self.looked, look.now));
-        if look.node.heard.is_late() {
+        // One whose session was dialled anew has not been looked at meanwhile.
+        if look.node.heard.is_late() || passed > LOOKS {
             self.times
                 .values_mut()
                 .for_each(|times| times.pause(passed, look.now));
+        }
+        if look.node.heard.is_late() {
             return;
         }
         self.take(look);
