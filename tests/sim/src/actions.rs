@@ -1,6 +1,6 @@
 //! What happens to the world from outside.
 
-use pomona_decide::Command;
+use pomona_decide::{Command, SpillId};
 
 use crate::client::{End, Request};
 use crate::mac::Person;
@@ -20,6 +20,14 @@ pub enum Action {
     Cut(Id, Id, bool),
     /// Packets between the two get lost, or do no more: what they say comes late.
     Loses(Id, Id, bool),
+    /// The cloud is approved for so many seconds and tokens, or no more.
+    Approve(Option<(u64, u64)>),
+    /// Whether the second model is private.
+    SetPrivate(bool),
+    /// Nobody takes a request at this coordinator.
+    Spill(u64),
+    /// A cloud's answer took so many tokens.
+    Settle(SpillId, u64),
     /// A coordinator's wall clock is off by so many seconds from now on.
     Steps(u64, i64),
     Commit(Command),
@@ -81,6 +89,10 @@ impl World {
             Action::Loses(from, to, false) => {
                 self.lossy.remove(&(from, to));
             }
+            Action::Approve(approval) => self.approve(approval),
+            Action::SetPrivate(private) => self.set_private(private),
+            Action::Spill(number) => self.spill(number),
+            Action::Settle(id, tokens) => self.settle(id, tokens),
             Action::Steps(number, seconds) => self.coordinator(number).clock_off_s = seconds,
             Action::Commit(command) => self.log.commit(command, &mut self.random),
             Action::Ask(entry, request) => {

@@ -22,6 +22,8 @@ pub struct Faults {
     pub rungs: usize,
     /// Transitions of gates.
     pub gates: usize,
+    /// Requests that the log let out to a cloud, and those that it refused.
+    pub spills: (usize, usize),
     /// Promises that were broken, each with its seed: the first ones.
     pub broken: Vec<(u64, String)>,
 }
@@ -100,6 +102,7 @@ impl Faults {
             unlucky: ends(End::Failed { moves: 3 }),
             rungs: world.rungs.len(),
             gates: world.gates_passed(),
+            spills: (world.book.let_out, world.book.refused),
             broken: broken.into_iter().map(|text| (seed, text)).collect(),
         }
     }
@@ -112,6 +115,8 @@ impl Faults {
         self.unlucky += other.unlucky;
         self.rungs += other.rungs;
         self.gates += other.gates;
+        self.spills.0 += other.spills.0;
+        self.spills.1 += other.spills.1;
         let room = TOLD.saturating_sub(self.broken.len());
         self.broken.extend(other.broken.into_iter().take(room));
         self

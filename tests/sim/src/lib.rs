@@ -21,6 +21,7 @@ pub mod node;
 pub mod policy;
 pub mod promises;
 pub mod side_by_side;
+pub mod spills;
 #[cfg(test)]
 mod tests;
 pub mod tokens;

@@ -203,6 +203,23 @@ pub fn trouble(world: &mut World) {
     }
     let mut at = 6_000;
     while at < TROUBLE {
+        at += world.random.between(500, 20_000);
+        let approval = (world.random.between(1, 60), world.random.between(0, 20_000));
+        let says = match world.random.between(0, 4) {
+            0 => Action::SetPrivate(world.random.one_in(2)),
+            1 => Action::Approve(None),
+            _ => Action::Approve(Some(approval)),
+        };
+        world.at(at, says);
+    }
+    at = 6_000;
+    while at < TROUBLE {
+        at += world.random.between(500, 6_000);
+        let number = world.random.between(1, COORDINATORS + 1);
+        world.at(at, Action::Spill(number));
+    }
+    at = 6_000;
+    while at < TROUBLE {
         at += world.random.between(100, 1_500);
         let mut entry = Id::Coordinator(world.random.between(1, COORDINATORS + 1));
         let model = model(world.random.between(0, 2) as usize);

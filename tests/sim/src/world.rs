@@ -15,6 +15,7 @@ use crate::engine::Asker;
 use crate::log::Log;
 use crate::node::{self, Node};
 use crate::policy::{Policy, Router, Tuning};
+use crate::spills::Book;
 use crate::wire::{Id, Wire};
 use pomona_tests::Random;
 
@@ -60,6 +61,8 @@ pub struct World {
     pub is_long: bool,
     /// Promises that were broken.
     pub broken: Vec<String>,
+    /// What operators said of the cloud.
+    pub book: Book,
     /// Steps of the offload ladder: when, which node, from where and to where.
     pub rungs: Vec<(u64, NodeId, Rung, Rung)>,
 }
@@ -92,6 +95,7 @@ impl World {
             trace: String::new(),
             is_long: false,
             broken: Vec::new(),
+            book: Book::default(),
             rungs: Vec::new(),
         };
         for command in founding {
@@ -214,6 +218,12 @@ impl World {
     fn reaches(&self, one: u64, other: u64) -> bool {
         let (a, b) = (Id::Coordinator(one), Id::Coordinator(other));
         one == other || self.runs(b) && !self.is_cut(a, b) && !self.is_cut(b, a)
+    }
+
+    /// Whether a coordinator is heard by a leader.
+    pub fn has_quorum(&self, number: u64) -> bool {
+        let reaches = |leader| self.reaches(number, leader);
+        self.runs(Id::Coordinator(number)) && self.log.leader.is_some_and(reaches)
     }
 
     /// Lets a coordinator know what was committed, if it reaches the leader.
