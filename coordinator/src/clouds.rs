@@ -360,7 +360,14 @@ impl Errand {
             if !matches!(sent, Ok(Ok(()))) {
                 return None;
             }
+            let left = limits::REQUEST_WALL_CLOCK.saturating_sub(began.elapsed());
             let next = tokio::select! {
+                () = tokio::time::sleep(left) => {
+                    // What it reserved is not kept for longer, whatever its class may take.
+                    let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
+                    let _ = sender.try_send(GenerationEvent::Failed(Failure::TimedOut { limit_s }));
+                    return None;
+                }
                 next = answer.next() => next.and_then(|next| next.ok_or(UpstreamError::BrokeOff)),
                 () = sender.closed() => return None,
             };

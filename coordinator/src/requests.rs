@@ -7,7 +7,7 @@ use std::time::Duration;
 use pomona_api::Backend;
 use pomona_common::control::StreamRequest;
 use pomona_common::failure::InvalidCode;
-use pomona_common::{Failure, Generation, Sampling, TextAsk, TextPrompt, limits};
+use pomona_common::{Class, Failure, Generation, Sampling, TextAsk, TextPrompt, limits};
 use pomona_link::{FrameReceiver, FrameSender, LinkError};
 use tokio::sync::Semaphore;
 
@@ -15,15 +15,27 @@ use crate::backend::CoordinatorBackend;
 
 /// A node sends its request within this time after it has opened the stream.
 const REQUEST: Duration = Duration::from_secs(5);
-/// Answers of one node's endpoint at once: what its own queue would take.
+/// Answers of one node's endpoint and one class at once: what its own queue would take.
 const ANSWERS: usize = limits::QUEUE.capacity;
 /// Tokenizers that one node fetches at once: they are megabytes, and kept there.
 const TEXTS: usize = 2;
 
+/// The class by whose limits a request of a node is served.
+fn class_of(request: &StreamRequest) -> Class {
+    match request {
+        StreamRequest::Generate(generation)
+        | StreamRequest::GenerateIn(generation, _)
+        | StreamRequest::GenerateText(generation, ..) => generation.class,
+        StreamRequest::Spill(ask) => ask.class,
+        StreamRequest::FetchText(_) => Class::Interactive,
+    }
+}
+
 /// The streams of one node.
 pub(crate) struct Requests {
     backend: Arc<CoordinatorBackend>,
-    answers: Semaphore,
+    /// By class: batch, which waits for long, keeps nobody else out.
+    answers: [Semaphore; 3],
     texts: Semaphore,
 }
 
@@ -31,27 +43,32 @@ impl Requests {
     pub(crate) fn new(backend: Arc<CoordinatorBackend>) -> Self {
         Self {
             backend,
-            answers: Semaphore::new(ANSWERS),
+            answers: Class::ALL.map(|_| Semaphore::new(ANSWERS)),
             texts: Semaphore::new(TEXTS),
         }
     }
 
-    /// Serves one stream that the node opened, for no longer than any request may take.
-    pub(crate) async fn serve(self: Arc<Self>, send: FrameSender, receive: FrameReceiver) {
-        let answer = tokio::time::timeout(limits::BATCH_WALL_CLOCK, self.answer(send, receive));
-        match answer.await {
+    /// Serves one stream that the node opened, for no longer than a request of its class may take.
+    pub(crate) async fn serve(self: Arc<Self>, send: FrameSender, mut receive: FrameReceiver) {
+        let request = match receive.expect::<StreamRequest>(REQUEST).await {
+            Ok(request) => request.whole(),
+            Err(error) => return tracing::debug!(%error, "a node opened a stream and asked for nothing"),
+        };
+        let limit = limits::wall_clock(class_of(&request));
+        match tokio::time::timeout(limit, self.answer(request, send)).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "stream of a node ended"),
             Err(_) => tracing::info!("an answer for a node took too long"),
         }
     }
 
-    async fn answer(&self, send: FrameSender, mut receive: FrameReceiver) -> Result<(), LinkError> {
-        match receive.expect::<StreamRequest>(REQUEST).await?.whole() {
+    async fn answer(&self, request: StreamRequest, send: FrameSender) -> Result<(), LinkError> {
+        let answers = &self.answers[class_of(&request).index()];
+        match request {
             StreamRequest::Generate(generation)
             | StreamRequest::GenerateIn(generation, _)
             | StreamRequest::GenerateText(generation, ..) => {
-                let permit = self.answers.try_acquire();
+                let permit = answers.try_acquire();
                 let answer = match self.check(&generation) {
                     Err(failure) => Err(failure),
                     Ok(()) if permit.is_err() => Err(Failure::Overloaded {
@@ -63,7 +80,7 @@ impl Requests {
                 pomona_dispatch::serve(answer, send).await
             }
             StreamRequest::Spill(ask) => {
-                let permit = self.answers.try_acquire();
+                let permit = answers.try_acquire();
                 let answer = match self.check_text(&ask) {
                     Err(failure) => Err(failure),
                     Ok(()) if permit.is_err() => Err(Failure::NoCloud {

@@ -139,7 +139,7 @@ impl Echo {
                 self.knobs = knobs;
                 Ok(())
             }
-            // It makes no heat, and says what slots an engine that does would have left.
+            // It makes no heat: it only says what slots an engine that does would have left, and stands still.
             EngineCommand::Pace(percent) => {
                 self.pace = percent;
                 Ok(())
@@ -170,7 +170,8 @@ impl Echo {
     fn step(&mut self) -> Result<(), WireError> {
         self.steps += 1;
         let mut events = Vec::new();
-        let stands_still = |class: Class| self.knobs.class(class).is_paused();
+        let is_stopped = |class| class == Class::Batch && self.pace == 0;
+        let stands_still = |class: Class| self.knobs.class(class).is_paused() || is_stopped(class);
         for (sequence, (generation, emitted)) in &mut self.running {
             if stands_still(generation.class) {
                 continue;

@@ -141,7 +141,7 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         let began = Instant::now();
         let (status, _, retry_after_s, answer) = ask(entry, "batch");
         let took = began.elapsed();
-        assert_eq!((status, retry_after_s), (429, Some(60)), "{answer}");
+        assert_eq!((status, retry_after_s), (429, Some(30)), "{answer}");
         assert!(
             (Duration::from_secs(3)..SOON).contains(&took),
             "held for {took:?}"

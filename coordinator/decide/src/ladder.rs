@@ -65,8 +65,12 @@ struct Watched {
     watts: Smoothed,
     stressed: Lasting,
     calm: Lasting,
+    /// As stressed, by what has to last before anything is done.
+    sustained: Lasting,
     /// When it came to its rung, as far as this leader knows.
     rung_since: Option<(Rung, Duration)>,
+    /// Since when what runs stands still, likewise.
+    stands: Lasting,
     /// When it was looked at last.
     looked: Duration,
 }
@@ -139,11 +143,13 @@ impl Watched {
         if self.rung_since.is_none_or(|(known, _)| known != rung) {
             self.rung_since = Some((rung, now));
         }
+        self.stands.note(rung >= Rung::Pause, now);
         let passed = now.saturating_sub(std::mem::replace(&mut self.looked, now));
         if node.heard.is_late() {
             let is_gone = Duration::from_millis(node.heard.age_ms) > UNHEARD;
             self.stressed.pause(passed, is_gone);
             self.calm.pause(passed, is_gone);
+            self.sustained.pause(passed, is_gone);
             return None;
         }
         let was_stressed = self.stressed.is_so() || rung > Rung::Normal;
@@ -154,6 +160,9 @@ impl Watched {
         let is_stressed = stress.as_ref().is_some_and(|stress| stress.up_to >= justified);
         self.stressed.note(is_stressed, now);
         self.calm.note(!is_stressed, now);
+        let waits = |stress: &Stress| stress.up_to > stress.sudden_to;
+        self.sustained
+            .note(is_stressed && stress.as_ref().is_some_and(waits), now);
         stress
     }
 
@@ -182,30 +191,24 @@ impl Watched {
         }
         // Work that stands still goes where it can, whether or not standing still has helped.
         let is_stranded = rung >= Rung::Pause && node.batch() > 0 && !node.heard.is_late();
+        let has_lasted = |since: &Lasting, wanted| since.lasted(now).is_some_and(|lasted| lasted >= wanted);
+        let sustained = if lasts { LASTING } else { SUSTAINED };
+        let begins = rung == Rung::Normal || before.fell;
         let up_to = match stress {
-            Some(stress) if stress.up_to > rung => stress.up_to,
+            Some(stress) if stress.up_to > rung && has_lasted(&self.sustained, sustained) => stress.up_to,
+            // What does harm does not wait, and takes nothing along that has not waited.
+            Some(stress) if is_sudden && (!begins || has_lasted(&self.stressed, SUDDEN)) => stress.sudden_to,
             _ if is_stranded => Rung::MoveRunning,
             _ => return None,
         };
-        let begins = rung == Rung::Normal || before.fell;
-        if begins && !is_stranded {
-            let stressed_for = self.stressed.lasted(now)?;
-            let sustained = match () {
-                () if is_sudden => SUDDEN,
-                () if lasts => LASTING,
-                () => SUSTAINED,
-            };
-            if stressed_for < sustained {
-                return None;
-            }
-        }
         let step = if is_sudden { STEP_UP_SUDDEN } else { STEP_UP };
         if rung > Rung::Normal && self.at_rung_for(rung, now) < step {
             return None;
         }
         // Where a rest did not help for long, another one will not either.
         let relapses = before.relapses > 0;
-        let stood = is_sudden || lasts || relapses || self.at_rung_for(rung, now) >= STANDS;
+        let stood_for = self.stands.lasted(now).unwrap_or_default();
+        let stood = is_sudden || lasts || relapses || stood_for >= STANDS;
         let mut above = Rung::ALL
             .into_iter()
             .filter(|next| *next > rung && *next <= up_to);

@@ -20,6 +20,9 @@ const AIM_DELICATE: f32 = 0.7;
 const GAIN: f32 = 5.0;
 /// Pace of batch work that has just come, percent: what comes of it is not known yet.
 const BEGIN: f32 = 20.0;
+/// The slowest, percent, of a machine that draws no more than is comfortable: nobody would relieve it of what stands
+/// still there.
+const SLOWEST: f32 = 5.0;
 /// What a reading says is taken to have been so for no longer than this.
 const GAP: Duration = Duration::from_secs(5);
 /// Readings that fail for so long have failed for good: what cannot be read is not kept to.
@@ -95,8 +98,9 @@ impl Pacer {
         } else {
             0.0
         };
+        let least = if watts.get() > comfort.get() { 0.0 } else { SLOWEST };
         let most = if works { 100.0 } else { BEGIN };
-        self.percent = (self.percent + GAIN * seconds * off).clamp(0.0, most);
+        self.percent = (self.percent + GAIN * seconds * off).clamp(least, most);
         self.percent.round() as u32
     }
 }
@@ -179,6 +183,18 @@ mod tests {
             ..draws(90.0)
         };
         assert_eq!(pacer.look(alone, COMFORT, true, at(33)), 100);
+    }
+
+    /// Between what is aimed at and what is too much, where the ladder does nothing, batch goes on.
+    #[test]
+    fn what_is_comfortable_just_so_stops_nothing() {
+        let mut pacer = Pacer::default();
+        for second in 0..60 {
+            pacer.look(draws(34.0), COMFORT, true, at(second));
+        }
+        assert_eq!(pacer.look(draws(34.0), COMFORT, true, at(60)), 5);
+        assert_eq!(pacer.look(draws(70.0), COMFORT, true, at(61)), 0);
+        assert_eq!(pacer.look(draws(34.0), COMFORT, true, at(62)), 5);
     }
 
     #[test]

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 /// While it stands still, batch is looked at so often.
 const LOOK: Duration = Duration::from_secs(1);
+/// The longest rest of batch that does not stand still: no watchdog is to take it for wedged.
+const REST: Duration = Duration::from_secs(20);
 
 /// See the module's documentation.
 #[derive(Debug, Clone)]
@@ -55,7 +57,8 @@ impl Pace {
             return Some(now + LOOK);
         }
         let (ended, took) = self.ended;
-        let until = ended + took * (100 - self.percent) / self.percent;
+        let rest = took * (100 - self.percent) / self.percent;
+        let until = ended + rest.min(REST);
         (until > now).then_some(until)
     }
 }
@@ -118,7 +121,9 @@ mod tests {
                 }
             }
             prop_assert_eq!(most, (10 * percent).div_ceil(100));
-            let wanted = f64::from(percent) / 100.0;
+            // The longest rest bounds how slow it gets.
+            let slowest = takes.as_secs_f64() / (takes + REST).as_secs_f64();
+            let wanted = (f64::from(percent) / 100.0).max(slowest);
             let share = busy.as_secs_f64() / now.as_secs_f64();
             prop_assert!((share / wanted - 1.0).abs() < 0.1, "{share} of {wanted}");
         }

@@ -7,7 +7,7 @@ use crate::supervisor::actor::Actor;
 
 /// Who is refused because the machine is spared may ask again after so many seconds: sooner nobody is let
 /// go.
-const SPARED_RETRY_S: u32 = 60;
+const SPARED_RETRY_S: u32 = 30;
 
 /// Likewise where memory is short: that is looked at every second, and lasts for some.
 const SHORT_RETRY_S: u32 = 10;

@@ -10,7 +10,8 @@ use crate::supervisor::watchdog::{Seen, Verdict};
 impl Actor {
     /// Looks whether the engine is wedged; one that is ends, which the end of its pipe tells.
     pub(super) fn watch(&mut self) {
-        let stands_still = self.instructions.borrow().relief.rung >= Rung::Pause;
+        let is_paused = self.instructions.borrow().relief.rung >= Rung::Pause;
+        let stands_still = is_paused || self.pace == 0;
         let seen = Seen {
             works: self
                 .sequences

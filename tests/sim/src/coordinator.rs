@@ -2,6 +2,7 @@
 
 mod view;
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use pomona_common::{Generation, ModelRecord, NodeId, Relief};
 use pomona_decide::gates::are_counted;
 use pomona_decide::{
     Affinity, ClusterState, Command, GateWatch, Heard, Inventory, Ladder, Marks, NodeInventory, NodeSignals,
-    Patience, Presence, StoreInventory, lease, plan, presence,
+    Patience, Presence, StoreInventory, apply, lease, plan, presence,
 };
 
 use crate::answers::{self, Answers};
@@ -269,42 +270,42 @@ impl Coordinator {
         wishes
     }
 
+    /// As `coordinator/src/leader.rs`: each step goes by what the ones before it did.
     fn lead(&mut self, now: u64, now_s: u64) -> Vec<Wish> {
         let missing = self.sessions.values().flat_map(|connected| &connected.stored);
         let missing = missing.filter(|record| !self.state.catalogue.contains_key(&record.name));
-        let mut wishes: Vec<Wish> = missing
-            .map(|record| Wish::Commit(Command::AddModel(record.clone())))
-            .collect();
-        wishes.extend(lease::due(&self.state, now_s).into_iter().map(Wish::Commit));
-        let inventory = self.inventory(now);
+        let mut due: Vec<Command> = missing.map(|record| Command::AddModel(record.clone())).collect();
+        due.extend(lease::due(&self.state, now_s));
+        let (inventory, mut signals) = (self.inventory(now), self.signals(now));
         let awake = Duration::from_millis(self.machine.awake(now));
-        if !self.patience.waits(&self.state, &inventory, awake)
-            && let Some(step) = plan(&self.state, &inventory, now_s).step
+        let mut known = Known::of(&self.state, &due);
+        if self.router.is_none() {
+            let killed = self.sessions.iter().filter_map(|(node, connected)| {
+                let (instance, totals) = (connected.instance, &connected.signs.as_ref()?.kills);
+                let is_new = !are_counted(&known.state, *node, instance, totals);
+                is_new.then(|| Command::CountKills {
+                    node: *node,
+                    instance,
+                    totals: totals.clone(),
+                    now_s,
+                })
+            });
+            let killed: Vec<Command> = killed.collect();
+            known.take(killed, &mut due);
+            let passed = self.gates.steps(&known.state, &signals, awake, now_s);
+            known.take(passed, &mut due);
+            for (node, signals) in &mut signals {
+                signals.late = self.gates.late(*node);
+            }
+            let relieved = self.ladder.steps(&known.state, &signals, awake, now_s);
+            known.take(relieved, &mut due);
+        }
+        if !self.patience.waits(&known.state, &inventory, awake)
+            && let Some(step) = plan(&known.state, &inventory, now_s).step
         {
-            wishes.push(Wish::Commit(Command::Replan { step, now_s }));
+            due.push(Command::Replan { step, now_s });
         }
-        if self.router.is_some() {
-            return wishes;
-        }
-        let mut signals = self.signals(now);
-        let killed = self.sessions.iter().filter_map(|(node, connected)| {
-            let (instance, totals) = (connected.instance, &connected.signs.as_ref()?.kills);
-            let is_new = !are_counted(&self.state, *node, instance, totals);
-            is_new.then(|| Command::CountKills {
-                node: *node,
-                instance,
-                totals: totals.clone(),
-                now_s,
-            })
-        });
-        wishes.extend(killed.map(Wish::Commit));
-        let passed = self.gates.steps(&self.state, &signals, awake, now_s);
-        for (node, signals) in &mut signals {
-            signals.late = self.gates.late(*node);
-        }
-        let relieved = self.ladder.steps(&self.state, &signals, awake, now_s);
-        wishes.extend(passed.into_iter().chain(relieved).map(Wish::Commit));
-        wishes
+        due.into_iter().map(Wish::Commit).collect()
     }
 
     /// Whether a node's reports come, one a second.
@@ -426,6 +427,30 @@ impl Coordinator {
     pub fn on_client(&mut self, number: u64, generation: Generation, now: u64, now_s: u64) -> Vec<Wish> {
         let hold = self.state.fallback(generation.class).hold().as_millis() as u64;
         self.ask(number, generation, hold.max(EXPECT), now, now_s)
+    }
+}
+
+/// What a leader knows in the middle of its round.
+struct Known<'a> {
+    state: Cow<'a, ClusterState>,
+}
+
+impl<'a> Known<'a> {
+    fn of(state: &'a ClusterState, due: &[Command]) -> Self {
+        let mut known = Self {
+            state: Cow::Borrowed(state),
+        };
+        due.iter().for_each(|command| known.learn(command));
+        known
+    }
+
+    fn learn(&mut self, command: &Command) {
+        apply(self.state.to_mut(), command);
+    }
+
+    fn take(&mut self, commands: Vec<Command>, due: &mut Vec<Command>) {
+        commands.iter().for_each(|command| self.learn(command));
+        due.extend(commands);
     }
 }
 

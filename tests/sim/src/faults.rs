@@ -11,8 +11,13 @@ use crate::{gates, trouble};
 /// What came of some runs.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Faults {
-    /// Of simulated time.
+    /// Of simulated time, and of that hours of gates, in which less else happens.
     pub hours: f64,
+    pub hours_of_gates: f64,
+    #[serde(skip)]
+    ms: u64,
+    #[serde(skip)]
+    ms_of_gates: u64,
     pub seeds: u64,
     pub answers: usize,
     pub finished: usize,
@@ -21,7 +26,7 @@ pub struct Faults {
     /// Steps of the offload ladder.
     pub rungs: usize,
     /// Transitions of gates.
-    pub gates: usize,
+    pub gates: u64,
     /// Requests that the log let out to a cloud, and those that it refused.
     pub spills: (usize, usize),
     /// Promises that were broken, each with its seed: the first ones.
@@ -59,12 +64,10 @@ pub fn seeds_of(hours: f64, first: u64) -> u64 {
 
 /// One seed's run, and what broke in it.
 pub fn run_one(seed: u64) -> (World, Vec<String>) {
-    if is_of_gates(seed) {
-        let world = gates::run(seed);
-        let broken = world.broken.clone();
-        return (world, broken);
-    }
-    let world = trouble::run(seed);
+    let world = match is_of_gates(seed) {
+        true => gates::run(seed),
+        false => trouble::run(seed),
+    };
     let broken = trouble::broken(&world);
     (world, broken)
 }
@@ -95,7 +98,8 @@ impl Faults {
             clients.filter(|client| client.end == Some(end)).count()
         };
         Self {
-            hours: length(seed) as f64 / 3_600_000.0,
+            ms: length(seed),
+            ms_of_gates: if is_of_gates(seed) { length(seed) } else { 0 },
             seeds: 1,
             answers: world.clients.len(),
             finished: ends(End::Finished),
@@ -104,11 +108,15 @@ impl Faults {
             gates: world.gates_passed(),
             spills: (world.book.let_out, world.book.refused),
             broken: broken.into_iter().map(|text| (seed, text)).collect(),
+            ..Self::default()
         }
     }
 
     fn and(mut self, other: Self) -> Self {
-        self.hours += other.hours;
+        self.ms += other.ms;
+        self.ms_of_gates += other.ms_of_gates;
+        let hours = |ms| ms as f64 / 3_600_000.0;
+        (self.hours, self.hours_of_gates) = (hours(self.ms), hours(self.ms_of_gates));
         self.seeds += other.seeds;
         self.answers += other.answers;
         self.finished += other.finished;

@@ -12,6 +12,8 @@ const ELECTION: u64 = 700;
 pub struct Log {
     pub entries: Vec<Proposal>,
     pub leader: Option<u64>,
+    /// How often one was elected.
+    pub elections: u64,
     leaderless_since: Option<u64>,
 }
 
@@ -27,6 +29,7 @@ impl Log {
             && let Some(first) = able.first()
         {
             self.leader = Some(*first);
+            self.elections += 1;
             self.leaderless_since = None;
         }
     }

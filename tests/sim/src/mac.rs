@@ -249,7 +249,7 @@ impl Mac {
     }
 
     /// Memory pressure, percent.
-    fn pressure(&self) -> f32 {
+    pub fn pressure(&self) -> f32 {
         let share = 100.0 * self.used() / self.total();
         self.says.pressure.unwrap_or(share.min(100.0) as f32)
     }

@@ -16,6 +16,7 @@ use pomona_common::unit::{Bytes, Reading};
 use pomona_common::{
     Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung, Watts,
 };
+use pomona_decide::planner::PRESSURE_MAX;
 use pomona_decide::{EntryPlace, Pacer, Warmth};
 use pomona_link::{Contacts, Source};
 
@@ -28,6 +29,9 @@ use entry::View;
 
 /// Milliseconds that a load takes.
 const LOAD: u64 = 400;
+/// Aggregate work that ran so lately, in milliseconds, counts as why a machine is hot: work that rests between its
+/// turns is no less to blame than work that does not.
+const BLAMED: u64 = 10_000;
 /// Milliseconds between reports.
 const REPORT: u64 = 1000;
 
@@ -59,7 +63,7 @@ pub struct Node {
     pub went_back: bool,
     /// Whether it has destroyed what it held.
     pub gone: bool,
-    /// Seconds above what is comfortable there, and of those the ones in which aggregate work ran.
+    /// Seconds above what is comfortable there, and of those the ones in which aggregate work ran lately.
     pub hot_s: (f64, f64),
     /// Energy that the engine took, in joules.
     pub joules: f64,
@@ -67,6 +71,10 @@ pub struct Node {
     pub busy_s: f64,
     /// How often the system killed its engine, by the model that is to blame.
     pub kills: BTreeMap<ModelName, u64>,
+    /// Whether it takes nothing but what a person waits for when its system is short of memory.
+    pub guards_memory: bool,
+    /// When aggregate work ran last.
+    worked: Option<u64>,
     /// Whether it keeps to what is comfortable.
     pub is_paced: bool,
     /// What is comfortable, in watts.
@@ -123,6 +131,8 @@ impl Node {
             joules: 0.0,
             busy_s: 0.0,
             kills: BTreeMap::new(),
+            guards_memory: true,
+            worked: None,
             is_paced: true,
             comfort: None,
         }
@@ -138,6 +148,7 @@ impl Node {
         (self.gone, self.passed, self.went_back) = (old.gone, old.passed, old.went_back);
         (self.hot_s, self.joules) = (old.hot_s, old.joules);
         (self.comfort, self.is_paced) = (old.comfort, old.is_paced);
+        self.guards_memory = old.guards_memory;
         self.engine.tokens = old.engine.tokens;
         (self.engine.prefilled, self.busy_s) = (old.engine.prefilled, old.busy_s);
     }
@@ -292,10 +303,14 @@ impl Node {
         let weights: u64 = self.engine.models().map(|record| record.weight_bytes).sum();
         self.mac.engine_bytes = (weights + self.engine.kv_allocated()) as f64;
         self.mac.pass(passed, joules);
+        if batch_s > 0.0 {
+            self.worked = Some(running);
+        }
         if self.comfort.is_some_and(|comfort| self.mac.watts > comfort) {
             let seconds = passed as f64 / 1000.0;
+            let lately = self.worked.is_some_and(|at| running - at <= BLAMED);
             self.hot_s.0 += seconds;
-            self.hot_s.1 += if batch_s > 0.0 { seconds } else { 0.0 };
+            self.hot_s.1 += if lately { seconds } else { 0.0 };
         }
     }
 
@@ -304,7 +319,7 @@ impl Node {
         let warmth = Warmth::of(&self.mac.report());
         let comfort = self.comfort.filter(|_| self.is_paced);
         let comfort = comfort.map(|watts| Watts(watts as f32));
-        let works = self.engine.of_class(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause;
+        let works = self.engine.running_of(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause;
         let at = Duration::from_millis(self.machine.running(now));
         let pace = self.pacer.look(warmth, comfort, works, at);
         self.engine.set_pace(pace);
@@ -420,6 +435,13 @@ impl Node {
 
     /// Has the engine take work, unless it is spared of it.
     fn start(&mut self, asked: (Asker, u64), generation: Generation) -> GenerationEvent {
+        let is_short = self.guards_memory && self.mac.pressure() > PRESSURE_MAX;
+        if generation.class != Class::Interactive && is_short {
+            return GenerationEvent::Failed(pomona_common::Failure::Overloaded {
+                detail: "this node is short of memory".into(),
+                retry_after_s: 10,
+            });
+        }
         let rung = self.relief.1.rung;
         let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::Pause);
         if generation.class == Class::Batch && is_held {
@@ -468,7 +490,7 @@ impl Node {
             self.machine.running(now) * 1000,
         );
         let mut old = std::mem::replace(&mut self.engine, fresh);
-        self.engine.tokens = old.tokens;
+        (self.engine.tokens, self.engine.prefilled) = (old.tokens, old.prefilled);
         wishes.extend(self.pass_on(old.die(), now));
         self.loading.clear();
         wishes.extend(self.follow_target(now));

@@ -10,9 +10,10 @@ use crate::world::World;
 
 /// Memory of every machine that nothing is planned for, in bytes.
 const RESERVE: u64 = 2 << 30;
-/// A node that came down a rung does not go up again sooner, in milliseconds; where its memory is short, its chip
-/// throttles or a gate has waited for its own time it may after the second time.
-const SUSTAINED: u64 = 20_000;
+/// A node that came down a rung does not go up again sooner, in milliseconds; on battery it may after the second time,
+/// and where its memory is short, its chip throttles or a gate has waited for its own time after the third.
+const SUSTAINED: u64 = 60_000;
+const LASTING: u64 = 20_000;
 const SUDDEN: u64 = 3_000;
 /// No Mac draws as much.
 const MOST_WATTS: f64 = 500.0;
@@ -28,14 +29,16 @@ impl World {
         if let Command::Relieve { node, seen, relieved } = command {
             let last = self.rungs.iter().rev().find(|(_, id, ..)| id == node);
             let fell = last.filter(|(_, _, from, to)| to < from);
-            let is_sudden = |why: &&str| relieved.reason.contains(why);
-            let may_after = match ["memory", "thermal", "gate has"].iter().any(is_sudden) {
-                true => SUDDEN,
-                false => SUSTAINED,
+            let says = |why: &str| relieved.reason.contains(why);
+            let may_after = match () {
+                () if says("memory") || says("thermal") => SUDDEN,
+                () if says("battery") => LASTING,
+                () => SUSTAINED,
             };
-            let swings =
-                fell.is_some_and(|(at, ..)| relieved.relief.rung > *seen && self.now < at + may_after);
-            if swings {
+            let rung = relieved.relief.rung;
+            let swings = fell.is_some_and(|(at, ..)| rung > *seen && self.now < at + may_after);
+            // A gate that has just tripped is in the log already.
+            if swings && !self.agreed().gates.rungs(*node).any(|(wanted, _)| wanted >= rung) {
                 broken.push(format!("{} swings: {}", node.short(), relieved.reason));
             }
             // `70 W, comfortable are 45 W`: what a sensor says that lies is in no reason.

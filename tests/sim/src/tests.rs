@@ -26,7 +26,7 @@ fn all_finished(world: &World, seed: u64) {
 /// Seeds of a run: more of them when a number is given.
 fn seeds() -> u64 {
     let wanted = std::env::var("POMONA_TEST_SEEDS").ok();
-    wanted.and_then(|text| text.parse().ok()).unwrap_or(64)
+    wanted.and_then(|text| text.parse().ok()).unwrap_or(130)
 }
 
 #[test]
@@ -35,14 +35,15 @@ fn clusters_come_through_whatever_happens() {
     let found = faults::run(0..seeds(), false, |_| {}).unwrap();
     println!("{found:?}");
     assert_eq!(found.broken, []);
-    assert!(found.hours > 10.0 || seeds() < 64, "{found:?}");
+    assert!(found.hours > 10.0 || seeds() < 130, "{found:?}");
     assert!(found.finished * 10 > found.answers * 8, "{found:?}");
 }
 
 #[test]
 fn a_seed_gives_the_same_history_byte_by_byte() {
-    for seed in 0..4 {
-        let (one, other) = (run(seed), run(seed));
+    // The last one is of gates.
+    for seed in [0, 1, 2, 7] {
+        let (one, other) = (faults::run_one(seed).0, faults::run_one(seed).0);
         assert!(one.trace.len() > 1000 && one.trace == other.trace, "seed {seed}");
     }
     assert!(run(1).trace != run(2).trace);

@@ -16,13 +16,15 @@ const TICK: u64 = 1_000;
 
 /// Of one machine with this mix of requests. One that would be too warm if it worked all the time works for a share
 /// of it.
-pub fn of_machine(machine: &Machine, mix: &[&Recorded], random: &mut Random) -> f64 {
+pub fn of_machine(machine: &Machine, slots: u32, mix: &[&Recorded], random: &mut Random) -> f64 {
     let (mut mac, model) = (machine.mac.clone(), agent());
-    let mut engine = Engine::new(machine.knobs.clone(), 0);
+    let mut knobs = machine.knobs.clone();
+    knobs.batch.max_slots = slots;
+    let mut engine = Engine::new(knobs, 0);
     engine.add_model(&model);
     let (mut asked, mut joules, mut before) = (0, 0.0, 0);
     for now in (TICK..WARMS + BUSY).step_by(TICK as usize) {
-        while engine.of_class(Class::Batch) < machine.knobs.batch.max_slots {
+        while engine.of_class(Class::Batch) < slots {
             let request = mix[random.between(0, mix.len() as u64) as usize];
             asked += 1;
             let request = Request {

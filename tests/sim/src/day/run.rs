@@ -67,7 +67,8 @@ pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
         .iter()
         .filter(|one| one.fits(agent().context))
         .collect();
-    let of_machine = |machine: &Machine| capacity::of_machine(machine, &fitting, &mut random);
+    let of_machine =
+        |machine: &Machine| capacity::of_machine(machine, case.tuning.slots, &fitting, &mut random);
     let capacities: Vec<f64> = machines.iter().map(of_machine).collect();
     let capacity: f64 = capacities.iter().sum();
     let people: Vec<Day> = (0..PEOPLE)

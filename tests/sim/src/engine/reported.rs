@@ -48,6 +48,11 @@ impl Engine {
         self.scheduler.kv_allocated()
     }
 
+    /// Sequences of a class in slots.
+    pub fn running_of(&self, class: Class) -> u32 {
+        self.scheduler.population(Some(class), None).1
+    }
+
     /// Sequences of a class that wait or run.
     pub fn of_class(&self, class: Class) -> u32 {
         let (waiting, running) = self.scheduler.population(Some(class), None);
