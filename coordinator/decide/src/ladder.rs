@@ -45,7 +45,8 @@ const CALM: Duration = Duration::from_secs(20);
 const STEP_DOWN: Duration = Duration::from_secs(10);
 /// Stress so soon after a node was let go, in seconds, says that it was let go too early.
 const RELAPSE_S: u64 = 1800;
-/// The calm that is asked for is doubled so often at most: to eighty seconds, in which clients wait for what stands still.
+/// The calm that is asked for is doubled so often at most: to eighty seconds, in which clients wait for what stands
+/// still.
 const RELAPSES: u8 = 2;
 /// A node that is heard of no more for so long is neither stressed nor calm; for less, time stands still.
 const UNHEARD: Duration = Duration::from_secs(10);

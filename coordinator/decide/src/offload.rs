@@ -49,7 +49,8 @@ pub enum Comfort {
 /// Watts of the whole machine below which the fans of a laptop stay quiet. None for machines in a rack.
 /// Estimates of ours, not measured: chassis with a Max or Ultra chip have the largest coolers; base chips
 /// come without a fan as well, and what heat is left in its shell slows the chip down for its person at their next
-/// build (`tests/sim/macs.toml`; half of the sustained power that is estimated there). `pomona node comfort` says otherwise.
+/// build (`tests/sim/macs.toml`; half of the sustained power that is estimated there). `pomona node comfort` says
+/// otherwise.
 pub fn usual_comfort(role: MachineRole, chip: &str) -> Option<Watts> {
     if role != MachineRole::Laptop {
         return None;

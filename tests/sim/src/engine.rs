@@ -4,12 +4,13 @@
 //! It lives in its own time, which stands still while its machine does, and works lazily: between two
 //! moments at which somebody else has a say, it does all steps at once.
 
+mod making;
 mod reported;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pomona_common::generation::{Chunk, GenerationEvent};
+use pomona_common::generation::GenerationEvent;
 use pomona_common::signs::FirstToken;
 use pomona_common::{
     Accounting, Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, ModelRecord, limits,
@@ -18,6 +19,7 @@ use pomona_sched::{Decision, NewSequence, Refusal, Scheduler, SequenceId, Step};
 
 use crate::mac::{Mac, Work};
 use crate::tokens;
+use making::Making;
 
 /// Tokens in the middle of answers are told at least so often, in microseconds: each step would be an event.
 const TELL: u64 = 100_000;
@@ -33,19 +35,6 @@ pub enum Asker {
 
 /// An event for whoever asked for this answer.
 pub type Out = ((Asker, u64), GenerationEvent);
-
-struct Making {
-    asked: (Asker, u64),
-    generation: Generation,
-    /// Of its prompt, see [`tokens`].
-    seed: u32,
-    /// Tokens of the whole answer that are made.
-    emitted: u32,
-    arrived: u64,
-    has_begun: bool,
-    /// Made and not told yet.
-    untold: Vec<u32>,
-}
 
 struct Running {
     step: Step,
@@ -524,31 +513,5 @@ impl Engine {
 
     fn tell(&mut self, out: &mut Vec<Out>) {
         out.extend(self.sequences.values_mut().filter_map(Making::chunk));
-    }
-}
-
-impl Making {
-    fn first(&self, now: u64, given_up: bool) -> Option<FirstToken> {
-        let took = now - self.arrived;
-        (self.generation.class == Class::Interactive).then(|| FirstToken {
-            model: self.generation.model.clone(),
-            uncached: self.generation.prompt.len() as u32,
-            ttft_ms: took as f32 / 1000.0,
-            took_ms: (took / 1000) as u32,
-            given_up,
-        })
-    }
-
-    fn chunk(&mut self) -> Option<Out> {
-        if self.untold.is_empty() {
-            return None;
-        }
-        let tokens = std::mem::take(&mut self.untold);
-        let chunk = Chunk {
-            position: self.emitted - tokens.len() as u32,
-            tokens,
-            logprobs: Vec::new(),
-        };
-        Some((self.asked, GenerationEvent::Chunk(chunk)))
     }
 }

@@ -88,7 +88,8 @@ struct Second {
     heard_by: Option<(u64, u64)>,
 }
 
-/// What a run looked like, second by second, which engines were killed when, and how often there was something to judge.
+/// What a run looked like, second by second, which engines were killed when, and how often there was something to
+/// judge.
 #[derive(Default)]
 struct History {
     nodes: Vec<Vec<Second>>,

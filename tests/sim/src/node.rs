@@ -1,6 +1,7 @@
 //! A node: contacts, sessions, the target it follows, its engine, its reports, and its own endpoint.
 
 mod entry;
+mod power;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -13,11 +14,9 @@ use pomona_common::plan::NodeTarget;
 use pomona_common::report::{NodeReport, REPORT_VERSION};
 use pomona_common::signs::Signs;
 use pomona_common::unit::{Bytes, Reading};
-use pomona_common::{
-    Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung, Watts,
-};
+use pomona_common::{Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
 use pomona_decide::planner::PRESSURE_MAX;
-use pomona_decide::{EntryPlace, Pacer, Warmth};
+use pomona_decide::{EntryPlace, Pacer};
 use pomona_link::{Contacts, Source};
 
 use crate::answers::{self, Answers};
@@ -29,9 +28,6 @@ use entry::View;
 
 /// Milliseconds that a load takes.
 const LOAD: u64 = 400;
-/// Aggregate work that ran so lately, in milliseconds, counts as why a machine is hot: work that rests between its
-/// turns is no less to blame than work that does not.
-const BLAMED: u64 = 10_000;
 /// Milliseconds between reports.
 const REPORT: u64 = 1000;
 
@@ -288,41 +284,6 @@ impl Node {
             wishes.extend(self.sessions.keys().map(|to| Wish::Send(*to, Wire::KeepAlive)));
         }
         wishes
-    }
-
-    /// Heat, energy and memory of the time that went by.
-    fn pass(&mut self, now: u64) {
-        let running = self.machine.running(now);
-        let passed = running - std::mem::replace(&mut self.passed, running);
-        if passed == 0 {
-            return;
-        }
-        let (joules, batch_s) = self.engine.take_spent();
-        self.joules += joules;
-        self.busy_s += batch_s;
-        let weights: u64 = self.engine.models().map(|record| record.weight_bytes).sum();
-        self.mac.engine_bytes = (weights + self.engine.kv_allocated()) as f64;
-        self.mac.pass(passed, joules);
-        if batch_s > 0.0 {
-            self.worked = Some(running);
-        }
-        if self.comfort.is_some_and(|comfort| self.mac.watts > comfort) {
-            let seconds = passed as f64 / 1000.0;
-            let lately = self.worked.is_some_and(|at| running - at <= BLAMED);
-            self.hot_s.0 += seconds;
-            self.hot_s.1 += if lately { seconds } else { 0.0 };
-        }
-    }
-
-    /// Batch works for as much of the time as is comfortable.
-    fn keep_pace(&mut self, now: u64) {
-        let warmth = Warmth::of(&self.mac.report());
-        let comfort = self.comfort.filter(|_| self.is_paced);
-        let comfort = comfort.map(|watts| Watts(watts as f32));
-        let works = self.engine.running_of(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause;
-        let at = Duration::from_millis(self.machine.running(now));
-        let pace = self.pacer.look(warmth, comfort, works, at);
-        self.engine.set_pace(pace);
     }
 
     fn end_loads(&mut self, awake: u64) {

@@ -105,8 +105,8 @@ pub struct Figures {
     pub capacity_tok_s: f64,
     /// Energy of the engines' work over the tokens that were delivered.
     pub joules_per_token: f64,
-    /// Seconds that laptops drew more than is comfortable, all together, and those in which aggregate work had run there
-    /// within ten seconds.
+    /// Seconds that laptops drew more than is comfortable, all together, and those in which aggregate work had run
+    /// there within ten seconds.
     pub hot_s: f64,
     pub hot_with_aggregate_s: f64,
     /// Tries of aggregate requests that came to nothing, and requests that were not finished when the day ended.

@@ -1,0 +1,46 @@
+//! An answer that an engine makes.
+
+use pomona_common::generation::{Chunk, GenerationEvent};
+use pomona_common::signs::FirstToken;
+use pomona_common::{Class, Generation};
+
+use super::{Asker, Out};
+
+pub(super) struct Making {
+    pub(super) asked: (Asker, u64),
+    pub(super) generation: Generation,
+    /// Of its prompt, see [`tokens`].
+    pub(super) seed: u32,
+    /// Tokens of the whole answer that are made.
+    pub(super) emitted: u32,
+    pub(super) arrived: u64,
+    pub(super) has_begun: bool,
+    /// Made and not told yet.
+    pub(super) untold: Vec<u32>,
+}
+
+impl Making {
+    pub(super) fn first(&self, now: u64, given_up: bool) -> Option<FirstToken> {
+        let took = now - self.arrived;
+        (self.generation.class == Class::Interactive).then(|| FirstToken {
+            model: self.generation.model.clone(),
+            uncached: self.generation.prompt.len() as u32,
+            ttft_ms: took as f32 / 1000.0,
+            took_ms: (took / 1000) as u32,
+            given_up,
+        })
+    }
+
+    pub(super) fn chunk(&mut self) -> Option<Out> {
+        if self.untold.is_empty() {
+            return None;
+        }
+        let tokens = std::mem::take(&mut self.untold);
+        let chunk = Chunk {
+            position: self.emitted - tokens.len() as u32,
+            tokens,
+            logprobs: Vec::new(),
+        };
+        Some((self.asked, GenerationEvent::Chunk(chunk)))
+    }
+}
