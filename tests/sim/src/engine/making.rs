@@ -9,7 +9,7 @@ use super::{Asker, Out};
 pub(super) struct Making {
     pub(super) asked: (Asker, u64),
     pub(super) generation: Generation,
-    /// Of its prompt, see [`tokens`].
+    /// Of its prompt, see [`tokens`](crate::tokens).
     pub(super) seed: u32,
     /// Tokens of the whole answer that are made.
     pub(super) emitted: u32,
