@@ -88,8 +88,9 @@ pub const STREAM_EVENTS: usize = 4096;
 pub const QUIC_HANDSHAKES: usize = 64;
 /// A QUIC handshake is finished within this time.
 pub const QUIC_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(3);
-/// Streams the peer may have open: one per request in flight, and the control stream.
-pub const QUIC_BIDI_STREAMS: u32 = 512;
+/// Streams the peer may have open: one per request in flight, of each class as many as a queue takes, and the control
+/// stream and others of its kind.
+pub const QUIC_BIDI_STREAMS: u32 = 3 * QUEUE.capacity as u32 + 64;
 /// Flow-control window of one stream.
 pub const QUIC_STREAM_WINDOW: u32 = 1024 * 1024;
 /// Flow-control window of one connection.

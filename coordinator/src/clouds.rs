@@ -11,6 +11,7 @@ use pomona_common::generation::GenerationEvent;
 use pomona_common::{
     Accounting, CloudName, Failure, Fallback, FinishReason, Maker, ModelName, Money, Prices, TextAsk, limits,
 };
+use pomona_decide::clouds::LONGEST_S;
 use pomona_decide::{Command, Deed, Reply, Reserved, Spill, SpillId, Took};
 use pomona_dispatch::SPILL;
 use pomona_raft::Replica;
@@ -22,6 +23,8 @@ use crate::random;
 
 /// What an answer took is told so often; after that it is taken to have taken all that was reserved.
 const SETTLEMENTS: u32 = 4;
+/// As long as that may take.
+const SETTLES: Duration = Duration::from_secs(60);
 /// Between two times.
 const PAUSE: Duration = Duration::from_secs(3);
 
@@ -322,6 +325,8 @@ impl Errand {
         began: Instant,
     ) -> Option<Took> {
         let first = began.elapsed();
+        // What it reserved is not kept for longer, whatever its class may take.
+        let limit = limits::wall_clock(self.ask.class).min(Duration::from_secs(LONGEST_S) - SETTLES);
         let mut tokens = 0u64;
         loop {
             let (event, took) = match piece {
@@ -360,11 +365,10 @@ impl Errand {
             if !matches!(sent, Ok(Ok(()))) {
                 return None;
             }
-            let left = limits::REQUEST_WALL_CLOCK.saturating_sub(began.elapsed());
+            let left = limit.saturating_sub(began.elapsed());
             let next = tokio::select! {
                 () = tokio::time::sleep(left) => {
-                    // What it reserved is not kept for longer, whatever its class may take.
-                    let limit_s = limits::REQUEST_WALL_CLOCK.as_secs();
+                    let limit_s = limit.as_secs();
                     let _ = sender.try_send(GenerationEvent::Failed(Failure::TimedOut { limit_s }));
                     return None;
                 }

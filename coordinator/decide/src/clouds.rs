@@ -17,7 +17,7 @@ const APPROVALS: usize = 32;
 const OPEN: usize = 512;
 /// An answer is over by then; what is not accounted for is taken to have cost what was reserved. All coordinators
 /// apply by it, of whatever version: it does not change with any limit.
-const LONGEST_S: u64 = 1200;
+pub const LONGEST_S: u64 = 1200;
 /// Characters of an address.
 const ADDRESS_CHARS: usize = 512;
 

@@ -21,7 +21,7 @@ use crate::lasting::Lasting;
 use crate::offload::Relieved;
 use crate::smoothed::Smoothed;
 use crate::state::ClusterState;
-use stress::{Limits, Stress, stress};
+use stress::{Before, Limits, Stress, stress};
 
 /// A node is stressed for so long before anything is done. It rests by itself within seconds ([`Pacer`](crate::Pacer)),
 /// and most builds are over before anybody else need know.
@@ -72,6 +72,8 @@ struct Watched {
     rung_since: Option<(Rung, Duration)>,
     /// Since when what runs stands still, likewise.
     stands: Lasting,
+    /// Whether it was short of memory at the last look.
+    short: bool,
     /// When it was looked at last.
     looked: Duration,
 }
@@ -153,15 +155,19 @@ impl Watched {
             self.sustained.pause(passed, is_gone);
             return None;
         }
-        let was_stressed = self.stressed.is_so() || rung > Rung::Normal;
-        let stress = stress(node, limits, was_stressed);
+        let before = Before {
+            stressed: self.stressed.is_so() || rung > Rung::Normal,
+            short: self.short,
+        };
+        let stress = stress(node, limits, before);
+        self.short = stress.as_ref().is_some_and(|stress| stress.frees_memory);
         // What justifies a lower rung only is calm enough to come down to it; from above a pause the way
         // down leads past it.
         let justified = rung.min(Rung::Pause);
         let is_stressed = stress.as_ref().is_some_and(|stress| stress.up_to >= justified);
         self.stressed.note(is_stressed, now);
         self.calm.note(!is_stressed, now);
-        let waits = |stress: &Stress| stress.up_to > stress.sudden_to;
+        let waits = |stress: &Stress| stress.up_to > stress.sudden_to.max(rung);
         self.sustained
             .note(is_stressed && stress.as_ref().is_some_and(waits), now);
         stress
@@ -263,10 +269,12 @@ fn climbed(before: &Relieved, rung: Rung, stress: Option<&Stress>, occupied: boo
         || "what stands still goes on elsewhere".to_owned(),
         |stress| stress.reason.clone(),
     );
+    // What was given back below a pause says nothing of the next one.
+    let freed = before.relief.frees_memory && before.relief.rung >= Rung::Pause;
     Relieved {
         relief: Relief {
             rung,
-            frees_memory: before.relief.frees_memory || stress.is_some_and(|stress| stress.frees_memory),
+            frees_memory: freed || stress.is_some_and(|stress| stress.frees_memory),
         },
         since_s: now_s,
         reason,

@@ -227,7 +227,7 @@ mod tests {
         assert_eq!(look(Warmth::default(), 11), 100);
         // It begins anew, and one reading a minute is worth some seconds of it.
         assert_eq!(look(draws(38.0), 12), 20);
-        assert_eq!(look(draws(38.0), 72), 15);
+        assert_eq!(look(draws(38.0), 72), 13);
     }
 
     proptest! {

@@ -40,12 +40,21 @@ pub(super) struct Limits {
     pub(super) gates: Vec<(Rung, String)>,
 }
 
-/// Whether it is stressed; one that was needs to be clearly better to be so no more.
-pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) -> Option<Stress> {
+/// What it was at the last look: to be so no more it has to be clearly better.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Before {
+    /// In any way.
+    pub(super) stressed: bool,
+    /// Of memory.
+    pub(super) short: bool,
+}
+
+/// Whether it is stressed.
+pub(super) fn stress(signals: &NodeSignals, limits: Limits, before: Before) -> Option<Stress> {
     let mut reasons: Vec<(Rung, String)> = Vec::new();
     let (mut frees_memory, mut sudden_to, mut lasts) = (false, Rung::Normal, false);
     if let (Some(watts), Some(comfort)) = (limits.watts, limits.comfort.map(Watts::get)) {
-        let limit = if was_stressed {
+        let limit = if before.stressed {
             comfort * COMFORT_LEFT
         } else {
             comfort
@@ -63,7 +72,7 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, was_stressed: bool) 
         sudden_to = Rung::MoveRunning;
         reasons.push((Rung::MoveRunning, format!("its thermal state is {thermal}")));
     }
-    let limit = PRESSURE_MAX - if was_stressed { PRESSURE_LEFT } else { 0.0 };
+    let limit = PRESSURE_MAX - if before.short { PRESSURE_LEFT } else { 0.0 };
     if let Some(pressure) = signals.pressure.filter(|pressure| *pressure > limit) {
         (frees_memory, sudden_to) = (true, Rung::MoveRunning);
         reasons.push((Rung::MoveRunning, format!("memory pressure is {pressure:.0} %")));

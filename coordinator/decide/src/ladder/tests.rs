@@ -193,6 +193,24 @@ fn what_a_person_does_keeps_batch_small_and_memory_is_given_back_when_it_is_shor
     assert_eq!((relief.rung, relief.frees_memory), (Rung::Tighten, false));
 }
 
+/// Memory that is in use all the time is none that is short, whatever else stresses the node; and watts that have just
+/// come wait for their time, however long a build has been going on.
+#[test]
+fn one_stress_takes_no_other_along() {
+    let mut world = World::new(1, 1);
+    world.works(0, 2, 0);
+    world.node(0).pressure = Some(75.0);
+    world.node(0).occupied = true;
+    world.run(300);
+    assert_eq!(world.rungs(), [Rung::Hold, Rung::Tighten]);
+    assert!(!world.state.relief(NodeId::from_bits(0)).frees_memory);
+    world.node(0).power = Reading::Measured(Watts(70.0));
+    world.run(50);
+    assert_eq!(world.rung(0), Rung::Tighten);
+    world.run(30);
+    assert_eq!(world.rung(0), Rung::Pause);
+}
+
 #[test]
 fn batteries_count_on_laptops_and_watts_not_in_racks() {
     let mut world = World::new(1, 1);
