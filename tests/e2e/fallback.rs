@@ -118,8 +118,10 @@ fn requests_follow_the_list_of_their_class() {
         answered_by(at_cluster, "batch") == node(hired)
     });
 
-    // Nobody in the list holds it: that is said, whatever others hold.
+    // Nobody in the list holds it: that is said, whatever others hold. What was begun when they let it go would look
+    // for another place for minutes.
     assert!(coordinator.pomona(&["node", "drain", hired]).0);
+    eventually("they let it go", SOON, || holders(&coordinator).len() == 1);
     eventually("nobody in the list has it", SOON, || {
         let (status, _, _, answer) = ask(at_cluster, "batch");
         status == 503 && answer.to_string().contains("rack, rented, pause:2")
