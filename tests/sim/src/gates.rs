@@ -3,7 +3,7 @@
 //!
 //! The reference is written from the table in the README ("Gates") and knows nothing of how gates decide. Between
 //! what it must find tripped and what it must not lies what it does not judge: readings at the limit, and times in
-//! which nobody heard the node. Tails are not judged, since nobody waits for an answer here.
+//! which nobody heard the node. Nobody waits for an answer here, so no tail may trip.
 
 use std::collections::BTreeMap;
 
