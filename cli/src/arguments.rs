@@ -5,11 +5,15 @@ mod engine;
 mod fallback;
 mod import;
 pub(crate) mod keys;
+mod knobs;
+mod slo;
 
 pub(crate) use cloud::CloudCommand;
 pub(crate) use engine::EngineCommand;
 pub(crate) use fallback::FallbackCommand;
 pub(crate) use import::ImportCommand;
+pub(crate) use knobs::KnobsCommand;
+pub(crate) use slo::SloCommand;
 
 use std::path::PathBuf;
 
@@ -130,6 +134,12 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: KnobsCommand,
     },
+    /// Show or change the service levels of classes: how much may wait and for how long, and how soon and how fast
+    /// answers are to come.
+    Slo {
+        #[command(subcommand)]
+        command: SloCommand,
+    },
     /// Show which nodes have passed a threshold (swap, late answers, memory, kills, watts), and what is
     /// done about it.
     Gates {
@@ -203,29 +213,6 @@ pub(crate) struct Place {
     /// a number of seconds without a request unloads it, until the next request.
     #[arg(long)]
     pub(crate) keep: Option<String>,
-}
-
-#[derive(Debug, Subcommand)]
-pub(crate) enum KnobsCommand {
-    /// The knobs in force, and who changed them.
-    Show,
-    /// Change some. From the first change on they replace what nodes have in their configurations.
-    Set {
-        /// Such as `batch.window_ms=200` or `slice_ms=20`.
-        #[arg(required = true, value_name = "NAME=VALUE")]
-        knobs: Vec<String>,
-        /// Although a gate forbids it; who did it is recorded.
-        #[arg(long)]
-        force: bool,
-    },
-    /// Make those of an earlier version the ones in force.
-    Rollback {
-        /// As `pomona knobs show` lists it.
-        version: u64,
-        /// Although a gate forbids it; who did it is recorded.
-        #[arg(long)]
-        force: bool,
-    },
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,12 +3,11 @@
 use anyhow::{Context, bail};
 use hyper::Method;
 use pomona_cluster_config::Config;
-use pomona_common::Class;
 use serde_json::{Map, Value, json};
 
 use crate::admin::{ask, tell};
 use crate::arguments::KnobsCommand;
-use crate::tables::{self, list, text};
+use crate::tables;
 
 const PATH: &str = "/admin/v1/knobs";
 const OF_CLASS: [&str; 5] = [
@@ -30,7 +29,9 @@ pub(crate) fn run(config: &Config, command: &KnobsCommand, json: bool) -> anyhow
             }
             return Ok(());
         }
-        KnobsCommand::Set { knobs, force } => json!({ "set": parsed(knobs)?, "force": force }),
+        KnobsCommand::Set { knobs, force } => {
+            json!({ "set": numbers(knobs, "batch.window_ms=200")?, "force": force })
+        }
         KnobsCommand::Rollback { version, force } => json!({ "to_version": version, "force": force }),
     };
     change["by"] = std::env::var("USER").unwrap_or_default().into();
@@ -39,16 +40,19 @@ pub(crate) fn run(config: &Config, command: &KnobsCommand, json: bool) -> anyhow
     Ok(())
 }
 
-fn parsed(knobs: &[String]) -> anyhow::Result<Value> {
+/// Values by name, from NAME=VALUE as in `example`.
+pub(crate) fn numbers(texts: &[String], example: &str) -> anyhow::Result<Value> {
     let mut set = Map::new();
-    for knob in knobs {
-        let Some((name, value)) = knob.split_once('=') else {
-            bail!("`{knob}` is no NAME=VALUE, such as batch.window_ms=200");
+    for text in texts {
+        let Some((name, value)) = text.split_once('=') else {
+            bail!("`{text}` is no NAME=VALUE, such as {example}");
         };
         let value: u32 = value
             .parse()
-            .with_context(|| format!("`{value}` is no whole number, which {name} has to be"))?;
-        set.insert(name.to_owned(), value.into());
+            .with_context(|| format!("`{value}` is no whole number from 0 on, which {name} has to be"))?;
+        if set.insert(name.to_owned(), value.into()).is_some() {
+            bail!("{name} is named twice");
+        }
     }
     Ok(set.into())
 }
@@ -63,15 +67,6 @@ fn show(answer: &Value) {
     } else {
         tables::say("Nodes go by their configurations; the first `pomona knobs set` starts from these:");
     }
-    let rows = OF_CLASS.iter().map(|name| {
-        let values = Class::ALL.iter().map(|class| text(&knobs[class.as_str()][name]));
-        std::iter::once((*name).to_owned()).chain(values).collect()
-    });
-    let header: Vec<&str> = std::iter::once("KNOB")
-        .chain(Class::ALL.iter().map(|class| class.as_str()))
-        .collect();
-    tables::say(&tables::laid_out(&header, rows.collect()));
-    for made in list(&answer["history"]) {
-        tables::say(&format!("version {} by {}", made["version"], text(&made["by"])));
-    }
+    tables::by_class("KNOB", &OF_CLASS, knobs);
+    tables::versions(&answer["history"]);
 }

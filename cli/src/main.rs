@@ -23,6 +23,7 @@ mod plan;
 mod progress;
 mod run;
 mod service;
+mod slo;
 mod tables;
 
 use std::io::IsTerminal;
@@ -104,6 +105,7 @@ fn dispatch(config: &Config, arguments: Arguments, progress: &Progress) -> anyho
         Command::Models => tables::models(config, json),
         Command::Fallback { command } => fallback::run(config, &command, json),
         Command::Knobs { command } => knobs::run(config, &command, json),
+        Command::Slo { command } => slo::run(config, &command, json),
         Command::Gates { command } => gates::run(config, command.as_ref(), json),
         Command::Plan { command } => plan::run(config, &command, json),
         Command::Model { command } => match command {

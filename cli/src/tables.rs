@@ -8,6 +8,7 @@
 use comfy_table::{ContentArrangement, Table, presets};
 use hyper::Method;
 use pomona_cluster_config::Config;
+use pomona_common::Class;
 use serde_json::Value;
 
 use crate::admin::ask;
@@ -47,6 +48,24 @@ pub(crate) fn laid_out(header: &[&str], rows: Vec<Vec<String>>) -> String {
         table.add_row(row);
     }
     table.trim_fmt()
+}
+
+/// Values that each class has, a row a name.
+pub(crate) fn by_class(what: &str, names: &[&str], values: &Value) {
+    let rows = names.iter().map(|name| {
+        let of_classes = Class::ALL.iter().map(|class| text(&values[class.as_str()][name]));
+        std::iter::once((*name).to_owned()).chain(of_classes).collect()
+    });
+    let classes = Class::ALL.iter().map(|class| class.as_str());
+    let header: Vec<&str> = std::iter::once(what).chain(classes).collect();
+    table(&header, rows.collect());
+}
+
+/// Who made which version of what the cluster agrees on.
+pub(crate) fn versions(history: &Value) {
+    for made in list(history) {
+        say(&format!("version {} by {}", made["version"], text(&made["by"])));
+    }
 }
 
 /// The open join tokens.

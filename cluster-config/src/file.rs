@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pomona_common::{Class, ClassKnobs, EngineKnobs};
+use pomona_common::{Class, ClassKnobs, EngineKnobs, Slo, SloSet};
 use toml::{Table, Value};
 
 use crate::{Config, EngineKind, cloud};
@@ -31,6 +31,7 @@ fn default() -> Config {
         engine: EngineKind::Mlx,
         engine_program: None,
         knobs: EngineKnobs::default(),
+        slos: SloSet::default(),
         probe_interval: Duration::from_secs(1),
         probe_power: true,
         probe_script: None,
@@ -162,14 +163,15 @@ fn engine(reader: &mut Reader<'_>, value: &Value, config: &mut Config) {
                 let Some(class) = class else {
                     return false;
                 };
-                class_knobs(reader, name, value, config.knobs.class_mut(class));
+                let (knobs, slo) = (config.knobs.class_mut(class), config.slos.class_mut(class));
+                of_class(reader, name, value, knobs, slo);
             }
         }
         true
     });
 }
 
-fn class_knobs(reader: &mut Reader<'_>, section: &str, value: &Value, knobs: &mut ClassKnobs) {
+fn of_class(reader: &mut Reader<'_>, section: &str, value: &Value, knobs: &mut ClassKnobs, slo: &mut Slo) {
     reader.nested(section, value, |reader, name, value| {
         match name.rsplit('.').next().unwrap_or_default() {
             "window_ms" => reader.number(name, value, &mut knobs.window_ms),
@@ -177,6 +179,8 @@ fn class_knobs(reader: &mut Reader<'_>, section: &str, value: &Value, knobs: &mu
             "reserved_slots" => reader.number(name, value, &mut knobs.reserved_slots),
             "prefill_chunk" => reader.number(name, value, &mut knobs.prefill_chunk),
             "step_share" => reader.number(name, value, &mut knobs.step_share),
+            "queue" => reader.number(name, value, &mut slo.queue),
+            "wait_s" => reader.number(name, value, &mut slo.wait_s),
             _ => return false,
         }
         true

@@ -15,7 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use pomona_common::{CloudName, EngineKnobs};
+use pomona_common::{CloudName, EngineKnobs, SloSet};
 
 pub use cloud::{CloudConfig, CloudKey, CloudModel, server_address};
 pub use environment::{Environment, VARIABLES};
@@ -53,6 +53,8 @@ pub struct Config {
     pub engine_program: Option<PathBuf>,
     /// Initial knobs of the engine.
     pub knobs: EngineKnobs,
+    /// Initial bounds of the engine's queues; budgets are the cluster's affair.
+    pub slos: SloSet,
     /// Power and memory are sampled this often.
     pub probe_interval: Duration,
     /// Whether power sensors are read at all: polling them was blamed for GPU aborts.
@@ -112,6 +114,7 @@ impl Config {
                 .knobs
                 .problems()
                 .into_iter()
+                .chain(config.slos.problems())
                 .map(|problem| format!("engine: {problem}")),
         );
         if config.coordinator_http == config.node_http && config.node_http.port() != 0 {

@@ -16,7 +16,8 @@ use crate::machine::{MachineRole, Pools};
 use crate::plan::NodeTarget;
 use crate::relief::Relief;
 use crate::report::NodeReport;
-use crate::signs::Signs;
+use crate::signs::{Signs, Speeds};
+use crate::slo::SloSet;
 use crate::spending::{Account, Batch, Charged, Windows};
 use crate::store_key::StoreKey;
 use crate::text_ask::TextAsk;
@@ -24,9 +25,9 @@ use crate::unit::Watts;
 
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
-/// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable. A message that
-/// is new gets its version in `since`: peers that do not know it are not sent it.
-pub const PROTOCOL: u16 = 8;
+/// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable, version 9 service
+/// levels. A message that is new gets its version in `since`: peers that do not know it are not sent it.
+pub const PROTOCOL: u16 = 9;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -76,6 +77,8 @@ pub enum NodeMessage {
     /// What API keys took at the node's own endpoint; said again in other sessions until
     /// [`CoordinatorMessage::Spent`] has it.
     Spent(Batch),
+    /// How many interactive answers were slower than is promised.
+    Speeds(Speeds),
 }
 
 impl NodeMessage {
@@ -86,6 +89,7 @@ impl NodeMessage {
             NodeMessage::Room { .. } => 3,
             NodeMessage::Signs(_) => 4,
             NodeMessage::Spent(_) => 5,
+            NodeMessage::Speeds(_) => 9,
             _ => 1,
         }
     }
@@ -189,6 +193,8 @@ pub enum CoordinatorMessage {
         /// None where nobody minds.
         watts: Option<Watts>,
     },
+    /// How much may wait and how answers are to come, likewise as the knobs.
+    Slos(Box<SloSet>),
 }
 
 impl CoordinatorMessage {
@@ -215,6 +221,7 @@ impl CoordinatorMessage {
             CoordinatorMessage::Fallbacks(lists) if lists.name_clouds() => 7,
             CoordinatorMessage::Fallbacks(_) => 6,
             CoordinatorMessage::Comfort { .. } => 8,
+            CoordinatorMessage::Slos(_) => 9,
             _ => 1,
         }
     }

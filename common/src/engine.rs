@@ -6,6 +6,7 @@ use crate::generation::{Generation, GenerationEvent};
 use crate::id::ModelName;
 use crate::knobs::EngineKnobs;
 use crate::report::{EngineBuild, EngineReport};
+use crate::slo::SloSet;
 use crate::text_ask::TextAsk;
 
 /// Sent by the node.
@@ -47,6 +48,8 @@ pub enum EngineCommand {
     },
     /// Work on batch for so many percent of the time, from 0 to 100.
     Pace(u32),
+    /// How much may wait, and for how long.
+    Slos(Box<SloSet>),
 }
 
 impl EngineCommand {

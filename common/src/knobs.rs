@@ -103,6 +103,12 @@ pub struct KnobSet {
     pub batch: ClassKnobs,
 }
 
+impl Default for KnobSet {
+    fn default() -> Self {
+        Self::of(&EngineKnobs::default())
+    }
+}
+
 impl KnobSet {
     /// That part of an engine's knobs.
     pub fn of(knobs: &EngineKnobs) -> Self {

@@ -39,6 +39,16 @@ pub struct FirstToken {
     pub given_up: bool,
 }
 
+/// How many interactive answers came at less than the tokens a second that are promised, since the node's process
+/// started: told after each report where anything is promised.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Speeds {
+    /// Answers that were judged: those that are long enough to have a speed.
+    pub answers: u64,
+    /// Of those, the slow ones.
+    pub slow: u64,
+}
+
 impl Signs {
     /// Takes out what cannot be true and what is too much.
     pub fn keep_plausible(&mut self) {

@@ -2,11 +2,12 @@
 
 use crate::fallback::Fallbacks;
 use crate::knobs::KnobSet;
+use crate::slo::SloSet;
 
 /// See the module's documentation.
 pub trait Versioned: Clone + PartialEq {
-    /// The command that shows it.
-    const SHOWN_BY: &'static str;
+    /// What people call it, and the command that shows it.
+    const NAME: &'static str;
 
     /// Counts what was agreed on, from 1.
     fn version(&self) -> u64;
@@ -25,7 +26,7 @@ pub trait Versioned: Clone + PartialEq {
 }
 
 impl Versioned for KnobSet {
-    const SHOWN_BY: &'static str = "pomona knobs show";
+    const NAME: &'static str = "knobs";
 
     fn version(&self) -> u64 {
         self.version
@@ -33,7 +34,15 @@ impl Versioned for KnobSet {
 }
 
 impl Versioned for Fallbacks {
-    const SHOWN_BY: &'static str = "pomona fallback show";
+    const NAME: &'static str = "fallback";
+
+    fn version(&self) -> u64 {
+        self.version
+    }
+}
+
+impl Versioned for SloSet {
+    const NAME: &'static str = "slo";
 
     fn version(&self) -> u64 {
         self.version

@@ -1,5 +1,6 @@
 //! The admin API, on a Unix socket whose peer must be the same user.
 
+mod agreed;
 mod asked;
 mod audit;
 mod clouds;
@@ -13,6 +14,7 @@ mod leases;
 mod membership;
 mod offload;
 mod placement;
+mod slo;
 
 use std::fs;
 use std::io;
@@ -85,6 +87,7 @@ pub(crate) fn serve(
         .merge(clouds::routes())
         .merge(coordinators::routes())
         .merge(fallback::routes())
+        .merge(slo::routes())
         .merge(gates::routes())
         .merge(history::routes())
         .merge(keys::routes())

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache, UsageLog};
 use pomona_common::control::TextBundle;
-use pomona_common::{Failure, Generation, ModelName, ModelRecord, TextAsk};
+use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, Slo, TextAsk};
 use pomona_raft::Replica;
 use pomona_text::ModelText;
 
@@ -85,6 +85,10 @@ impl Backend for CoordinatorBackend {
 
     fn usage(&self) -> &UsageLog {
         &self.usage
+    }
+
+    fn slo(&self, class: Class) -> Slo {
+        self.replica.known().slo(class)
     }
 
     fn models(&self) -> Vec<ModelRecord> {

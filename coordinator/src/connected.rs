@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use pomona_common::control::CoordinatorMessage;
 use pomona_common::report::NodeReport;
-use pomona_common::signs::Signs;
+use pomona_common::signs::{Signs, Speeds};
 use pomona_common::spending::Batch;
 use pomona_common::{MachineRole, ModelRecord, limits};
 use pomona_decide::{Heard, Presence, presence};
@@ -46,6 +46,7 @@ struct Soft {
     report: Option<(Instant, Arc<NodeReport>)>,
     /// None of a node that tells none, or not yet.
     signs: Option<Arc<Signs>>,
+    speeds: Speeds,
     /// Port on which it gives weights.
     serves: Option<u16>,
     /// Free bytes of the disk with its store.
@@ -98,6 +99,15 @@ impl Connected {
     pub(crate) fn set_signs(&self, mut signs: Signs) {
         signs.keep_plausible();
         self.soft().signs = Some(Arc::new(signs));
+    }
+
+    pub(crate) fn set_speeds(&self, speeds: Speeds) {
+        self.soft().speeds = speeds;
+    }
+
+    /// How many interactive answers were slower than is promised, as told last.
+    pub(crate) fn speeds(&self) -> Speeds {
+        self.soft().speeds
     }
 
     pub(crate) fn set_spent(&self, mut batch: Batch) {

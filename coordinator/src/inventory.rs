@@ -31,7 +31,9 @@ pub(crate) fn signals(sessions: &Sessions) -> BTreeMap<NodeId, NodeSignals> {
     nodes
         .filter_map(|(id, connected)| {
             let (_, report) = connected.report()?;
-            Some((id, NodeSignals::of(&report, connected.signs(), connected.heard())))
+            let mut signals = NodeSignals::of(&report, connected.signs(), connected.heard());
+            signals.speeds = connected.speeds();
+            Some((id, signals))
         })
         .collect()
 }

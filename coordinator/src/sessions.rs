@@ -201,6 +201,7 @@ impl Sessions {
                 self.changed.notify_one();
             }
             NodeMessage::Signs(signs) => connected.set_signs(*signs),
+            NodeMessage::Speeds(speeds) => connected.set_speeds(speeds),
             NodeMessage::Spent(batch) => connected.set_spent(batch),
             NodeMessage::Report(mut report) => {
                 self.collector.ingest(id, &mut report);

@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use pomona_common::control::CoordinatorMessage;
-use pomona_common::{ModelName, ModelRecord, NodeId, Relief, Watts};
-use pomona_decide::{ClusterState, Lease};
+use pomona_common::{ModelName, ModelRecord, NodeId, Relief, Versioned, Watts};
+use pomona_decide::{ClusterState, Lease, Sets};
 
 use crate::connected::Connected;
 use crate::sessions::Sessions;
@@ -26,12 +26,21 @@ pub(crate) struct Told {
     knobs: Option<u64>,
     /// Version of the fallbacks.
     fallbacks: Option<u64>,
+    /// Version of the service levels.
+    slos: Option<u64>,
     /// As the lease.
     relief: Option<Relief>,
     comfort: Option<Option<Watts>>,
     keys: keys::KeysTold,
     /// By model who was named as having it, and whether it comes through here.
     sources: BTreeMap<ModelName, (Vec<SocketAddr>, bool)>,
+}
+
+/// What the cluster agrees on, if a node that was told of version `told` does not know it yet.
+fn agreed<T: Versioned>(sets: &Sets<T>, told: &mut Option<u64>) -> Option<Box<T>> {
+    let set = sets.current().filter(|set| *told != Some(set.version()))?;
+    *told = Some(set.version());
+    Some(Box::new(set.clone()))
 }
 
 impl Told {
@@ -66,18 +75,9 @@ impl Told {
                     news.push(CoordinatorMessage::Evict);
                 }
             }
-            if let Some(set) = state.knobs.current()
-                && self.knobs != Some(set.version)
-            {
-                self.knobs = Some(set.version);
-                news.push(CoordinatorMessage::Knobs(Box::new(set.clone())));
-            }
-            if let Some(set) = state.fallbacks.current()
-                && self.fallbacks != Some(set.version)
-            {
-                self.fallbacks = Some(set.version);
-                news.push(CoordinatorMessage::Fallbacks(Box::new(set.clone())));
-            }
+            news.extend(agreed(&state.knobs, &mut self.knobs).map(CoordinatorMessage::Knobs));
+            news.extend(agreed(&state.fallbacks, &mut self.fallbacks).map(CoordinatorMessage::Fallbacks));
+            news.extend(agreed(&state.slos, &mut self.slos).map(CoordinatorMessage::Slos));
             let relief = state.relief(node);
             if self.relief != Some(relief) {
                 self.relief = Some(relief);

@@ -11,7 +11,7 @@ use pomona_common::key::{KeyHash, KeyLimits, KeyRecord, KeyTerms};
 use pomona_common::plan::NodeTarget;
 use pomona_common::renew::{RenewAnswer, RenewRequest};
 use pomona_common::report::{EngineReport, NodeReport};
-use pomona_common::signs::{FirstToken, Signs};
+use pomona_common::signs::{FirstToken, Signs, Speeds};
 use pomona_common::spending::{Account, Amount, Batch, EntryId, Spent, Windows};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
@@ -122,6 +122,7 @@ fn frames() -> Vec<Vec<u8>> {
         framed(0, &NodeMessage::Woke { slept_ms: 7_200_000 }),
         framed(0, &NodeMessage::Room { free_bytes: 64 << 30 }),
         framed(0, &NodeMessage::Signs(Box::new(signs()))),
+        framed(0, &NodeMessage::Speeds(Speeds { answers: 30, slow: 2 })),
         framed(1, &CoordinatorMessage::Target(target)),
         framed(
             1,
@@ -145,6 +146,7 @@ fn frames() -> Vec<Vec<u8>> {
         ),
         framed(1, &CoordinatorMessage::Knobs(Box::new(knob_set()))),
         framed(1, &CoordinatorMessage::Fallbacks(Box::default())),
+        framed(1, &CoordinatorMessage::Slos(Box::default())),
         framed(
             1,
             &CoordinatorMessage::Comfort {
@@ -316,6 +318,11 @@ fn commands() -> Vec<Command> {
         }),
         Command::SetFallbacks(Made {
             set: pomona_common::Fallbacks::default(),
+            by: "anna".into(),
+            at_s: 9,
+        }),
+        Command::SetSlos(Made {
+            set: pomona_common::SloSet::default(),
             by: "anna".into(),
             at_s: 9,
         }),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache, UsageLog};
-use pomona_common::{Failure, Generation, ModelName, ModelRecord, NodeId, TextAsk};
+use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Slo, TextAsk};
 use pomona_text::ModelText;
 
 use crate::entry::Entry;
@@ -58,6 +58,10 @@ impl Backend for NodeBackend {
 
     fn usage(&self) -> &UsageLog {
         &self.usage
+    }
+
+    fn slo(&self, class: Class) -> Slo {
+        self.entry.slo(class)
     }
 
     fn models(&self) -> Vec<ModelRecord> {

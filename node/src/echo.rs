@@ -144,6 +144,8 @@ impl Echo {
                 self.pace = percent;
                 Ok(())
             }
+            // Nothing waits here.
+            EngineCommand::Slos(_) => Ok(()),
             EngineCommand::Report => {
                 self.send(&EngineEvent::Progress(self.steps))?;
                 let mut classes = BTreeMap::<Class, ClassReport>::new();

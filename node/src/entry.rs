@@ -8,7 +8,7 @@ use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{
-    Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, TextAsk,
+    Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Slo, SloSet, TextAsk,
 };
 use pomona_decide::{EntryPlace, Here, entry};
 use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
@@ -174,7 +174,12 @@ impl Entry {
     /// Where requests of a class go.
     fn list(&self, class: Class) -> Fallback {
         let now = self.instructions.borrow();
-        Fallback::in_force(now.fallbacks.as_ref(), class).into_owned()
+        Fallback::in_force(now.agreed.fallbacks.as_ref(), class).into_owned()
+    }
+
+    /// What is promised to a class.
+    pub(crate) fn slo(&self, class: Class) -> Slo {
+        SloSet::in_force(self.instructions.borrow().agreed.slos.as_ref(), class)
     }
 
     fn here(&self, generation: &Generation) -> Here {

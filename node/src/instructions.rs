@@ -1,10 +1,10 @@
-//! How coordinators want this node to work: how far it is relieved of batch work, and the knobs and lists of
-//! fallbacks that the cluster agrees on.
+//! How coordinators want this node to work: how far it is relieved of batch work, and what the cluster agrees on.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use pomona_common::{Fallbacks, KnobSet, Relief, Versioned, Watts};
+use pomona_common::{Fallbacks, KnobSet, Relief, SloSet, Versioned, Watts};
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -21,10 +21,19 @@ pub(crate) struct Instructions {
     pub(crate) relief: Relief,
     /// Power up to which the machine's person finds it comfortable, if anybody minds.
     pub(crate) comfort: Option<Watts>,
-    /// None as long as the configuration says how engines work.
+    pub(crate) agreed: Agreed,
+}
+
+/// What the cluster agrees on; none of what the node's configuration, or the program, still decides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub(crate) struct Agreed {
+    /// How engines work.
     pub(crate) knobs: Option<KnobSet>,
-    /// None as long as the cluster has agreed on nothing else than what programs come with.
+    /// Where requests go.
     pub(crate) fallbacks: Option<Fallbacks>,
+    /// How much may wait, and how answers are to come.
+    pub(crate) slos: Option<SloSet>,
 }
 
 /// A handle on them; clones share them.
@@ -41,9 +50,8 @@ struct Told {
     comfort_applied: u64,
     /// When a coordinator was last in reach.
     reached: Instant,
-    /// Whether what is in force of them is what was on disk.
-    knobs_from_disk: bool,
-    fallbacks_from_disk: bool,
+    /// What was on disk and no coordinator has said anything about since.
+    from_disk: Agreed,
 }
 
 impl Instructed {
@@ -53,8 +61,7 @@ impl Instructed {
                 applied: 0,
                 comfort_applied: 0,
                 reached: Instant::now(),
-                knobs_from_disk: false,
-                fallbacks_from_disk: false,
+                from_disk: Agreed::default(),
             })),
             now: watch::Sender::new(Instructions::default()),
         }
@@ -89,40 +96,22 @@ impl Instructed {
     }
 
     /// Begins with what was on disk.
-    pub(crate) fn resume(&self, knobs: Option<KnobSet>, fallbacks: Option<Fallbacks>) {
-        let mut told = self.told();
-        told.knobs_from_disk = knobs.is_some();
-        told.fallbacks_from_disk = fallbacks.is_some();
-        self.now.send_modify(|now| {
-            now.knobs = knobs;
-            now.fallbacks = fallbacks;
-        });
+    pub(crate) fn resume(&self, agreed: Agreed) {
+        self.told().from_disk = agreed.clone();
+        self.now.send_modify(|now| now.agreed = agreed);
     }
 
-    /// A coordinator says what the knobs are; of several sets the newest counts.
-    pub(crate) fn set_knobs(&self, set: KnobSet) {
+    /// A coordinator says what the cluster agrees on; of several sets the newest counts.
+    pub(crate) fn agree<T: Versioned>(&self, of: impl Fn(&mut Agreed) -> &mut Option<T>, set: T) {
         // Held until it is said: of two coordinators at once only one is the first.
         let mut told = self.told();
-        let is_first = std::mem::take(&mut told.knobs_from_disk);
-        let version = set.version;
+        let is_first = of(&mut told.from_disk).take().is_some();
+        let version = set.version();
         if self
             .now
-            .send_if_modified(|now| learn(&mut now.knobs, set, is_first))
+            .send_if_modified(|now| learn(of(&mut now.agreed), set, is_first))
         {
-            tracing::info!(version, "knobs of the cluster");
-        }
-    }
-
-    /// A coordinator says where requests go, likewise.
-    pub(crate) fn set_fallbacks(&self, set: Fallbacks) {
-        let mut told = self.told();
-        let is_first = std::mem::take(&mut told.fallbacks_from_disk);
-        let version = set.version;
-        if self
-            .now
-            .send_if_modified(|now| learn(&mut now.fallbacks, set, is_first))
-        {
-            tracing::info!(version, "fallbacks of the cluster");
+            tracing::info!(version, "{} of the cluster", T::NAME);
         }
     }
 
@@ -185,10 +174,10 @@ mod tests {
             ..KnobSet::of(&EngineKnobs::default())
         };
         for version in [2, 1, 3, 3] {
-            instructed.set_knobs(set(version));
+            instructed.agree(|agreed| &mut agreed.knobs, set(version));
         }
         let now = instructed.watch().borrow().clone();
-        assert_eq!(now.knobs.map(|set| set.version), Some(3));
+        assert_eq!(now.agreed.knobs.map(|set| set.version), Some(3));
     }
 
     #[test]
@@ -200,13 +189,16 @@ mod tests {
         };
         let version = || {
             let now = instructed.watch().borrow().clone();
-            now.fallbacks.map(|lists| lists.version)
+            now.agreed.fallbacks.map(|lists| lists.version)
         };
-        instructed.resume(None, Some(lists(9)));
+        instructed.resume(Agreed {
+            fallbacks: Some(lists(9)),
+            ..Agreed::default()
+        });
         assert_eq!(version(), Some(9));
         // The cluster was set back; after that the newest counts again.
         for (said, known) in [(4, 4), (3, 4), (5, 5)] {
-            instructed.set_fallbacks(lists(said));
+            instructed.agree(|agreed| &mut agreed.fallbacks, lists(said));
             assert_eq!(version(), Some(known));
         }
     }

@@ -5,13 +5,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use pomona_common::plan::NodeTarget;
-use pomona_common::{ClusterId, Fallbacks, KnobSet, ModelName};
+use pomona_common::{ClusterId, ModelName};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::files::{read_json, write_json};
-use crate::instructions::{Instructed, Instructions};
+use crate::instructions::{Agreed, Instructed, Instructions};
 use crate::store::Store;
 use crate::supervisor::Supervisor;
 
@@ -22,10 +22,9 @@ struct OnDisk {
     cluster: Option<ClusterId>,
     /// What to hold.
     target: Option<NodeTarget>,
-    /// The cluster's knobs.
-    knobs: Option<KnobSet>,
-    /// Where the cluster's requests go.
-    fallbacks: Option<Fallbacks>,
+    /// What the cluster agrees on.
+    #[serde(flatten)]
+    agreed: Agreed,
 }
 
 /// See the module's documentation. Clones share it.
@@ -66,23 +65,20 @@ impl LastTold {
 
     /// Goes on as it was told, until a coordinator says something else.
     pub(crate) async fn resume(&mut self, instructed: &Instructed, supervisor: &Supervisor, store: &Store) {
-        let OnDisk {
-            target,
-            knobs,
-            fallbacks,
-            ..
-        } = self.written.clone();
+        let OnDisk { target, agreed, .. } = self.written.clone();
         let versions = (
-            knobs.as_ref().map(|set| set.version),
-            fallbacks.as_ref().map(|set| set.version),
+            agreed.knobs.as_ref().map(|set| set.version),
+            agreed.fallbacks.as_ref().map(|set| set.version),
+            agreed.slos.as_ref().map(|set| set.version),
         );
-        instructed.resume(knobs, fallbacks);
+        instructed.resume(agreed);
         self.resumed = target.map(|target| resumed(target, supervisor.killed_before.as_ref()));
         if let Some(target) = self.resumed.clone() {
             tracing::info!(
                 models = target.models.len(),
                 knobs = versions.0,
                 fallbacks = versions.1,
+                slos = versions.2,
                 "begins with what the cluster wanted here last"
             );
             supervisor.follow(target, store).await;
@@ -119,8 +115,7 @@ impl LastTold {
                 OnDisk {
                     cluster: written.cluster,
                     target: targets.borrow_and_update().clone().or(self.resumed.clone()),
-                    knobs: instructions.knobs.clone(),
-                    fallbacks: instructions.fallbacks.clone(),
+                    agreed: instructions.agreed.clone(),
                 }
             };
             if now != written && !(is_last && is_rented()) {
@@ -159,7 +154,7 @@ fn resumed(mut target: NodeTarget, killed_before: Option<&ModelName>) -> NodeTar
 mod tests {
     use std::collections::BTreeMap;
 
-    use pomona_common::EngineKnobs;
+    use pomona_common::{EngineKnobs, Fallbacks, KnobSet};
 
     use super::*;
 
@@ -177,12 +172,13 @@ mod tests {
             version: 2,
             ..KnobSet::of(&EngineKnobs::default())
         };
-        instructed.set_knobs(knobs.clone());
+        instructed.agree(|agreed| &mut agreed.knobs, knobs.clone());
         let fallbacks = Fallbacks {
             version: 3,
             ..Fallbacks::default()
         };
-        instructed.set_fallbacks(fallbacks.clone());
+        instructed.agree(|agreed| &mut agreed.fallbacks, fallbacks.clone());
+        let agreed = instructed.watch().borrow().agreed.clone();
         // Stopped before the first look: it is written all the same, unless the machine is rented.
         let stopped = CancellationToken::new();
         stopped.cancel();
@@ -193,9 +189,13 @@ mod tests {
         told.run(instructed.watch(), || false, stopped).await;
         let again = LastTold::open(folder.path(), cluster)?.written;
         assert_eq!(again.target.map(|target| target.generation), Some(7));
-        assert_eq!((again.knobs, again.fallbacks), (Some(knobs), Some(fallbacks)));
+        assert_eq!(
+            (&again.agreed.knobs, &again.agreed.fallbacks),
+            (&Some(knobs), &Some(fallbacks))
+        );
+        assert_eq!(again.agreed, agreed);
         let elsewhere = LastTold::open(folder.path(), other)?.written;
-        assert_eq!((elsewhere.target, elsewhere.knobs), (None, None));
+        assert_eq!((elsewhere.target, elsewhere.agreed), (None, Agreed::default()));
         Ok(())
     }
 

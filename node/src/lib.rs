@@ -209,6 +209,7 @@ impl Node {
                 node: id,
                 program,
                 knobs: config.knobs.clone(),
+                slos: config.slos.clone(),
                 folder: folder.clone(),
             },
             (store.clone(), instructed.watch()),

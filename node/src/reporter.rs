@@ -7,7 +7,7 @@ use pomona_api::EntryStats;
 use pomona_cluster_config::Config;
 use pomona_common::ModelName;
 use pomona_common::report::{MachineReport, NodeReport, REPORT_VERSION};
-use pomona_common::signs::Signs;
+use pomona_common::signs::{Signs, Speeds};
 use pomona_common::unit::{Bytes, Reading};
 use pomona_probe::Probe;
 use tokio::sync::watch;
@@ -27,6 +27,7 @@ pub(crate) struct Reporter {
 pub(crate) struct Reported {
     pub(crate) report: Arc<NodeReport>,
     pub(crate) signs: Signs,
+    pub(crate) speeds: Speeds,
 }
 
 impl Reporter {
@@ -45,6 +46,7 @@ impl Reporter {
         let (publish, latest) = watch::channel(Arc::new(Reported {
             report: Arc::new(first),
             signs: Signs::default(),
+            speeds: Speeds::default(),
         }));
         tasks.spawn(async move {
             let mut sequence = 0;
@@ -62,9 +64,16 @@ impl Reporter {
                 }
                 // Read before, not while the engine's state is borrowed.
                 let swapped_out = probe.swapped_out();
-                let signs = signs(&engine.borrow(), swapped_out);
+                let (signs, speeds) = {
+                    let view = engine.borrow();
+                    (signs(&view, swapped_out), view.speeds)
+                };
                 let report = Arc::new(report);
-                publish.send_replace(Arc::new(Reported { report, signs }));
+                publish.send_replace(Arc::new(Reported {
+                    report,
+                    signs,
+                    speeds,
+                }));
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}
                     () = stopped.cancelled() => return,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
+use pomona_common::signs::Speeds;
 use pomona_common::{Failure, NodeId, REVOKED, StoreKey};
 use pomona_link::{
     CERTIFICATE_LIFE, Dialler, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session, renew,
@@ -191,6 +192,9 @@ impl SessionContext {
                     let reported = reports.borrow_and_update().clone();
                     send.send(&NodeMessage::Report(Box::new((*reported.report).clone()))).await?;
                     send.send(&NodeMessage::Signs(Box::new(reported.signs.clone()))).await?;
+                    if reported.speeds != Speeds::default() {
+                        send.send(&NodeMessage::Speeds(reported.speeds)).await?;
+                    }
                 }
             }
         }
@@ -276,8 +280,9 @@ impl SessionContext {
             CoordinatorMessage::Evict => self.lease.end(),
             CoordinatorMessage::Relief { applied, relief } => self.instructed.relieve(applied, relief),
             CoordinatorMessage::Comfort { applied, watts } => self.instructed.set_comfort(applied, watts),
-            CoordinatorMessage::Knobs(set) => self.instructed.set_knobs(*set),
-            CoordinatorMessage::Fallbacks(set) => self.instructed.set_fallbacks(*set),
+            CoordinatorMessage::Knobs(set) => self.instructed.agree(|agreed| &mut agreed.knobs, *set),
+            CoordinatorMessage::Fallbacks(set) => self.instructed.agree(|agreed| &mut agreed.fallbacks, *set),
+            CoordinatorMessage::Slos(set) => self.instructed.agree(|agreed| &mut agreed.slos, *set),
             CoordinatorMessage::Keys { .. }
             | CoordinatorMessage::Key { .. }
             | CoordinatorMessage::Spent { .. } => self.keys.learn(message),

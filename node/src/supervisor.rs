@@ -18,8 +18,10 @@ use std::time::Duration;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plan::NodeTarget;
 use pomona_common::report::{EngineReport, MachineReport};
-use pomona_common::signs::FirstToken;
-use pomona_common::{Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_common::signs::{FirstToken, Speeds};
+use pomona_common::{
+    Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, Slo, SloSet, limits,
+};
 use pomona_probe::KillCause;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -52,6 +54,7 @@ pub(crate) struct Setup {
     pub(crate) node: NodeId,
     pub(crate) program: EngineProgram,
     pub(crate) knobs: EngineKnobs,
+    pub(crate) slos: SloSet,
     /// The node's folder, where it is written down what runs.
     pub(crate) folder: PathBuf,
 }
@@ -83,13 +86,25 @@ pub(crate) struct EngineView {
     pub(crate) answers: u64,
     /// The latest of them, the newest last.
     pub(crate) first_tokens: VecDeque<FirstToken>,
+    /// Of all of them, how many were slower than is promised.
+    pub(crate) speeds: Speeds,
     /// Generation of the target that is being followed.
     pub(crate) generation: u64,
 }
 
+/// Whether how an answer came says something of this node: what began elsewhere does not.
+fn is_judged(generation: &Generation) -> bool {
+    generation.class == Class::Interactive && generation.resume.is_empty()
+}
+
 impl EngineView {
-    /// An answer has ended.
-    fn note_answer(&mut self, generation: &Generation, accounting: &Accounting) {
+    /// An answer has ended, of which this was promised if it is an interactive one.
+    fn note_answer(&mut self, generation: &Generation, accounting: &Accounting, slo: &Slo) {
+        let is_slow = slo.is_slow(accounting.completion_tokens, accounting.decode_ms);
+        if let Some(is_slow) = is_slow.filter(|_| is_judged(generation)) {
+            self.speeds.answers += 1;
+            self.speeds.slow += u64::from(is_slow);
+        }
         if accounting.completion_tokens > 0 {
             let ttft_ms = accounting.queue_ms + accounting.prefill_ms;
             let first = FirstToken {
@@ -120,8 +135,7 @@ impl EngineView {
     }
 
     fn note_first_token(&mut self, generation: &Generation, first: FirstToken) {
-        // What began elsewhere says nothing of this node.
-        if generation.class != Class::Interactive || !generation.resume.is_empty() {
+        if !is_judged(generation) {
             return;
         }
         self.answers += 1;

@@ -32,9 +32,12 @@ fn a_machine_that_starts_alone_answers_with_what_it_held_last() {
     let (ok, _, errors) = coordinator.pomona(&["knobs", "set", "batch.window_ms=60"]);
     assert!(ok, "{errors}");
     assert!(coordinator.pomona(&["fallback", "set", "batch=rack,pause:1"]).0);
+    assert!(coordinator.pomona(&["slo", "set", "batch.queue=9"]).0);
     eventually("knobs and lists are there", SOON, || {
         let log = laptop.log();
-        log.contains("knobs of the cluster version=1") && log.contains("fallbacks of the cluster version=1")
+        ["knobs", "fallback", "slo"]
+            .iter()
+            .all(|what| log.contains(&format!("{what} of the cluster version=1")))
     });
 
     laptop.stop();
@@ -43,7 +46,7 @@ fn a_machine_that_starts_alone_answers_with_what_it_held_last() {
     eventually("it answers alone", SOON, || ask(&laptop).is_some());
     assert_eq!(ask(&laptop), answer);
     let log = laptop.log();
-    let begins = "begins with what the cluster wanted here last models=1 knobs=1 fallbacks=1";
+    let begins = "begins with what the cluster wanted here last models=1 knobs=1 fallbacks=1 slos=1";
     assert!(log.contains(begins), "{log}");
 
     // What the cluster wants by now counts as soon as it says so.

@@ -30,6 +30,7 @@ mod resume;
 mod roles;
 mod service;
 mod sleep;
+mod slo;
 mod sticky;
 mod telemetry;
 mod weights;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use pomona_common::gate::{Gate, Stage};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::NodeReport;
-use pomona_common::{Failure, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, TextAsk};
+use pomona_common::{Class, Failure, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Slo, TextAsk};
 use pomona_text::ModelText;
 use tokio::sync::mpsc;
 
@@ -70,6 +70,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Last reports of the nodes behind this endpoint.
     fn reports(&self) -> Vec<Reported>;
+
+    /// What is promised to a class.
+    fn slo(&self, class: Class) -> Slo;
 
     /// Where waits for the first byte are counted.
     fn entry_stats(&self) -> &Arc<EntryStats>;

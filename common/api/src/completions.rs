@@ -217,13 +217,23 @@ async fn begin<B: Backend>(
         class,
         class_reason,
         began,
+        prompt_tokens: resolved.tokens,
         choices: ask.choices,
+        slo: backend.slo(class),
     };
+    let entry_stats = backend.entry_stats();
+    let tally = Tally::new(
+        asked,
+        ticket,
+        entry_stats.clone(),
+        backend.usage().clone(),
+        backend.clone(),
+    );
     Ok(Running {
-        tally: Tally::new(asked, ticket, backend.usage().clone(), backend.clone()),
+        tally,
         prompt_tokens: resolved.tokens,
         began,
-        entry_stats: backend.entry_stats().clone(),
+        entry_stats: entry_stats.clone(),
         kind,
         request,
         created_s: SystemTime::now()

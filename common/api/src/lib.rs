@@ -35,7 +35,7 @@ pub fn check_body(chat: bool, body: &[u8]) -> Result<(), pomona_common::Failure>
 
 pub use access::Access;
 pub use backend::{Backend, GenerationStream, Reported};
-pub use entry_stats::EntryStats;
+pub use entry_stats::{Budget, EntryStats};
 pub use router::{ROUTES, RouteRow, router};
 pub use serve::HttpServer;
 pub use text_cache::TextCache;

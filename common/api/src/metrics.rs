@@ -32,6 +32,11 @@ pub(crate) fn render(reports: &[Reported], entry: &EntryStats, usage_lost: u64) 
             1e-3,
         );
     }
+    for ((class, budget), (promised, missed)) in entry.missed() {
+        let labels = format!("class=\"{class}\",budget=\"{}\"", budget.as_str());
+        out.value("pomona_slo_judged_total", "counter", &labels, promised as f64);
+        out.value("pomona_slo_missed_total", "counter", &labels, missed as f64);
+    }
     for reported in reports {
         let (id, report) = (reported.node, &reported.report);
         let node = format!("node=\"{id}\",name=\"{}\"", escape(&reported.name));

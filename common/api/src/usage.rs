@@ -6,15 +6,16 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use pomona_clocks::wall_ms;
-use pomona_common::{Accounting, Class, ClassReason, KeyId, ModelName, NodeId, RequestId};
+use pomona_common::{Accounting, Class, ClassReason, KeyId, ModelName, NodeId, RequestId, Slo};
 use pomona_journal::{Bounds, Journal};
 use serde::Serialize;
 
 use crate::access::Ticket;
 use crate::backend::Backend;
+use crate::entry_stats::{Budget, EntryStats};
 
 /// 256 MiB: half a million requests and more.
 const BOUNDS: Bounds = Bounds {
@@ -45,6 +46,9 @@ struct Record {
     outcome: &'static str,
     /// From arrival to the end.
     took_ms: f64,
+    /// What was promised and missed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    missed: Vec<Budget>,
     answers: Vec<Answer>,
 }
 
@@ -122,7 +126,10 @@ pub(crate) struct Asked {
     pub(crate) class: Class,
     pub(crate) class_reason: ClassReason,
     pub(crate) began: Instant,
+    pub(crate) prompt_tokens: u32,
     pub(crate) choices: u32,
+    /// What was promised.
+    pub(crate) slo: Slo,
 }
 
 /// Counts what a request takes, for its key and for the log; dropping it closes the account.
@@ -130,6 +137,7 @@ pub(crate) struct Tally {
     asked: Asked,
     at_ms: u64,
     ticket: Option<Ticket>,
+    stats: Arc<EntryStats>,
     log: UsageLog,
     power: Arc<dyn Power>,
     so_far: Mutex<SoFar>,
@@ -138,17 +146,26 @@ pub(crate) struct Tally {
 #[derive(Debug, Default)]
 struct SoFar {
     finished: Vec<Accounting>,
+    /// When the first token came, from arrival on.
+    first: Option<Duration>,
     /// Of all answers, as they came.
     tokens: u64,
     failed: Option<&'static str>,
 }
 
 impl Tally {
-    pub(crate) fn new(asked: Asked, ticket: Option<Ticket>, log: UsageLog, power: Arc<dyn Power>) -> Self {
+    pub(crate) fn new(
+        asked: Asked,
+        ticket: Option<Ticket>,
+        stats: Arc<EntryStats>,
+        log: UsageLog,
+        power: Arc<dyn Power>,
+    ) -> Self {
         Self {
             at_ms: wall_ms(),
             asked,
             ticket,
+            stats,
             log,
             power,
             so_far: Mutex::default(),
@@ -157,7 +174,12 @@ impl Tally {
 
     /// Tokens of answers, as they come.
     pub(crate) fn took(&self, tokens: usize) {
-        self.so_far().tokens += tokens as u64;
+        let mut so_far = self.so_far();
+        so_far.tokens += tokens as u64;
+        if tokens > 0 {
+            so_far.first.get_or_insert_with(|| self.asked.began.elapsed());
+        }
+        drop(so_far);
         if let Some(ticket) = &self.ticket {
             ticket.took(tokens as u64);
         }
@@ -177,8 +199,33 @@ impl Tally {
         self.so_far.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether each promise was kept, as far as that can be told, by what the client saw. What ended before anything
+    /// came has missed its time if that was over by then; how soon it would have come, nobody knows.
+    fn judged(&self, so_far: &SoFar) -> impl Iterator<Item = (Budget, bool)> {
+        let asked = &self.asked;
+        let cached = so_far.finished.first().map_or(0, |one| one.cached_tokens);
+        let budget_ms = asked
+            .slo
+            .ttft_budget_ms(asked.prompt_tokens.saturating_sub(cached));
+        let waited = so_far.first.unwrap_or_else(|| asked.began.elapsed());
+        let is_late = budget_ms.map(|budget_ms| waited.as_secs_f64() * 1e3 > budget_ms);
+        let is_late = is_late.filter(|is_late| so_far.first.is_some() || *is_late);
+        let speeds = so_far.finished.iter();
+        let is_slow = speeds
+            .filter_map(|one| asked.slo.is_slow(one.completion_tokens, one.decode_ms))
+            .max();
+        [(Budget::Ttft, is_late), (Budget::TokS, is_slow)]
+            .into_iter()
+            .filter_map(|(budget, missed)| Some((budget, missed?)))
+    }
+
     fn record(&self) -> Record {
         let mut so_far = self.so_far();
+        let mut missed = Vec::new();
+        for (budget, is_missed) in self.judged(&so_far) {
+            self.stats.judge(self.asked.class, budget, is_missed);
+            missed.extend(is_missed.then_some(budget));
+        }
         let is_whole = so_far.finished.len() >= self.asked.choices as usize;
         let outcome = so_far
             .failed
@@ -216,6 +263,7 @@ impl Tally {
             class_reason: asked.class_reason.as_str(),
             outcome,
             took_ms: asked.began.elapsed().as_secs_f64() * 1e3,
+            missed,
             answers: so_far.finished.iter().map(answer).collect(),
         }
     }
@@ -243,23 +291,39 @@ mod tests {
         }
     }
 
-    fn tally(log: &UsageLog, choices: u32) -> Option<Tally> {
+    fn tally(log: &UsageLog, stats: &Arc<EntryStats>, choices: u32) -> Option<Tally> {
         let asked = Asked {
             request: RequestId::from_bits(1),
             key: Some(KeyId::from_bits(2)),
             model: "org/a".parse().ok()?,
             class: Class::Batch,
             class_reason: ClassReason::Key,
-            began: Instant::now(),
+            // A second ago.
+            began: Instant::now().checked_sub(Duration::from_secs(1))?,
+            prompt_tokens: 1000,
             choices,
+            slo: Slo {
+                ttft_ms: 900,
+                ttft_us_per_token: 1000,
+                tok_s: 50,
+                ..Slo::of(Class::Batch)
+            },
         };
-        Some(Tally::new(asked, None, log.clone(), Arc::new(Fixed)))
+        Some(Tally::new(
+            asked,
+            None,
+            stats.clone(),
+            log.clone(),
+            Arc::new(Fixed),
+        ))
     }
 
     fn accounting(node: Option<NodeId>) -> Accounting {
         Accounting {
             step_share_ms: 200.0,
-            completion_tokens: 4,
+            completion_tokens: 21,
+            cached_tokens: 990,
+            decode_ms: 500.0,
             knob_version: 3,
             node,
             ..Accounting::default()
@@ -271,9 +335,10 @@ mod tests {
         let folder = tempfile::tempdir()?;
         let log = UsageLog::start(folder.path())?;
         let node = Some(NodeId::from_bits(9));
+        let stats = Arc::new(EntryStats::default());
         for (finished, failed) in [(2, None), (1, None), (0, Some("node_lost"))] {
-            let tally = tally(&log, 2).ok_or(io::ErrorKind::Other)?;
-            tally.took(10);
+            let tally = tally(&log, &stats, 2).ok_or(io::ErrorKind::Other)?;
+            tally.took(27);
             (0..finished).for_each(|_| tally.finished(&accounting(node)));
             failed.into_iter().for_each(|code| tally.failed(code));
         }
@@ -302,6 +367,13 @@ mod tests {
         assert_eq!(rest["completion_tokens"], 6);
         assert!(rest["joules"].is_null(), "nobody knows");
         assert_eq!(log.lost(), 0);
+        // A second is too late where only ten tokens had to be computed; with all of them it was promised in two.
+        let missed = records.iter().map(|record| record["missed"].to_string());
+        let missed: Vec<String> = missed.collect();
+        let both = r#"["ttft","tok_s"]"#;
+        assert_eq!(missed, [both, both, "null"]);
+        let of = |budget| stats.missed().get(&(Class::Batch, budget)).copied();
+        assert_eq!((of(Budget::Ttft), of(Budget::TokS)), (Some((3, 2)), Some((2, 2))));
         Ok(())
     }
 }

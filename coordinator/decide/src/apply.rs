@@ -45,6 +45,7 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::Relieve { node, seen, relieved } => offload::relieve(state, *node, *seen, relieved),
         Command::SetKnobs(made) => state.knobs.add(made),
         Command::SetFallbacks(made) => state.fallbacks.add(made),
+        Command::SetSlos(made) => state.slos.add(made),
         Command::ApproveCloud { cloud, approval } => clouds::approve(state, cloud, approval),
         Command::RevokeCloud(cloud) => clouds::revoke(state, cloud),
         Command::SetPrivate { model, private } => clouds::set_private(state, model, *private),

@@ -8,7 +8,7 @@ use pomona_common::plan::Plan;
 use pomona_common::spending::{Batch, EntryId};
 use pomona_common::{
     CloudName, ClusterId, Fallbacks, KeyId, KeyPrint, KnobSet, ModelName, ModelRecord, Money, NodeId, Rung,
-    TokenId,
+    SloSet, TokenId,
 };
 use serde::{Deserialize, Serialize};
 
@@ -289,6 +289,8 @@ pub enum Command {
         /// Tokens, and money.
         took: Took,
     },
+    /// Makes a set of service levels.
+    SetSlos(Made<SloSet>),
 }
 
 /// What a command did.

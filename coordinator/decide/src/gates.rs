@@ -6,6 +6,7 @@
 
 mod book;
 pub mod rules;
+mod speed;
 mod swap;
 mod tail;
 mod times;
@@ -93,7 +94,7 @@ impl GateWatch {
             .collect()
     }
 
-    /// Why interactive answers of a node are late, if they are: the ladder tightens batch then, which is
+    /// Why interactive answers of a node are late or slow, if they are: the ladder tightens batch then, which is
     /// what comes before the tail gate trips.
     pub fn late(&self, node: NodeId) -> Option<String> {
         self.nodes.get(&node)?.late()

@@ -59,9 +59,9 @@ impl<T: Versioned> Sets<T> {
         let next = self.next();
         if made.set.version() != next {
             return Reply::Refused(format!(
-                "it was changed meanwhile, to version {}: see `{}`, and try again",
+                "it was changed meanwhile, to version {}: see `pomona {} show`, and try again",
                 next - 1,
-                T::SHOWN_BY
+                T::NAME
             ));
         }
         self.0.push_back(Made {

@@ -5,8 +5,8 @@ use std::fmt;
 
 use pomona_common::plan::Plan;
 use pomona_common::{
-    ClusterId, Fallbacks, KeyPrint, KnobSet, MachineRole, ModelName, ModelRecord, NodeId, REVOKED, TokenId,
-    TokenVerifier,
+    Class, ClusterId, Fallbacks, KeyPrint, KnobSet, MachineRole, ModelName, ModelRecord, NodeId, REVOKED,
+    Slo, SloSet, TokenId, TokenVerifier,
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,9 +60,11 @@ pub struct ClusterState {
     pub audit: AuditBook,
     /// Where requests go, in which order.
     pub fallbacks: Sets<Fallbacks>,
-    /// Clouds that may be asked, and what they took. What comes later is added after it: stored states of before
-    /// end where it begins, see `pomona_raft`.
+    /// Clouds that may be asked, and what they took.
     pub clouds: CloudBook,
+    /// Service levels of classes. What comes later is added after it: stored states of before end where it begins,
+    /// see `pomona_raft`.
+    pub slos: Sets<SloSet>,
 }
 
 /// A node as the cluster knows it.
@@ -129,6 +131,11 @@ pub struct RevokedNode {
 }
 
 impl ClusterState {
+    /// The service level of a class.
+    pub fn slo(&self, class: Class) -> Slo {
+        SloSet::in_force(self.slos.current(), class)
+    }
+
     /// Whether this node, or its key, was shut out.
     pub fn has_revoked(&self, node: NodeId, key: KeyPrint) -> bool {
         self.revoked.contains_key(&node) || self.revoked.values().any(|revoked| revoked.key == Some(key))

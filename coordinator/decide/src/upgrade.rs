@@ -68,6 +68,7 @@ impl Command {
             | Command::SetBudget { .. }
             | Command::ReserveSpill(_)
             | Command::SettleSpill { .. } => 11,
+            Command::SetSlos(_) => 12,
         }
     }
 }
@@ -78,7 +79,9 @@ impl ClusterState {
     pub fn since(&self) -> u8 {
         let gates = GateBook::default();
         let names_clouds = |made: &Made<Fallbacks>| made.set.name_clouds();
-        if self.clouds != CloudBook::default() || self.fallbacks.0.iter().any(names_clouds) {
+        if self.slos != Sets::default() {
+            12
+        } else if self.clouds != CloudBook::default() || self.fallbacks.0.iter().any(names_clouds) {
             11
         } else if self.fallbacks != Sets::default() {
             10

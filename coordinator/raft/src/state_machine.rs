@@ -21,7 +21,7 @@ use crate::tables::{DbResult, Values, decode_grown, encode_grown, get, get_grown
 /// What versions of stored values added at the end of the state: the four collections of `Placement`,
 /// the two of `Leases`, the nodes that are doubted, the two of `Offload` with the sets of
 /// knobs, the five of the gates, the three of the keys, the audit log, the sets of
-/// fallbacks, and the six collections of the clouds with their log.
+/// fallbacks, the six collections of the clouds with their log, and the sets of service levels.
 const ADDED: Added<'static> = &[
     (4, &[0; 4]),
     (5, &[0; 2]),
@@ -31,6 +31,7 @@ const ADDED: Added<'static> = &[
     (9, &[0; 33]),
     (10, &[0]),
     (11, &[0; 39]),
+    (12, &[0]),
 ];
 
 /// Writes a state so that every program reads it that knows what is in it.
@@ -219,6 +220,13 @@ mod tests {
             assert_eq!(encode_state(&state)?, bytes(golden), "version {version}");
             let model = "org/model".parse().map_err(std::io::Error::other)?;
             state.clouds.private.insert(model);
+            assert_eq!(encode_state(&state)?[0], 11);
+            let made = pomona_decide::Made {
+                set: pomona_common::SloSet::default(),
+                by: "anna".into(),
+                at_s: 1,
+            };
+            state.slos.0.push_back(made);
             let newest = encode_state(&state)?;
             assert_eq!(newest[0], pomona_wire::stored::VERSION);
             assert_eq!(decode_state(&newest)?, state);
@@ -259,6 +267,8 @@ mod tests {
             encode(&pomona_decide::KeyBook::default())?,
             encode(&pomona_decide::AuditBook::default())?,
             encode(&pomona_decide::Sets::<pomona_common::Fallbacks>::default())?,
+            encode(&ClusterState::default().clouds)?,
+            encode(&pomona_decide::Sets::<pomona_common::SloSet>::default())?,
         ];
         for ((version, added), empty) in ADDED.iter().zip(empty) {
             assert_eq!(**added, empty[1..], "what version {version} added");

@@ -84,6 +84,7 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
             format!("version {}", made.set.version),
             text(made),
         ),
+        Command::SetSlos(made) => ("slo.set", format!("version {}", made.set.version), text(made)),
         Command::CloseTicket(number) => ("ticket.close", number.to_string(), none()),
         Command::ForgiveKills { node: id, model } => ("kills.forgive", node(id), model.to_string()),
         Command::MakeKey { id, record } => {

@@ -12,6 +12,7 @@ use pomona_decide::{ClusterState, Command, Made};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::agreed::{begun_with, sound};
 use super::{Admin, Answer, Asked, bad, current, parsed, reply, write};
 
 /// The paths below `/admin/v1`.
@@ -68,13 +69,9 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
         Ok(state) => state,
         Err(answer) => return answer,
     };
-    let earlier = match change.to_version {
-        None => Some(in_force(&state)),
-        Some(0) => Some(Fallbacks::default()),
-        Some(version) => state.fallbacks.get(version).cloned(),
-    };
-    let Some(mut set) = earlier else {
-        return bad("this version is not remembered: see `pomona fallback show`");
+    let mut set = match begun_with(&state.fallbacks, change.to_version) {
+        Ok(set) => set,
+        Err(answer) => return answer,
     };
     for (class, list) in &change.set {
         let class: Class = match class.parse() {
@@ -86,9 +83,8 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
             Err(why) => return bad(format!("{class}: {why}")),
         }
     }
-    let problems = set.problems();
-    if !problems.is_empty() {
-        return bad(problems.join("; "));
+    if let Err(answer) = sound(&set.problems()) {
+        return answer;
     }
     set.version = state.fallbacks.next();
     let (by, at_s) = (change.by, wall_s());

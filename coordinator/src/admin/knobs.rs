@@ -7,12 +7,13 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
-use pomona_common::{EngineKnobs, KnobSet};
+use pomona_common::KnobSet;
 use pomona_decide::knob_sets::forbidden;
 use pomona_decide::{ClusterState, Command, Made};
 use serde::Deserialize;
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::agreed::{begun_with, history, sound};
 use super::{Admin, Answer, Asked, bad, current, parsed, reply, write};
 
 /// The paths below `/admin/v1`.
@@ -21,8 +22,7 @@ pub(super) fn routes() -> Router<Admin> {
 }
 
 fn in_force(state: &ClusterState) -> KnobSet {
-    let usual = || KnobSet::of(&EngineKnobs::default());
-    state.knobs.current().cloned().unwrap_or_else(usual)
+    state.knobs.current().cloned().unwrap_or_default()
 }
 
 async fn show(admin: Asked) -> Answer {
@@ -30,14 +30,8 @@ async fn show(admin: Asked) -> Answer {
         Ok(state) => state,
         Err(answer) => return answer,
     };
-    let history: Vec<Value> = state
-        .knobs
-        .0
-        .iter()
-        .map(|made| json!({ "version": made.set.version, "by": made.by, "at_s": made.at_s }))
-        .collect();
     let body = json!({
-        "agreed": state.knobs.current().is_some(), "knobs": in_force(&state), "history": history,
+        "agreed": state.knobs.current().is_some(), "knobs": in_force(&state), "history": history(&state.knobs),
     });
     reply(StatusCode::OK, &body)
 }
@@ -62,25 +56,17 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
         Ok(state) => state,
         Err(answer) => return answer,
     };
-    let mut set = match change.to_version {
-        None => in_force(&state),
-        Some(version) => match state.knobs.get(version) {
-            Some(set) => set.clone(),
-            None => {
-                return bad(format!(
-                    "version {version} is not remembered: see `pomona knobs show`"
-                ));
-            }
-        },
+    let mut set = match begun_with(&state.knobs, change.to_version) {
+        Ok(set) => set,
+        Err(answer) => return answer,
     };
     for (name, value) in &change.set {
         if let Err(why) = set.set(name, *value) {
             return bad(why);
         }
     }
-    let problems = set.problems();
-    if !problems.is_empty() {
-        return bad(problems.join("; "));
+    if let Err(answer) = sound(&set.problems()) {
+        return answer;
     }
     let before = in_force(&state);
     let mut by = change.by;

@@ -137,6 +137,10 @@ impl Worker {
                 self.scheduler.set_pace(percent);
                 Ok(())
             }
+            EngineCommand::Slos(slos) => {
+                self.scheduler.set_slos(&slos);
+                Ok(())
+            }
             EngineCommand::Report => {
                 self.send(EngineEvent::Progress(self.progress))?;
                 let weights = self

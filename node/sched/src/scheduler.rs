@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pomona_common::limits;
-use pomona_common::{Class, EngineKnobs, ModelName};
+use pomona_common::limits::{self, QueueBound};
+use pomona_common::{Class, EngineKnobs, ModelName, Slo, SloSet};
 
 use crate::kv_pool::{KvOp, KvPool, RowPlace};
 use crate::pace::Pace;
@@ -84,6 +84,8 @@ pub struct RowWork {
 #[derive(Debug, Clone)]
 pub struct Scheduler {
     pub(crate) knobs: EngineKnobs,
+    /// Of what comes from now on, by class.
+    queues: [QueueBound; 3],
     pub(crate) pool: KvPool,
     pub(crate) contexts: BTreeMap<ModelName, u32>,
     pub(crate) sequences: BTreeMap<SequenceId, Sequence>,
@@ -112,6 +114,7 @@ impl Scheduler {
         Self {
             pool: KvPool::new(knobs.kv_budget_bytes),
             knobs,
+            queues: Class::ALL.map(|class| Slo::of(class).queue_bound()),
             contexts: BTreeMap::new(),
             sequences: BTreeMap::new(),
             waiting: Default::default(),
@@ -128,6 +131,12 @@ impl Scheduler {
         self.pool.set_budget(knobs.kv_budget_bytes);
         self.knobs = knobs;
         crate::admission::give_back(self);
+    }
+
+    /// How much of each class may wait from now on, and for how long. What waits already does for as long as it was
+    /// told.
+    pub fn set_slos(&mut self, slos: &SloSet) {
+        self.queues = Class::ALL.map(|class| slos.class(class).queue_bound());
     }
 
     /// Gives batch so many percent of the time for turns of its own: the machine rests meanwhile, unless others have
@@ -180,8 +189,9 @@ impl Scheduler {
         // What is less urgent keeps nobody out: it may stand still for long.
         let ahead = &self.waiting[..=new.class.index()];
         let waiting: usize = ahead.iter().map(BTreeSet::len).sum();
-        if waiting >= limits::QUEUE.capacity {
-            return Err(Refusal::QueueFull(limits::QUEUE.capacity));
+        let queue = self.queues[new.class.index()];
+        if waiting >= queue.capacity {
+            return Err(Refusal::QueueFull(queue.capacity));
         }
         let left = new.max_new.min(context.saturating_sub(new.prompt));
         let needed = self.pool.bytes_for(&new.model, new.prompt + left);
@@ -191,9 +201,11 @@ impl Scheduler {
         }
         let arrived = if new.begun { Duration::ZERO } else { now };
         self.waiting[new.class.index()].insert((arrived, new.id));
-        let patience = match new.class {
-            Class::Interactive | Class::Background if !new.begun => limits::QUEUE.wait,
-            class => limits::wall_clock(class),
+        // What has begun elsewhere has waited already.
+        let patience = if new.begun {
+            limits::wall_clock(new.class)
+        } else {
+            queue.wait
         };
         let sequence = Sequence {
             model: new.model,

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pomona_common::{Class, EngineKnobs, ModelName, Relief, Rung};
-use pomona_sched::{Decision, KvOp, NewSequence, Scheduler, SequenceId, Step};
+use pomona_common::{Class, EngineKnobs, ModelName, Relief, Rung, SloSet};
+use pomona_sched::{Decision, KvOp, NewSequence, Refusal, Scheduler, SequenceId, Step};
 use proptest::prelude::*;
 
 #[derive(Debug, Clone)]
@@ -535,4 +535,36 @@ fn an_answer_begun_elsewhere_goes_first_and_is_not_turned_away() {
     assert_eq!(scheduler.expire(at(60)), [2], "the new one waited for too long");
     scheduler.end(1);
     assert_eq!(scheduler.admit(at(61)), [3]);
+}
+
+/// Queues are as long, and as patient, as the service level of their class says from then on.
+#[test]
+fn a_queue_takes_what_its_service_level_says() {
+    let mut knobs = EngineKnobs::default();
+    knobs.batch.max_slots = 1;
+    let mut scheduler = Scheduler::new(knobs);
+    scheduler.add_model(name(0), 1, 4096);
+    let mut slos = SloSet::default();
+    (slos.batch.queue, slos.batch.wait_s) = (2, 7);
+    scheduler.set_slos(&slos);
+    let submit = |scheduler: &mut Scheduler, id, class| {
+        let new = NewSequence {
+            id,
+            model: name(0),
+            class,
+            prompt: 10,
+            max_new: 50,
+            begun: false,
+        };
+        scheduler.submit(new, Duration::ZERO)
+    };
+    for id in 1..=2 {
+        submit(&mut scheduler, id, Class::Batch).unwrap();
+    }
+    let refused = submit(&mut scheduler, 3, Class::Batch);
+    assert_eq!(refused, Err(Refusal::QueueFull(2)));
+    submit(&mut scheduler, 4, Class::Interactive).unwrap();
+    assert_eq!(scheduler.admit(Duration::from_secs(1)), [4, 1]);
+    assert_eq!(scheduler.expire(Duration::from_secs(6)), []);
+    assert_eq!(scheduler.expire(Duration::from_secs(8)), [2]);
 }

@@ -10,8 +10,9 @@ use std::path::Path;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
+use pomona_common::limits::QueueBound;
 use pomona_common::report::{ADOPTED_BACKEND, ClassReport, EngineBuild, EngineReport, LoadedModel};
-use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, TextAsk, limits};
+use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, SloSet, TextAsk};
 use pomona_wire::WireError;
 use tokio::io::{AsyncWriteExt, BufReader, Stdout};
 use tokio::sync::mpsc;
@@ -45,6 +46,7 @@ struct Running {
 
 struct Adapter {
     knobs: EngineKnobs,
+    slos: SloSet,
     /// Percent of its slots that batch may have.
     pace: u32,
     servers: BTreeMap<ModelName, Server>,
@@ -78,6 +80,7 @@ pub async fn run() -> Result<(), WireError> {
     let (news, mut incoming) = mpsc::channel(WAITING);
     let mut adapter = Adapter {
         knobs: EngineKnobs::default(),
+        slos: SloSet::default(),
         pace: 100,
         servers: BTreeMap::new(),
         queue: Queue::default(),
@@ -153,6 +156,10 @@ impl Adapter {
                 self.pace = percent;
                 Ok(())
             }
+            EngineCommand::Slos(slos) => {
+                self.slos = *slos;
+                Ok(())
+            }
             EngineCommand::Report => {
                 // It is alive whatever the servers do, which have times of their own.
                 self.progress += 1;
@@ -203,7 +210,7 @@ impl Adapter {
                 model: generation.model.to_string(),
                 detail: "its server does not answer".into(),
             }
-        } else if self.queue.ahead_of(generation.class) >= limits::QUEUE.capacity {
+        } else if self.queue.ahead_of(generation.class) >= self.queue_bound(generation.class).capacity {
             Failure::Overloaded {
                 detail: "the queue for the server is full".into(),
                 retry_after_s: 5,
@@ -220,6 +227,10 @@ impl Adapter {
             return self.tell(sequence, GenerationEvent::Granted).await;
         };
         self.tell(sequence, GenerationEvent::Failed(failure)).await
+    }
+
+    fn queue_bound(&self, class: Class) -> QueueBound {
+        self.slos.class(class).queue_bound()
     }
 
     /// Starts what has a slot, the most urgent class first.
@@ -366,14 +377,10 @@ impl Adapter {
         self.say_who_serves().await
     }
 
-    /// As the scheduler of `pomona-engine` has it: nobody waits for longer than a queue's longest wait, and batch, for
-    /// which nobody does, for longer than a request may take.
+    /// As the scheduler of `pomona-engine` has it.
     async fn refuse_what_waited_too_long(&mut self) -> Result<(), WireError> {
-        let wait = |class: Class| match class {
-            Class::Interactive | Class::Background => limits::QUEUE.wait,
-            Class::Batch => limits::wall_clock(class),
-        };
-        let is_over = |job: &Job| job.since.elapsed() > wait(job.generation.class);
+        let waits = Class::ALL.map(|class| self.queue_bound(class).wait);
+        let is_over = |job: &Job| job.since.elapsed() > waits[job.generation.class.index()];
         for sequence in self.queue.remove_all(is_over) {
             let failure = Failure::Overloaded {
                 detail: "no slot of the server came free in time".into(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plan::NodeTarget;
-use pomona_common::{EngineKnobs, Failure, Generation, ModelName, NodeId, limits};
+use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, SloSet, limits};
 use pomona_decide::Pacer;
 use pomona_probe::KillTally;
 use tokio::sync::{mpsc, watch};
@@ -49,6 +49,7 @@ pub(super) struct Actor {
     /// The engine has been told to end, because it is another one's turn.
     closing: bool,
     pub(super) knobs: EngineKnobs,
+    pub(super) slos: SloSet,
     store: Store,
     pub(super) instructions: watch::Receiver<Instructions>,
     publish: watch::Sender<EngineView>,
@@ -83,6 +84,7 @@ impl Actor {
             node,
             program,
             knobs,
+            slos,
             folder,
         } = setup;
         Self {
@@ -100,6 +102,7 @@ impl Actor {
             closing: false,
             folder,
             knobs,
+            slos,
             store,
             instructions,
             publish,
@@ -136,7 +139,7 @@ impl Actor {
                     None => self.on_engine_end().await,
                 },
                 sequence = self.sequences.next_abandoned() => self.cancel(sequence),
-                Ok(()) = self.instructions.changed() => self.set_knobs(),
+                Ok(()) = self.instructions.changed() => self.instruct(),
                 () = tokio::time::sleep_until(self.restart_at), if may_start => self.start_engine(),
                 _ = ticks.tick() => {
                     self.on_tick();
@@ -284,12 +287,11 @@ impl Actor {
         match EngineProcess::spawn(&self.program_now()) {
             Ok(engine) => {
                 tracing::info!(pid = engine.pid(), "engine started");
-                let knobs = self.knobs_now();
-                engine.send(EngineCommand::Knobs(knobs));
                 self.pace = 100;
                 self.view.pid = engine.pid();
                 self.tally = engine.pid().map(KillTally::of).unwrap_or_default();
                 self.engine = Some(engine);
+                self.instruct();
                 self.watchdog = Watchdog::default();
                 self.view.loading.clear();
                 self.reconcile();
@@ -410,7 +412,9 @@ impl Actor {
             }
             GenerationEvent::Finished { accounting, .. } => {
                 accounting.node = Some(self.node);
-                self.view.note_answer(&active.generation, accounting);
+                let agreed = &self.instructions.borrow().agreed;
+                let slo = SloSet::in_force(agreed.slos.as_ref(), Class::Interactive);
+                self.view.note_answer(&active.generation, accounting, &slo);
                 true
             }
             GenerationEvent::Failed(_) => true,

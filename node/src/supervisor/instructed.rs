@@ -1,7 +1,8 @@
-//! What the engine's owner does as coordinators say: the knobs, and the batch work that it refuses.
+//! What the engine's owner does as coordinators say: the knobs, the service levels, and the batch work that
+//! it refuses.
 
 use pomona_common::engine::EngineCommand;
-use pomona_common::{Class, EngineKnobs, Failure, Generation, Rung};
+use pomona_common::{Class, EngineKnobs, Failure, Generation, Rung, SloSet};
 
 use crate::supervisor::actor::Actor;
 
@@ -16,15 +17,22 @@ impl Actor {
     /// What the configuration says, or the cluster, as relief leaves it.
     pub(super) fn knobs_now(&mut self) -> EngineKnobs {
         let now = self.instructions.borrow_and_update();
-        let agreed = now.knobs.as_ref().map(|set| self.knobs.with(set));
+        let agreed = now.agreed.knobs.as_ref().map(|set| self.knobs.with(set));
         agreed.as_ref().unwrap_or(&self.knobs).relieved(now.relief)
     }
 
-    /// Tells the engine its knobs.
-    pub(super) fn set_knobs(&mut self) {
-        let knobs = self.knobs_now();
+    /// What the configuration says of queues, or the cluster.
+    fn slos_now(&self) -> SloSet {
+        let now = self.instructions.borrow();
+        now.agreed.slos.as_ref().unwrap_or(&self.slos).clone()
+    }
+
+    /// Tells the engine how to work.
+    pub(super) fn instruct(&mut self) {
+        let (knobs, slos) = (self.knobs_now(), self.slos_now());
         if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Knobs(knobs));
+            engine.send(EngineCommand::Slos(Box::new(slos)));
         }
     }
 

@@ -3,23 +3,18 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use pomona_common::ModelName;
 use pomona_common::signs::FirstToken;
+use pomona_common::{ModelName, Slo};
 
 /// Answers count for so long.
 pub(super) const WINDOW: Duration = Duration::from_secs(300);
 /// So many of like length say something about their tail.
-const ENOUGH: usize = 20;
+pub(super) const ENOUGH: usize = 20;
 /// More are not remembered of a node.
 const REMEMBERED: usize = 1024;
 /// Up to so many uncached prompt tokens prefill takes no time to speak of. Above, answers are of like length
 /// when those are within a factor of two.
 const SHORT: u32 = 64;
-/// What an interactive answer may take to begin, in milliseconds, and more for each uncached prompt token.
-/// Estimates of ours for a laptop's chip.
-const BUDGET_MS: f32 = 800.0;
-const BUDGET_MS_PER_TOKEN: f32 = 0.15;
-
 /// The answers of one node.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Tail {
@@ -37,6 +32,7 @@ impl Tail {
         &mut self,
         answers: u64,
         latest: &'a [FirstToken],
+        slo: &Slo,
         now: Duration,
     ) -> &'a [FirstToken] {
         let new = match self.counted {
@@ -54,7 +50,7 @@ impl Tail {
         for one in new.iter().filter(|_| !is_first) {
             let began = now.saturating_sub(Duration::from_millis(one.took_ms.into()));
             // How late one would have been that was given up in time nobody knows.
-            if began >= self.anew_since && !(one.given_up && one.ttft_ms <= budget_ms(one)) {
+            if began >= self.anew_since && !(one.given_up && of_budget(one, slo) <= 1.0) {
                 self.answers.push_back((one.clone(), began));
             }
         }
@@ -74,12 +70,12 @@ impl Tail {
 
     /// The largest p95 over p50 among answers of a model to prompts of like length of which the p95 is over budget; 0
     /// when there is none. `None` as long as too few are known since something was done.
-    pub(super) fn measure(&self, now: Duration) -> Option<f32> {
+    pub(super) fn measure(&self, slo: &Slo, now: Duration) -> Option<f32> {
         let mut alike: BTreeMap<(&ModelName, u32), Vec<(f32, f32)>> = BTreeMap::new();
         for (one, _) in &self.answers {
             let length = (one.uncached / SHORT).checked_ilog2().map_or(0, |log| log + 1);
             let bucket = alike.entry((&one.model, length)).or_default();
-            bucket.push((one.ttft_ms, one.ttft_ms / budget_ms(one)));
+            bucket.push((one.ttft_ms, of_budget(one, slo)));
         }
         let told = alike.values().filter(|bucket| bucket.len() >= ENOUGH);
         let mut tails = told
@@ -99,9 +95,10 @@ impl Tail {
     }
 }
 
-/// What it may take to begin, in milliseconds.
-fn budget_ms(one: &FirstToken) -> f32 {
-    BUDGET_MS + BUDGET_MS_PER_TOKEN * one.uncached as f32
+/// What an answer took to begin, of what is promised; nothing where nothing is.
+fn of_budget(one: &FirstToken, slo: &Slo) -> f32 {
+    let budget = slo.ttft_budget_ms(one.uncached);
+    budget.map_or(0.0, |budget_ms| one.ttft_ms / budget_ms as f32)
 }
 
 /// The median and the 95th percentile, by nearest rank.
@@ -116,7 +113,11 @@ fn quantiles(values: impl Iterator<Item = f32>) -> [f32; 2] {
 
 #[cfg(test)]
 mod tests {
+    use pomona_common::Class;
+
     use super::*;
+
+    const SLO: Slo = Slo::of(Class::Interactive);
 
     fn told(tail: &mut Tail, answers: &[(u32, f32)], counted: &mut u64, now: Duration) {
         for (uncached, ttft_ms) in answers {
@@ -128,7 +129,7 @@ mod tests {
                 took_ms: 0,
                 given_up: false,
             };
-            tail.take(*counted, &[one], now);
+            tail.take(*counted, &[one], &SLO, now);
         }
     }
 
@@ -138,7 +139,7 @@ mod tests {
         let start = s(1000);
         let new = || {
             let mut tail = Tail::default();
-            tail.take(7, &[], start);
+            tail.take(7, &[], &SLO, start);
             (tail, 7)
         };
         // Long prompts take longer, which is no tail.
@@ -153,7 +154,7 @@ mod tests {
             .collect();
         told(&mut tail, &mixed, &mut counted, start);
         assert_eq!(
-            tail.measure(start),
+            tail.measure(&SLO, start),
             Some(1.0),
             "all that are as long take as long"
         );
@@ -163,22 +164,36 @@ mod tests {
             .map(|i| (30, if i % 10 == 0 { 700.0 } else { 50.0 }))
             .collect();
         told(&mut tail, &quick, &mut counted, start);
-        assert_eq!(tail.measure(start), Some(0.0));
+        assert_eq!(tail.measure(&SLO, start), Some(0.0));
         let (mut tail, mut counted) = new();
         let slow: Vec<(u32, f32)> = (0..100)
             .map(|i| (30, if i % 10 == 0 { 3000.0 } else { 300.0 }))
             .collect();
         told(&mut tail, &slow, &mut counted, start);
-        assert_eq!(tail.measure(start), Some(10.0));
+        assert_eq!(tail.measure(&SLO, start), Some(10.0));
+        // What is late is what was promised sooner.
+        let patient = Slo {
+            ttft_ms: 10_000,
+            ..SLO
+        };
+        let none = Slo {
+            ttft_ms: 0,
+            ttft_us_per_token: 0,
+            ..SLO
+        };
+        assert_eq!(
+            [patient, none].map(|slo| tail.measure(&slo, start)),
+            [Some(0.0); 2]
+        );
         // What was before something was done does not count, and few answers say nothing at first.
         tail.begin_anew(start);
-        assert_eq!(tail.measure(start), None);
+        assert_eq!(tail.measure(&SLO, start), None);
         told(&mut tail, &slow[..19], &mut counted, start + s(1));
-        assert_eq!(tail.measure(start + s(1)), None);
+        assert_eq!(tail.measure(&SLO, start + s(1)), None);
         told(&mut tail, &slow[..1], &mut counted, start + s(2));
-        assert_eq!(tail.measure(start + s(2)), Some(10.0));
-        tail.take(counted, &[], start + s(400));
-        assert_eq!(tail.measure(start + s(400)), Some(0.0));
+        assert_eq!(tail.measure(&SLO, start + s(2)), Some(10.0));
+        tail.take(counted, &[], &SLO, start + s(400));
+        assert_eq!(tail.measure(&SLO, start + s(400)), Some(0.0));
     }
 
     #[test]
@@ -191,8 +206,8 @@ mod tests {
             took_ms: 0,
             given_up: true,
         };
-        tail.take(0, &[], Duration::ZERO);
-        tail.take(2, &[one(100.0), one(5000.0)], Duration::ZERO);
+        tail.take(0, &[], &SLO, Duration::ZERO);
+        tail.take(2, &[one(100.0), one(5000.0)], &SLO, Duration::ZERO);
         assert_eq!(tail.answers.len(), 1);
     }
 
@@ -208,7 +223,7 @@ mod tests {
         };
         let latest = vec![one; 5];
         for (answers, known) in [(5, 0), (5, 0), (7, 2), (7, 2), (100, 7), (3, 10)] {
-            tail.take(answers, &latest, Duration::ZERO);
+            tail.take(answers, &latest, &SLO, Duration::ZERO);
             assert_eq!(tail.answers.len(), known, "{answers}");
         }
     }

@@ -481,3 +481,34 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn slow_answers_tighten_batch_and_no_more() {
+    let mut world = World::new();
+    (world.node.running, world.node.loaded) = (4, [model("small")].into());
+    let mut highest = Rung::Normal;
+    for second in 0..400 {
+        world.node.speeds.answers += 1;
+        // One in ten is slow.
+        world.node.speeds.slow += u64::from(second % 10 == 0);
+        world.run(1);
+        highest = highest.max(world.rung());
+        assert!(second > 30 || world.rung() == Rung::Normal);
+    }
+    assert_eq!(highest, Rung::Tighten);
+    for _ in 0..600 {
+        world.node.speeds.answers += 1;
+        world.run(1);
+    }
+    assert_eq!(world.rung(), Rung::Normal);
+    // Without batch work it has another reason.
+    world.node.running = 0;
+    world.run(100);
+    for _ in 0..300 {
+        world.node.speeds.answers += 1;
+        world.node.speeds.slow += 1;
+        world.run(1);
+        assert_eq!(world.rung(), Rung::Normal);
+    }
+    assert!(world.passed.is_empty(), "{:?}", world.passed);
+}

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::gate::{Gate, Stage};
-use pomona_common::{ModelName, NodeId, Rung};
+use pomona_common::{Class, ModelName, NodeId, Rung, Slo};
 
 use super::Choices;
 use super::book::Transition;
 use super::rules::{self, RULES, Remedy, Rule, rule};
+use super::speed::Speed;
 use super::swap::Swap;
 use super::tail::Tail;
 use super::times::Times;
@@ -35,6 +36,7 @@ const BATCH_LATELY: Duration = Duration::from_secs(60);
 pub(super) struct Watched {
     swap: Swap,
     tail: Tail,
+    speed: Speed,
     watts: Smoothed,
     /// When each model last answered somebody who waits.
     personal: BTreeMap<ModelName, Duration>,
@@ -66,6 +68,10 @@ pub(super) struct Look<'a> {
 }
 
 impl Look<'_> {
+    fn slo(&self) -> Slo {
+        self.state.slo(Class::Interactive)
+    }
+
     fn is_elsewhere(&self, model: &ModelName) -> bool {
         let mut others = self.signals.iter().filter(|(id, _)| **id != self.id);
         others.any(|(_, other)| other.loaded.contains(model))
@@ -101,12 +107,14 @@ impl Watched {
         let stage = look.state.gates.stage(look.id, &(Gate::Swap, None));
         self.swap.take(node, stage, self.batch_at, now);
         if let Some(signs) = &node.signs {
-            for one in self.tail.take(signs.answers, &signs.first_tokens, now) {
+            let slo = look.slo();
+            for one in self.tail.take(signs.answers, &signs.first_tokens, &slo, now) {
                 if look.state.catalogue.contains_key(&one.model) {
                     self.personal.insert(one.model.clone(), now);
                 }
             }
         }
+        self.speed.take(node.speeds, now);
         self.personal.retain(|_, at| now.saturating_sub(*at) < PERSONAL);
         let rung = look.state.relief(look.id).rung;
         if self.rung < Rung::Tighten && rung >= Rung::Tighten {
@@ -168,7 +176,7 @@ impl Watched {
         match gate {
             Gate::Swap if look.choices.literal_swap => self.swap.literal(),
             Gate::Swap => self.swap.measure(look.now),
-            Gate::Tail => self.tail.measure(look.now),
+            Gate::Tail => self.tail.measure(&look.slo(), look.now),
             Gate::Residency => look.node.resident,
             Gate::Kills => None,
             Gate::Comfort => {
@@ -183,12 +191,25 @@ impl Watched {
         }
     }
 
-    /// Why interactive answers are late, if they are and batch work may be why.
+    /// Why interactive answers are late or slow, if they are and batch work may be why.
     pub(super) fn late(&self) -> Option<String> {
+        if !self.may_blame_batch() {
+            return None;
+        }
         // While too few answers are known of since it was tightened, what was measured before stands.
-        let latest = self.times.get(&Gate::Tail)?.latest()?;
-        (latest > rule(Gate::Tail).limit && self.may_blame_batch())
-            .then(|| format!("one in twenty interactive answers begins {latest:.1} times as late as most"))
+        let latest = self
+            .times
+            .get(&Gate::Tail)
+            .and_then(Times::latest)
+            .unwrap_or_default();
+        if latest > rule(Gate::Tail).limit {
+            return Some(format!(
+                "one in twenty interactive answers begins {latest:.1} times as late as most"
+            ));
+        }
+        self.speed
+            .is_slow()
+            .then(|| "more than one in twenty interactive answers come slower than is promised".into())
     }
 
     /// Whether batch work may be why answers are late.

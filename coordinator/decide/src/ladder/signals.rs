@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pomona_common::conditions::{Activity, Supply};
 use pomona_common::report::{NodeReport, Thermal};
-use pomona_common::signs::Signs;
+use pomona_common::signs::{Signs, Speeds};
 use pomona_common::unit::Reading;
 use pomona_common::{Bytes, Class, ModelName, Watts};
 
@@ -60,7 +60,9 @@ pub struct NodeSignals {
     pub resident: Option<f32>,
     /// What was told of kills and answers, if anything was yet.
     pub signs: Option<Arc<Signs>>,
-    /// Why interactive answers are late, if they are.
+    /// How many interactive answers were slower than is promised, as far as it was told.
+    pub speeds: Speeds,
+    /// Why interactive answers are late or slow, if they are.
     pub late: Option<String>,
     /// The report.
     pub heard: Heard,
