@@ -75,10 +75,28 @@ impl Adopted {
         if let Some(why_not) = why_not {
             return Err(io::Error::other(format!("`{name}` is {why_not}")));
         }
+        if let Some(other) = self.is_adopted_as(models, &folder) {
+            let why =
+                format!("the server's model is adopted already, as `{other}`: `pomona engine release` first");
+            return Err(io::Error::other(why));
+        }
         fs::create_dir_all(&folder)?;
         let text = serde_json::to_string_pretty(self)?;
         write_whole(&folder.join(ADOPTED), &text)?;
         Ok(folder)
+    }
+
+    /// The name of another folder that has the same of this server: it would count as two.
+    fn is_adopted_as(&self, models: &Path, own: &Path) -> Option<String> {
+        let others = fs::read_dir(models).ok()?.flatten();
+        let is_same = |folder: &Path| {
+            let other = Self::read(folder).and_then(Result::ok);
+            other.is_some_and(|other| (&other.url, &other.model) == (&self.url, &self.model))
+        };
+        others
+            .map(|entry| entry.path())
+            .find(|folder| folder != own && is_same(folder))
+            .and_then(|folder| Some(folder.file_name()?.to_string_lossy().into_owned()))
     }
 
     /// Where its server is: on this machine, or nowhere.

@@ -31,6 +31,7 @@ mod roles;
 mod service;
 mod sleep;
 mod slo;
+mod stand_ins;
 mod sticky;
 mod telemetry;
 mod weights;

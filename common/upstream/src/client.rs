@@ -123,6 +123,14 @@ impl Client {
     /// # Errors
     /// It is not reached, refuses, or sends something else.
     pub async fn get(&self, path: &str) -> Result<Value, UpstreamError> {
+        self.get_at(&format!("{}{path}", self.0.address.base)).await
+    }
+
+    /// Asks for a document at this path, wherever its base is.
+    ///
+    /// # Errors
+    /// As above.
+    pub async fn get_at(&self, path: &str) -> Result<Value, UpstreamError> {
         let request = self
             .0
             .request(Method::GET, path)
@@ -167,11 +175,11 @@ impl Shared {
         self.rate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A request with what all have.
+    /// A request for this path with what all have.
     fn request(&self, method: Method, path: &str) -> Builder {
         let request = Request::builder()
             .method(method)
-            .uri(format!("{}{path}", self.address.base))
+            .uri(path)
             .header(HOST, self.address.authority())
             .header(USER_AGENT, concat!("pomona/", env!("CARGO_PKG_VERSION")))
             .header(SPILLED, "1");
@@ -240,7 +248,7 @@ impl Turn {
         let server = &self.client.0;
         let (path, body) = body(ask, model, &server.max_tokens_field);
         let request = server
-            .request(Method::POST, path)
+            .request(Method::POST, &format!("{}{path}", server.address.base))
             .header(ACCEPT, "text/event-stream")
             .header(CONTENT_TYPE, "application/json");
         server

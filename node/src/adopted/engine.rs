@@ -2,7 +2,9 @@
 //! they do at once is decided here, by the same knobs as in `pomona-engine`: what a server has taken it makes to its
 //! end, so relief keeps batch work from beginning, and takes it back from the queue.
 
+mod load;
 mod queue;
+mod reported;
 mod server;
 
 use std::collections::BTreeMap;
@@ -11,7 +13,7 @@ use std::path::Path;
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::limits::QueueBound;
-use pomona_common::report::{ADOPTED_BACKEND, ClassReport, EngineBuild, EngineReport, LoadedModel};
+use pomona_common::report::ClassReport;
 use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, SloSet, TextAsk};
 use pomona_wire::WireError;
 use tokio::io::{AsyncWriteExt, BufReader, Stdout};
@@ -21,6 +23,7 @@ use tokio::time::Instant;
 
 use crate::adopted::Adopted;
 use crate::pipes::read_frame;
+use load::Others;
 use queue::{Job, Queue};
 use server::{Ended, Server};
 
@@ -35,6 +38,8 @@ enum News {
     Ended(u64, Ended),
     /// Whether a server is there, and its process.
     Server(ModelName, Result<Option<u32>, String>),
+    /// The requests that a server has of a model, whoever asked, if it tells.
+    Load(ModelName, Option<u64>),
 }
 
 /// An answer being made.
@@ -92,7 +97,7 @@ pub async fn run() -> Result<(), WireError> {
         serves: None,
         output: tokio::io::stdout(),
     };
-    adapter.send(&EngineEvent::Ready(build())).await?;
+    adapter.send(&EngineEvent::Ready(reported::build())).await?;
     loop {
         tokio::select! {
             command = commands.recv() => match command {
@@ -103,16 +108,6 @@ pub async fn run() -> Result<(), WireError> {
             Some(_) = adapter.tasks.join_next(), if !adapter.tasks.is_empty() => {}
         }
         adapter.start_what_may();
-    }
-}
-
-fn build() -> EngineBuild {
-    EngineBuild {
-        build: "adopted".into(),
-        backend: ADOPTED_BACKEND.into(),
-        precision: "its own".into(),
-        scheduler: "its own".into(),
-        ..EngineBuild::default()
     }
 }
 
@@ -217,6 +212,7 @@ impl Adapter {
             }
         } else {
             let job = Job {
+                wait: self.queue_bound(generation.class).wait,
                 generation,
                 text,
                 since: Instant::now(),
@@ -243,10 +239,7 @@ impl Adapter {
             let running: Vec<(ModelName, Class)> =
                 running.map(|(model, class)| (model.clone(), class)).collect();
             let servers = &self.servers;
-            let slots = |model: &ModelName| {
-                let server = servers.get(model).filter(|server| server.is_up);
-                server.map_or(0, |server| server.adopted.slots)
-            };
+            let slots = |model: &ModelName| servers.get(model).map(Server::slots).unwrap_or_default();
             let Some((sequence, job)) = self.queue.next(&self.knobs.paced(self.pace), &running, slots) else {
                 return;
             };
@@ -301,6 +294,13 @@ impl Adapter {
                 }
             }
             News::Server(model, state) => self.on_server(model, state).await,
+            News::Load(model, load) => {
+                let ours = self.count(|generation| generation.model == model);
+                if let Some(server) = self.servers.get_mut(&model) {
+                    server.others.note(load, ours);
+                }
+                Ok(())
+            }
         }
     }
 
@@ -314,6 +314,9 @@ impl Adapter {
             return Ok(());
         };
         let was_up = std::mem::replace(&mut server.is_up, state.is_ok());
+        if !server.is_up {
+            server.others = Others::default();
+        }
         match state {
             Ok(pid) => {
                 server.why_not = None;
@@ -379,8 +382,7 @@ impl Adapter {
 
     /// As the scheduler of `pomona-engine` has it.
     async fn refuse_what_waited_too_long(&mut self) -> Result<(), WireError> {
-        let waits = Class::ALL.map(|class| self.queue_bound(class).wait);
-        let is_over = |job: &Job| job.since.elapsed() > waits[job.generation.class.index()];
+        let is_over = |job: &Job| job.since.elapsed() > job.wait;
         for sequence in self.queue.remove_all(is_over) {
             let failure = Failure::Overloaded {
                 detail: "no slot of the server came free in time".into(),
@@ -414,42 +416,6 @@ impl Adapter {
 
     fn class(&mut self, class: Class) -> &mut ClassReport {
         self.classes.entry(class).or_default()
-    }
-
-    fn report(&self) -> EngineReport {
-        let up = self.servers.iter().filter(|(_, server)| server.is_up);
-        let model = |(name, server): (&ModelName, &Server)| {
-            let loaded = LoadedModel {
-                running: self.count(|generation| generation.model == *name),
-                waiting: self.queue.count(|generation| generation.model == *name),
-                tokens: server.tokens,
-                weight_bytes: server.adopted.memory_bytes,
-            };
-            (name.clone(), loaded)
-        };
-        let class = |class: Class| {
-            let report = ClassReport {
-                running: self.count(|generation| generation.class == class),
-                waiting: self.queue.count(|generation| generation.class == class),
-                ..self.classes.get(&class).cloned().unwrap_or_default()
-            };
-            (class, report)
-        };
-        EngineReport {
-            build: build(),
-            knobs: self.knobs.paced(self.pace),
-            models: up.map(model).collect(),
-            classes: Class::ALL.into_iter().map(class).collect(),
-            steps: self.progress,
-            ..EngineReport::default()
-        }
-    }
-
-    fn count(&self, is_it: impl Fn(&Generation) -> bool) -> u32 {
-        self.running
-            .values()
-            .filter(|running| is_it(&running.job.generation))
-            .count() as u32
     }
 
     async fn tell(&mut self, sequence: u64, event: GenerationEvent) -> Result<(), WireError> {

@@ -1,6 +1,7 @@
 //! What waits for a slot of a server, and who is next: pure but for the times that jobs carry.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use pomona_common::{Class, EngineKnobs, Generation, ModelName, TextAsk};
 use tokio::time::Instant;
@@ -10,10 +11,20 @@ pub(super) struct Job {
     pub(super) generation: Generation,
     pub(super) text: TextAsk,
     pub(super) since: Instant,
+    /// For how long it waits.
+    pub(super) wait: Duration,
     /// When its first text came.
     pub(super) first: Option<Instant>,
     /// Texts that came.
     pub(super) texts: u32,
+}
+
+/// What a server can do at once.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Slots {
+    pub(super) all: u32,
+    /// What it has to do for those who ask it directly.
+    pub(super) others: u32,
 }
 
 /// See the module's documentation; sequences count up, so the lowest has waited longest.
@@ -52,12 +63,13 @@ impl Queue {
     }
 
     /// The next that has a slot, by the knobs and by what runs; `slots` are those of a model's server. A server
-    /// cannot stop what it has begun, so the last slot of one that has several is for who is waited for.
+    /// cannot stop what it has begun, so the last slot of one that has several is for who is waited for, and batch begins
+    /// in none that it needs for others.
     pub(super) fn next(
         &mut self,
         knobs: &EngineKnobs,
         running: &[(ModelName, Class)],
-        slots: impl Fn(&ModelName) -> u32,
+        slots: impl Fn(&ModelName) -> Slots,
     ) -> Option<(u64, Job)> {
         let count = |is_it: &dyn Fn(&(ModelName, Class)) -> bool| {
             running.iter().filter(|one| is_it(one)).count() as u32
@@ -71,9 +83,12 @@ impl Queue {
                 continue;
             }
             let has_slot = |model: &ModelName| {
-                let slots = slots(model);
-                let kept = u32::from(class == Class::Batch && slots > 1);
-                count(&|one| one.0 == *model) + kept < slots
+                let Slots { all, others } = slots(model);
+                let kept = match class {
+                    Class::Batch => others + u32::from(all > 1),
+                    Class::Interactive | Class::Background => 0,
+                };
+                count(&|one| one.0 == *model) + kept < all
             };
             let next = self
                 .0
@@ -105,6 +120,7 @@ mod tests {
             generation,
             text,
             since: Instant::now(),
+            wait: Duration::from_secs(30),
             first: None,
             texts: 0,
         })
@@ -116,14 +132,17 @@ mod tests {
         #[test]
         fn slots_are_kept_and_used(
             jobs in prop::collection::vec((0..2usize, 0..3usize), 0..30),
-            slots in prop::collection::vec(0..5u32, 2),
+            slots in prop::collection::vec((0..5u32, 0..3u32), 2),
             rung in 0..4usize,
         ) {
             let names = ["org/a", "org/b"];
             let rung = [Rung::Normal, Rung::Hold, Rung::Tighten, Rung::Pause][rung];
             let relief = Relief { rung, ..Relief::default() };
             let knobs = EngineKnobs::default().relieved(relief);
-            let of = |model: &ModelName| slots[usize::from(model.as_str() == "org/b")];
+            let of = |model: &ModelName| {
+                let (all, others) = slots[usize::from(model.as_str() == "org/b")];
+                Slots { all, others }
+            };
             let (mut queue, mut running) = (Queue::default(), Vec::new());
             for (sequence, (model, class)) in jobs.iter().enumerate() {
                 let job = job(names[*model], Class::ALL[*class]);
@@ -140,17 +159,19 @@ mod tests {
                 for name in names {
                     let its = running.iter().filter(|(model, _)| model.as_str() == name);
                     let batch = its.clone().filter(|(_, class)| *class == Class::Batch).count() as u32;
-                    let most = of(&name.parse().map_err(|_| TestCaseError::fail("a name"))?);
-                    prop_assert!(its.count() as u32 <= most);
-                    prop_assert!(most < 2 || batch < most);
+                    let name: ModelName = name.parse().map_err(|_| TestCaseError::fail("a name"))?;
+                    let Slots { all, others } = of(&name);
+                    prop_assert!(its.count() as u32 <= all);
+                    let kept = others + u32::from(all > 1);
+                    prop_assert!(batch <= all.saturating_sub(kept));
                 }
             }
             if rung == Rung::Pause {
                 prop_assert!(running.iter().all(|(_, class)| *class != Class::Batch));
             }
             let idle = |name: &str| {
-                let most = slots[usize::from(name == "org/b")];
-                most > 0 && running.iter().all(|(model, _)| model.as_str() != name)
+                let (all, _) = slots[usize::from(name == "org/b")];
+                all > 0 && running.iter().all(|(model, _)| model.as_str() != name)
             };
             let waits = queue.count(|one| one.class == Class::Interactive && idle(one.model.as_str()));
             prop_assert_eq!(waits, 0);

@@ -12,13 +12,14 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::News;
-use super::queue::Job;
+use super::load::{Load, Others};
+use super::queue::{Job, Slots};
 use crate::adopted::{Adopted, servers};
 
-/// Between two looks whether one is there that was not.
+/// Between two looks whether one is there that was not, and at what one that is has to do.
 const LOOK_FOR: Duration = Duration::from_secs(2);
-/// Between two looks at one that is: some look through all their models for a list.
-const LOOK: Duration = Duration::from_secs(10);
+/// So many of the latter between two looks at its models: some look through all of them for a list.
+const LOADS_A_LOOK: u32 = 5;
 /// After so many looks it is asked again which process it is.
 const WHOSE: u32 = 6;
 /// Looks in a row that it does not answer until it counts as gone: one that computes may be late with a list. That
@@ -36,6 +37,8 @@ pub(super) struct Server {
     pub(super) why_not: Option<String>,
     /// Its process, as far as the system tells.
     pub(super) pid: Option<u32>,
+    /// What it has to do for others.
+    pub(super) others: Others,
     /// Texts that it has sent.
     pub(super) tokens: u64,
     /// Looks at it, until it is dropped.
@@ -59,6 +62,7 @@ impl Server {
             is_up: false,
             why_not: None,
             pid: None,
+            others: Others::default(),
             tokens: 0,
             look: None,
         })
@@ -69,7 +73,15 @@ impl Server {
         self
     }
 
-    /// Tells whether it is there, for as long as anybody listens.
+    /// What it can do at once.
+    pub(super) fn slots(&self) -> Slots {
+        Slots {
+            all: if self.is_up { self.adopted.slots } else { 0 },
+            others: self.others.count(),
+        }
+    }
+
+    /// Tells whether it is there, and what it has to do, for as long as anybody listens.
     pub(super) fn look(
         &self,
         model: ModelName,
@@ -77,7 +89,7 @@ impl Server {
     ) -> impl Future<Output = ()> + Send + use<> {
         let (client, adopted) = (self.client.clone(), self.adopted.clone());
         async move {
-            let (mut missed, mut known) = (MISSES, None);
+            let (mut missed, mut known, mut load) = (MISSES, None, Load::default());
             for nth in 0u32.. {
                 let seen = match servers::models(&client).await {
                     Ok(models) if models.contains(&adopted.model) => Ok(()),
@@ -107,6 +119,7 @@ impl Server {
                         if is_over {
                             // It comes back as another process.
                             known = None;
+                            load.forget();
                         }
                         is_over.then_some(Err(why))
                     }
@@ -116,7 +129,15 @@ impl Server {
                 {
                     return;
                 }
-                tokio::time::sleep(if known.is_some() { LOOK } else { LOOK_FOR }).await;
+                for _ in 0..if known.is_some() { LOADS_A_LOOK } else { 1 } {
+                    if known.is_some() {
+                        let requests = load.look(&client, &adopted.model).await;
+                        if news.send(News::Load(model.clone(), requests)).await.is_err() {
+                            return;
+                        }
+                    }
+                    tokio::time::sleep(LOOK_FOR).await;
+                }
             }
         }
     }
