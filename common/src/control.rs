@@ -26,7 +26,8 @@ use crate::unit::Watts;
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
 /// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable, version 9 service
-/// levels. A message that is new gets its version in `since`: peers that do not know it are not sent it.
+/// levels, speeds and the rung that unloads. A message that is new gets its version in `since`: peers that do not
+/// know it are not sent it.
 pub const PROTOCOL: u16 = 9;
 
 /// Sent by the node.
@@ -77,7 +78,7 @@ pub enum NodeMessage {
     /// What API keys took at the node's own endpoint; said again in other sessions until
     /// [`CoordinatorMessage::Spent`] has it.
     Spent(Batch),
-    /// How many interactive answers were slower than is promised.
+    /// How fast answers come.
     Speeds(Speeds),
 }
 
@@ -205,6 +206,10 @@ impl CoordinatorMessage {
             CoordinatorMessage::Fallbacks(lists) => {
                 CoordinatorMessage::Fallbacks(Box::new(lists.known_to(protocol)))
             }
+            CoordinatorMessage::Relief { applied, relief } => CoordinatorMessage::Relief {
+                applied,
+                relief: relief.known_to(protocol),
+            },
             other => other,
         }
     }

@@ -26,17 +26,20 @@ pub enum Rung {
     MoveQueued,
     /// What runs goes on at other nodes, a few at a time.
     MoveRunning,
+    /// Models that no person uses there make room, where others have them. Peers of before protocol 9 do not know it.
+    Unload,
 }
 
 impl Rung {
     /// All of them, the lowest first.
-    pub const ALL: [Rung; 6] = [
+    pub const ALL: [Rung; 7] = [
         Rung::Normal,
         Rung::Hold,
         Rung::Tighten,
         Rung::Pause,
         Rung::MoveQueued,
         Rung::MoveRunning,
+        Rung::Unload,
     ];
 
     /// Whether a node on this rung is asked for new work of a class only where nobody else takes it. What a person
@@ -54,6 +57,7 @@ impl Rung {
             Rung::Pause => "pause",
             Rung::MoveQueued => "move_queued",
             Rung::MoveRunning => "move_running",
+            Rung::Unload => "unload",
         }
     }
 }
@@ -71,4 +75,43 @@ pub struct Relief {
     pub rung: Rung,
     /// Whether what stands still gives its KV cache back: it is prefilled again when it goes on.
     pub frees_memory: bool,
+}
+
+/// Version of the protocol that brought [`Rung::Unload`].
+const UNLOAD_SINCE: u16 = 9;
+
+impl Relief {
+    /// As peers of a version of the protocol know it: of the highest rung a node itself does nothing more.
+    #[must_use]
+    pub fn known_to(self, protocol: u16) -> Self {
+        let highest = match protocol {
+            ..UNLOAD_SINCE => Rung::MoveRunning,
+            _ => Rung::Unload,
+        };
+        Self {
+            rung: self.rung.min(highest),
+            ..self
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn older_nodes_are_told_of_rungs_that_they_know() {
+        for rung in Rung::ALL {
+            let relief = Relief {
+                rung,
+                frees_memory: true,
+            };
+            assert_eq!(relief.known_to(9), relief);
+            let older = relief.known_to(8);
+            assert_eq!(
+                (older.rung, older.frees_memory),
+                (rung.min(Rung::MoveRunning), true)
+            );
+        }
+    }
 }

@@ -39,14 +39,17 @@ pub struct FirstToken {
     pub given_up: bool,
 }
 
-/// How many interactive answers came at less than the tokens a second that are promised, since the node's process
-/// started: told after each report where anything is promised.
+/// How fast answers come, told after each report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Speeds {
-    /// Answers that were judged: those that are long enough to have a speed.
+    /// Interactive answers, since the node's process started, of which a speed was promised and that are long
+    /// enough to have one.
     pub answers: u64,
-    /// Of those, the slow ones.
+    /// Of those, the ones that were slower.
     pub slow: u64,
+    /// Speed of the engine's latest steps, in percent of what like ones usually have; none while too few
+    /// can be compared.
+    pub steps_percent: Option<u32>,
 }
 
 impl Signs {

@@ -193,6 +193,7 @@ async fn status(admin: Asked) -> Answer {
                 "slept_ms": connected.as_ref().and_then(|connected| connected.slept_ms()),
                 "lease": state.leases.of_nodes.get(id),
                 "relieved": state.offload.relieved.get(id),
+                "speeds": connected.as_ref().and_then(|connected| connected.speeds()),
                 "comfort_watts": report
                     .as_ref()
                     .and_then(|(_, report)| state.comfort(*id, &report.machine.chip)),

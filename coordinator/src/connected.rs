@@ -46,7 +46,7 @@ struct Soft {
     report: Option<(Instant, Arc<NodeReport>)>,
     /// None of a node that tells none, or not yet.
     signs: Option<Arc<Signs>>,
-    speeds: Speeds,
+    speeds: Option<Speeds>,
     /// Port on which it gives weights.
     serves: Option<u16>,
     /// Free bytes of the disk with its store.
@@ -102,11 +102,11 @@ impl Connected {
     }
 
     pub(crate) fn set_speeds(&self, speeds: Speeds) {
-        self.soft().speeds = speeds;
+        self.soft().speeds = Some(speeds);
     }
 
-    /// How many interactive answers were slower than is promised, as told last.
-    pub(crate) fn speeds(&self) -> Speeds {
+    /// How fast answers come, as told last.
+    pub(crate) fn speeds(&self) -> Option<Speeds> {
         self.soft().speeds
     }
 

@@ -197,10 +197,9 @@ async fn relieve(
     let mut signals = signals(sessions);
     let passed = leading.gates.steps(&replica.known(), &signals, now, now_s);
     leading.take(replica, passed, now).await?;
-    for (node, signals) in &mut signals {
-        signals.late = leading.gates.late(*node);
-    }
-    let steps = leading.ladder.steps(&replica.known(), &signals, now, now_s);
+    let state = replica.known();
+    leading.gates.advise(&state, &mut signals, now, now_s);
+    let steps = leading.ladder.steps(&state, &signals, now, now_s);
     leading.take(replica, steps, now).await
 }
 
@@ -223,6 +222,16 @@ fn say(step: &Command) {
         Command::Relieve { node, seen, relieved } => {
             let to = relieved.relief.rung;
             tracing::info!(node = %node.short(), from = %seen, %to, why = relieved.reason, "offload");
+        }
+        Command::Unload {
+            node,
+            model,
+            seen,
+            relieved,
+            ..
+        } => {
+            let to = relieved.relief.rung;
+            tracing::info!(node = %node.short(), from = %seen, %to, %model, why = relieved.reason, "offload");
         }
         Command::PassGate(passed) => {
             let gate = passed.subject.0;

@@ -122,7 +122,14 @@ fn frames() -> Vec<Vec<u8>> {
         framed(0, &NodeMessage::Woke { slept_ms: 7_200_000 }),
         framed(0, &NodeMessage::Room { free_bytes: 64 << 30 }),
         framed(0, &NodeMessage::Signs(Box::new(signs()))),
-        framed(0, &NodeMessage::Speeds(Speeds { answers: 30, slow: 2 })),
+        framed(
+            0,
+            &NodeMessage::Speeds(Speeds {
+                answers: 30,
+                slow: 2,
+                steps_percent: Some(60),
+            }),
+        ),
         framed(1, &CoordinatorMessage::Target(target)),
         framed(
             1,
@@ -305,6 +312,13 @@ fn commands() -> Vec<Command> {
         Command::Relieve {
             node,
             seen: Rung::Normal,
+            relieved: Relieved::default(),
+        },
+        Command::Unload {
+            node,
+            model: model().name,
+            until_s: now_s + 3600,
+            seen: Rung::MoveRunning,
             relieved: Relieved::default(),
         },
         Command::SetComfort {

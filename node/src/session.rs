@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
-use pomona_common::signs::Speeds;
 use pomona_common::{Failure, NodeId, REVOKED, StoreKey};
 use pomona_link::{
     CERTIFICATE_LIFE, Dialler, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session, renew,
@@ -192,9 +191,7 @@ impl SessionContext {
                     let reported = reports.borrow_and_update().clone();
                     send.send(&NodeMessage::Report(Box::new((*reported.report).clone()))).await?;
                     send.send(&NodeMessage::Signs(Box::new(reported.signs.clone()))).await?;
-                    if reported.speeds != Speeds::default() {
-                        send.send(&NodeMessage::Speeds(reported.speeds)).await?;
-                    }
+                    send.send(&NodeMessage::Speeds(reported.speeds)).await?;
                 }
             }
         }

@@ -86,7 +86,7 @@ pub(crate) struct EngineView {
     pub(crate) answers: u64,
     /// The latest of them, the newest last.
     pub(crate) first_tokens: VecDeque<FirstToken>,
-    /// Of all of them, how many were slower than is promised.
+    /// How fast they come.
     pub(crate) speeds: Speeds,
     /// Generation of the target that is being followed.
     pub(crate) generation: u64,
@@ -101,7 +101,9 @@ impl EngineView {
     /// An answer has ended, of which this was promised if it is an interactive one.
     fn note_answer(&mut self, generation: &Generation, accounting: &Accounting, slo: &Slo) {
         let is_slow = slo.is_slow(accounting.completion_tokens, accounting.decode_ms);
-        if let Some(is_slow) = is_slow.filter(|_| is_judged(generation)) {
+        // What other programs send at once may be more than a token.
+        let has_speed = is_judged(generation) && generation.text.is_none();
+        if let Some(is_slow) = is_slow.filter(|_| has_speed) {
             self.speeds.answers += 1;
             self.speeds.slow += u64::from(is_slow);
         }

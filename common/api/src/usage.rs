@@ -146,8 +146,9 @@ pub(crate) struct Tally {
 #[derive(Debug, Default)]
 struct SoFar {
     finished: Vec<Accounting>,
-    /// When the first token came, from arrival on.
+    /// When the first and the last token came, from arrival on.
     first: Option<Duration>,
+    last: Duration,
     /// Of all answers, as they came.
     tokens: u64,
     failed: Option<&'static str>,
@@ -177,7 +178,9 @@ impl Tally {
         let mut so_far = self.so_far();
         so_far.tokens += tokens as u64;
         if tokens > 0 {
-            so_far.first.get_or_insert_with(|| self.asked.began.elapsed());
+            so_far.last = self.asked.began.elapsed();
+            let last = so_far.last;
+            so_far.first.get_or_insert(last);
         }
         drop(so_far);
         if let Some(ticket) = &self.ticket {
@@ -200,20 +203,24 @@ impl Tally {
     }
 
     /// Whether each promise was kept, as far as that can be told, by what the client saw. What ended before anything
-    /// came has missed its time if that was over by then; how soon it would have come, nobody knows.
+    /// came has missed its time if that was over by then; how soon it would have come, nobody knows. Several answers at
+    /// once have no speed.
     fn judged(&self, so_far: &SoFar) -> impl Iterator<Item = (Budget, bool)> {
         let asked = &self.asked;
-        let cached = so_far.finished.first().map_or(0, |one| one.cached_tokens);
+        // Siblings find the prompt of the first one in the cache.
+        let cached = so_far.finished.iter().map(|one| one.cached_tokens).min();
         let budget_ms = asked
             .slo
-            .ttft_budget_ms(asked.prompt_tokens.saturating_sub(cached));
+            .ttft_budget_ms(asked.prompt_tokens.saturating_sub(cached.unwrap_or(0)));
         let waited = so_far.first.unwrap_or_else(|| asked.began.elapsed());
         let is_late = budget_ms.map(|budget_ms| waited.as_secs_f64() * 1e3 > budget_ms);
         let is_late = is_late.filter(|is_late| so_far.first.is_some() || *is_late);
-        let speeds = so_far.finished.iter();
-        let is_slow = speeds
-            .filter_map(|one| asked.slo.is_slow(one.completion_tokens, one.decode_ms))
-            .max();
+        // A text may be several tokens, as their maker counts them in the end.
+        let counted = so_far.finished.iter().map(|one| one.completion_tokens).sum();
+        let tokens = u32::try_from(so_far.tokens).unwrap_or(u32::MAX).max(counted);
+        let decoded = so_far.last.saturating_sub(waited);
+        let is_slow = asked.slo.is_slow(tokens, decoded.as_secs_f64() * 1e3);
+        let is_slow = is_slow.filter(|_| asked.choices == 1);
         [(Budget::Ttft, is_late), (Budget::TokS, is_slow)]
             .into_iter()
             .filter_map(|(budget, missed)| Some((budget, missed?)))
@@ -323,7 +330,6 @@ mod tests {
             step_share_ms: 200.0,
             completion_tokens: 21,
             cached_tokens: 990,
-            decode_ms: 500.0,
             knob_version: 3,
             node,
             ..Accounting::default()
@@ -370,10 +376,17 @@ mod tests {
         // A second is too late where only ten tokens had to be computed; with all of them it was promised in two.
         let missed = records.iter().map(|record| record["missed"].to_string());
         let missed: Vec<String> = missed.collect();
-        let both = r#"["ttft","tok_s"]"#;
-        assert_eq!(missed, [both, both, "null"]);
+        assert_eq!(missed, [r#"["ttft"]"#, r#"["ttft"]"#, "null"]);
         let of = |budget| stats.missed().get(&(Class::Batch, budget)).copied();
-        assert_eq!((of(Budget::Ttft), of(Budget::TokS)), (Some((3, 2)), Some((2, 2))));
+        let several = (of(Budget::Ttft), of(Budget::TokS));
+        assert_eq!(several, (Some((3, 2)), None), "several answers have no speed");
+        // Ten tokens in 0.3 s, where fifty a second are promised.
+        let one = tally(&log, &stats, 1).ok_or(io::ErrorKind::Other)?;
+        one.took(1);
+        std::thread::sleep(Duration::from_millis(300));
+        one.took(10);
+        drop(one);
+        assert_eq!(of(Budget::TokS), Some((1, 1)));
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use crate::WireError;
 
 /// Newest version of stored values. Version 4 added placement to the state, version 5 leases, version 6
 /// nodes that are doubted, version 7 the offload ladder and knobs, version 8 API keys, version 9 the audit log, version 10
-/// fallbacks, version 11 clouds, version 12 service levels; all added commands.
+/// fallbacks, version 11 clouds, version 12 service levels and the rung that unloads; all added commands.
 /// Versions 1 and 2 were never released: their state had no tokens, and no coordinators.
 pub const VERSION: u8 = 12;
 /// Oldest version that can still be read.

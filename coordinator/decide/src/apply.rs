@@ -43,6 +43,13 @@ pub fn apply(state: &mut ClusterState, command: &Command) -> Reply {
         Command::DoubtNode(id) => membership::doubt_node(state, *id),
         Command::TrustNode(id) => membership::trust_node(state, *id),
         Command::Relieve { node, seen, relieved } => offload::relieve(state, *node, *seen, relieved),
+        Command::Unload {
+            node,
+            model,
+            until_s,
+            seen,
+            relieved,
+        } => offload::unload(state, (*node, model), *until_s, *seen, relieved),
         Command::SetKnobs(made) => state.knobs.add(made),
         Command::SetFallbacks(made) => state.fallbacks.add(made),
         Command::SetSlos(made) => state.slos.add(made),

@@ -291,6 +291,20 @@ pub enum Command {
     },
     /// Makes a set of service levels.
     SetSlos(Made<SloSet>),
+    /// As `Relieve`, to the highest rung, or one more model at it: where memory is short, one that no person uses there
+    /// makes room.
+    Unload {
+        /// The node.
+        node: NodeId,
+        /// The model.
+        model: ModelName,
+        /// It does not come back before, in seconds since 1970.
+        until_s: u64,
+        /// The rung that the node is on.
+        seen: Rung,
+        /// The highest, and why.
+        relieved: Relieved,
+    },
 }
 
 /// What a command did.

@@ -72,16 +72,7 @@ impl GateWatch {
             let Some(record) = state.nodes.get(id) else {
                 continue;
             };
-            let look = Look {
-                state,
-                id: *id,
-                name: &record.name,
-                choices: self.choices,
-                node,
-                signals,
-                now,
-                now_s,
-            };
+            let look = self.look(state, *id, &record.name, node, signals, (now, now_s));
             self.nodes.entry(*id).or_default().look(look, &mut due);
         }
         self.clear_away(state, signals, now, now_s, &mut due);
@@ -94,10 +85,46 @@ impl GateWatch {
             .collect()
     }
 
-    /// Why interactive answers of a node are late or slow, if they are: the ladder tightens batch then, which is
-    /// what comes before the tail gate trips.
-    pub fn late(&self, node: NodeId) -> Option<String> {
-        self.nodes.get(&node)?.late()
+    /// What the ladder needs to know of each node: why its answers are late, and which model makes room.
+    pub fn advise(
+        &self,
+        state: &ClusterState,
+        signals: &mut BTreeMap<NodeId, NodeSignals>,
+        now: Duration,
+        now_s: u64,
+    ) {
+        let advice = signals.iter().filter_map(|(id, node)| {
+            let (watched, record) = (self.nodes.get(id)?, state.nodes.get(id)?);
+            let look = self.look(state, *id, &record.name, node, signals, (now, now_s));
+            Some((*id, (watched.late(), watched.spare(look))))
+        });
+        let advice: BTreeMap<NodeId, _> = advice.collect();
+        for (id, (late, spare)) in advice {
+            if let Some(node) = signals.get_mut(&id) {
+                (node.late, node.spare) = (late, spare);
+            }
+        }
+    }
+
+    fn look<'a>(
+        &self,
+        state: &'a ClusterState,
+        id: NodeId,
+        name: &'a str,
+        node: &'a NodeSignals,
+        signals: &'a BTreeMap<NodeId, NodeSignals>,
+        (now, now_s): (Duration, u64),
+    ) -> Look<'a> {
+        Look {
+            state,
+            id,
+            name,
+            choices: self.choices,
+            node,
+            signals,
+            now,
+            now_s,
+        }
     }
 
     /// Clears what was measured of nodes that are away: when they come back it is measured anew.

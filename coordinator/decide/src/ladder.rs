@@ -9,7 +9,7 @@
 mod signals;
 mod stress;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pomona_common::{NodeId, Relief, Rung};
@@ -50,6 +50,11 @@ const RELAPSE_S: u64 = 1800;
 const RELAPSES: u8 = 2;
 /// A node that is heard of no more for so long is neither stressed nor calm; for less, time stands still.
 const UNHEARD: Duration = Duration::from_secs(10);
+/// Between two models that make room: the first one's memory is free by then, and shows.
+const UNLOADS: Duration = Duration::from_secs(60);
+/// One that has made room does not come back for so long, in seconds: who opens what needs the memory has it open for
+/// long.
+const UNLOADED_S: u64 = 3600;
 /// One node in so many hands batch work over at a time: those who take it are to be seen first.
 const MOVING_SHARE: usize = 4;
 /// It has this long for that before the next one begins.
@@ -72,8 +77,8 @@ struct Watched {
     rung_since: Option<(Rung, Duration)>,
     /// Since when what runs stands still, likewise.
     stands: Lasting,
-    /// Whether it was short of memory at the last look.
-    short: bool,
+    /// Since when it is short of memory.
+    short: Lasting,
     /// When it was looked at last.
     looked: Duration,
 }
@@ -100,6 +105,8 @@ impl Ladder {
         let mut moving = signals.iter().filter(is_moving).count();
         let at_once = (signals.len() / MOVING_SHARE).max(1);
         let mut steps = Vec::new();
+        // Of two that are short together one keeps it.
+        let mut leaving = BTreeSet::new();
         for (id, node) in signals {
             let Some(record) = state.nodes.get(id) else {
                 continue;
@@ -117,7 +124,7 @@ impl Ladder {
             let stress = watched.look(node, limits, before.relief.rung, now);
             let has_room = can_go && (before.relief.rung >= Rung::MoveQueued || moving < at_once);
             let step = watched
-                .up(node, &before, stress.as_ref(), has_room, now)
+                .up(node, &before, stress.as_ref(), has_room, now, now_s)
                 .map(|rung| climbed(&before, rung, stress.as_ref(), node.occupied, now_s))
                 .or_else(|| {
                     let rung = watched.down(node, &before, stress.as_ref(), now)?;
@@ -125,11 +132,10 @@ impl Ladder {
                 });
             if let Some(relieved) = step {
                 moving += usize::from(relieved.relief.rung >= Rung::MoveQueued);
-                steps.push(Command::Relieve {
-                    node: *id,
-                    seen: before.relief.rung,
-                    relieved,
-                });
+                if relieved.relief.rung == Rung::Unload && !leaving.insert(node.spare.clone()) {
+                    continue;
+                }
+                steps.push(command(*id, node, before.relief.rung, relieved, now_s));
             }
         }
         steps
@@ -153,14 +159,16 @@ impl Watched {
             self.stressed.pause(passed, is_gone);
             self.calm.pause(passed, is_gone);
             self.sustained.pause(passed, is_gone);
+            self.short.pause(passed, is_gone);
             return None;
         }
         let before = Before {
             stressed: self.stressed.is_so() || rung > Rung::Normal,
-            short: self.short,
+            short: self.short.is_so(),
         };
         let stress = stress(node, limits, before);
-        self.short = stress.as_ref().is_some_and(|stress| stress.frees_memory);
+        let is_short = stress.as_ref().is_some_and(|stress| stress.frees_memory);
+        self.short.note(is_short, now);
         // What justifies a lower rung only is calm enough to come down to it; from above a pause the way
         // down leads past it.
         let justified = rung.min(Rung::Pause);
@@ -180,7 +188,7 @@ impl Watched {
     }
 
     /// The rung above, when it is time and there is something for it to do; the same one when its memory is
-    /// to be given back as well.
+    /// to be given back as well, or one more model makes room.
     fn up(
         &self,
         node: &NodeSignals,
@@ -188,6 +196,7 @@ impl Watched {
         stress: Option<&Stress>,
         has_room: bool,
         now: Duration,
+        now_s: u64,
     ) -> Option<Rung> {
         let rung = before.relief.rung;
         let is_sudden = stress.is_some_and(|stress| stress.sudden_to > rung);
@@ -196,9 +205,14 @@ impl Watched {
         if rung >= Rung::Pause && frees_memory && !before.relief.frees_memory {
             return Some(rung);
         }
+        let has_lasted = |since: &Lasting, wanted| since.lasted(now).is_some_and(|lasted| lasted >= wanted);
+        let unloads = unloads(node) && has_lasted(&self.short, SUSTAINED);
+        let since_last = Duration::from_secs(now_s.saturating_sub(before.since_s));
+        if rung == Rung::Unload && unloads && since_last >= UNLOADS {
+            return Some(rung);
+        }
         // Work that stands still goes where it can, whether or not standing still has helped.
         let is_stranded = rung >= Rung::Pause && node.batch() > 0 && !node.heard.is_late();
-        let has_lasted = |since: &Lasting, wanted| since.lasted(now).is_some_and(|lasted| lasted >= wanted);
         let sustained = if lasts { LASTING } else { SUSTAINED };
         let begins = rung == Rung::Normal || before.fell;
         let up_to = match stress {
@@ -227,6 +241,7 @@ impl Watched {
             Rung::Pause => node.running > 0,
             Rung::MoveQueued => node.waiting > 0 && has_room,
             Rung::MoveRunning => node.batch() > 0 && has_room && stood,
+            Rung::Unload => unloads,
         })
     }
 
@@ -293,6 +308,29 @@ fn descended(before: &Relieved, rung: Rung, now_s: u64) -> Relieved {
         reason: "it has been calm".to_owned(),
         fell: true,
         relapses: before.relapses,
+    }
+}
+
+/// Whether a model can make room: what works there goes elsewhere first.
+fn unloads(node: &NodeSignals) -> bool {
+    node.batch() == 0 && node.spare.is_some()
+}
+
+/// The step to a rung.
+fn command(id: NodeId, node: &NodeSignals, seen: Rung, relieved: Relieved, now_s: u64) -> Command {
+    match &node.spare {
+        Some(model) if relieved.relief.rung == Rung::Unload => Command::Unload {
+            node: id,
+            model: model.clone(),
+            until_s: now_s + UNLOADED_S,
+            seen,
+            relieved,
+        },
+        _ => Command::Relieve {
+            node: id,
+            seen,
+            relieved,
+        },
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use pomona_common::{MachineRole, NodeId, Relief, Rung, Watts};
+use pomona_common::{MachineRole, ModelName, NodeId, Relief, Rung, Watts};
 use serde::{Deserialize, Serialize};
 
 use crate::command::Reply;
@@ -100,6 +100,21 @@ pub(crate) fn relieve(state: &mut ClusterState, node: NodeId, seen: Rung, reliev
     }
     state.offload.relieved.insert(node, relieved.clone());
     Reply::Done
+}
+
+/// As that, to the highest rung: a model makes room.
+pub(crate) fn unload(
+    state: &mut ClusterState,
+    (node, model): (NodeId, &ModelName),
+    until_s: u64,
+    seen: Rung,
+    relieved: &Relieved,
+) -> Reply {
+    let reply = relieve(state, node, seen, relieved);
+    if reply == Reply::Done {
+        state.gates.relocate(node, model, until_s, relieved.since_s);
+    }
+    reply
 }
 
 pub(crate) fn set_comfort(state: &mut ClusterState, node: NodeId, comfort: Comfort) -> Reply {

@@ -2,7 +2,7 @@
 //! version of the program is needed to read it, by what is in it; nothing that some coordinator cannot
 //! read is written while it is there.
 
-use pomona_common::Fallbacks;
+use pomona_common::{Fallbacks, Rung};
 
 use crate::audit::AuditBook;
 use crate::clouds::CloudBook;
@@ -10,7 +10,7 @@ use crate::command::Command;
 use crate::gates::GateBook;
 use crate::keys::KeyBook;
 use crate::lease::Leases;
-use crate::offload::Offload;
+use crate::offload::{Offload, Relieved};
 use crate::placement::Placement;
 use crate::sets::{Made, Sets};
 use crate::state::ClusterState;
@@ -47,6 +47,9 @@ impl Command {
             | Command::Evict { .. }
             | Command::EndLease { .. } => 5,
             Command::DoubtNode(_) | Command::TrustNode(_) => 6,
+            Command::Relieve { seen, relieved, .. } if (*seen).max(relieved.relief.rung) == Rung::Unload => {
+                12
+            }
             Command::Relieve { .. }
             | Command::SetComfort { .. }
             | Command::SetKnobs(_)
@@ -68,7 +71,7 @@ impl Command {
             | Command::SetBudget { .. }
             | Command::ReserveSpill(_)
             | Command::SettleSpill { .. } => 11,
-            Command::SetSlos(_) => 12,
+            Command::SetSlos(_) | Command::Unload { .. } => 12,
         }
     }
 }
@@ -79,7 +82,8 @@ impl ClusterState {
     pub fn since(&self) -> u8 {
         let gates = GateBook::default();
         let names_clouds = |made: &Made<Fallbacks>| made.set.name_clouds();
-        if self.slos != Sets::default() {
+        let unloads = |relieved: &Relieved| relieved.relief.rung == Rung::Unload;
+        if self.slos != Sets::default() || self.offload.relieved.values().any(unloads) {
             12
         } else if self.clouds != CloudBook::default() || self.fallbacks.0.iter().any(names_clouds) {
             11

@@ -118,6 +118,7 @@ fn said(state: &ClusterState, command: &Command) -> (&'static str, String, Strin
         | Command::DoubtNode(_)
         | Command::TrustNode(_)
         | Command::Relieve { .. }
+        | Command::Unload { .. }
         | Command::PassGate(_)
         | Command::CountKills { .. }
         | Command::ChargeKeys { .. }

@@ -12,7 +12,7 @@ use pomona_common::failure::InvalidCode;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::EngineBuild;
 use pomona_common::{Class, EngineKnobs, Failure, FinishReason, Generation, ModelName};
-use pomona_sched::{NewSequence, Refusal, Scheduler, SequenceId};
+use pomona_sched::{NewSequence, Refusal, Scheduler, SequenceId, Steadiness};
 
 use crate::backend::Backend;
 use crate::lane::{Lane, Sequence};
@@ -43,6 +43,7 @@ pub struct Worker {
     /// Passes of interrupted steps.
     passes: BTreeMap<Class, Running>,
     pace: Pace,
+    steadiness: Steadiness,
     stats: Stats,
     started: Instant,
     events: SyncSender<EngineEvent>,
@@ -66,6 +67,7 @@ impl Worker {
             interactive_steps: 0,
             passes: BTreeMap::new(),
             pace: Pace::default(),
+            steadiness: Steadiness::default(),
             stats: Stats::default(),
             started: Instant::now(),
             backend,
@@ -153,7 +155,9 @@ impl Worker {
                 let report = self
                     .stats
                     .report(&self.build, &mut self.scheduler, &weights, canary);
-                self.send(EngineEvent::Report(Box::new(report)))
+                self.send(EngineEvent::Report(Box::new(report)))?;
+                let percent = self.steadiness.percent(self.now());
+                self.send(EngineEvent::Steadiness(percent))
             }
         }
     }

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use pomona_common::{Class, ModelName};
+use pomona_common::{Class, ModelName, limits};
 
 use crate::scheduler::Scheduler;
 use crate::sequence::{Phase, SequenceId};
@@ -29,7 +29,7 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
                 // passing would take the memory that it waits for.
                 return admitted;
             }
-            enter(scheduler, class, id, arrived);
+            enter(scheduler, class, id, arrived, now);
             admitted.push(id);
         }
         if admitted.len() > before && idle {
@@ -89,7 +89,7 @@ fn make_room(scheduler: &mut Scheduler, class: Class, id: SequenceId) -> bool {
 }
 
 /// Slots this class may still take: those that are free and not reserved for another class.
-fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
+pub(crate) fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
     let paced = scheduler.paced_knobs();
     let reserved: u32 = Class::ALL
         .iter()
@@ -101,6 +101,17 @@ fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
         .sum();
     let running = scheduler.population(None, None).1;
     scheduler.knobs.total_slots.saturating_sub(running + reserved)
+}
+
+/// Slots that who comes now may enter, as the class's own bound and the others' leave them.
+pub(crate) fn slots_left(scheduler: &Scheduler, class: Class) -> u32 {
+    let running = scheduler.population(Some(class), None).1;
+    let of_class = scheduler
+        .paced_knobs()
+        .class(class)
+        .max_slots
+        .saturating_sub(running);
+    of_class.min(free_slots(scheduler, class))
 }
 
 /// Running sequences that may be sent back for `class`, the first to go last: only batch, and
@@ -140,7 +151,7 @@ fn preempt(scheduler: &mut Scheduler, id: SequenceId) {
     }
 }
 
-fn enter(scheduler: &mut Scheduler, class: Class, id: SequenceId, arrived: Duration) {
+fn enter(scheduler: &mut Scheduler, class: Class, id: SequenceId, arrived: Duration, now: Duration) {
     scheduler.waiting[class.index()].remove(&(arrived, id));
     scheduler.admissions += 1;
     let order = scheduler.admissions;
@@ -150,6 +161,8 @@ fn enter(scheduler: &mut Scheduler, class: Class, id: SequenceId, arrived: Durat
     let (model, need) = (sequence.model.clone(), sequence.need());
     sequence.phase = Phase::Prefill { done: 0 };
     sequence.admitted = order;
+    // It was its first slot that it could not wait for.
+    sequence.expires = now + limits::wall_clock(class);
     let taken = scheduler.pool.take(id, &model, need);
     assert!(taken.is_ok(), "make_room checked that the row fits");
 }

@@ -26,11 +26,13 @@ pub mod kv_pool;
 mod pace;
 pub mod scheduler;
 pub mod sequence;
+mod steadiness;
 mod turns;
 
 pub use kv_pool::{KvOp, KvPool, RowPlace};
 pub use scheduler::{Decision, Refusal, RowWork, Scheduler, Step};
 pub use sequence::{NewSequence, SequenceId};
+pub use steadiness::Steadiness;
 
 /// Revision of the scheduling rules; reported with every engine.
 pub const REVISION: &str = "sched-2";

@@ -190,8 +190,15 @@ impl Scheduler {
         let ahead = &self.waiting[..=new.class.index()];
         let waiting: usize = ahead.iter().map(BTreeSet::len).sum();
         let queue = self.queues[new.class.index()];
-        if waiting >= queue.capacity {
-            return Err(Refusal::QueueFull(queue.capacity));
+        // Who has a slot to enter does not wait for one; who has begun elsewhere has waited there.
+        let slots = crate::admission::slots_left(self, new.class) as usize;
+        let capacity = if new.begun {
+            limits::QUEUE.capacity
+        } else {
+            queue.capacity
+        };
+        if waiting >= capacity + slots {
+            return Err(Refusal::QueueFull(capacity));
         }
         let left = new.max_new.min(context.saturating_sub(new.prompt));
         let needed = self.pool.bytes_for(&new.model, new.prompt + left);

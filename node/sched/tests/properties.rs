@@ -558,13 +558,20 @@ fn a_queue_takes_what_its_service_level_says() {
         };
         scheduler.submit(new, Duration::ZERO)
     };
-    for id in 1..=2 {
+    // One that has a slot to enter, and two that wait.
+    for id in 1..=3 {
         submit(&mut scheduler, id, Class::Batch).unwrap();
     }
-    let refused = submit(&mut scheduler, 3, Class::Batch);
+    let refused = submit(&mut scheduler, 4, Class::Batch);
     assert_eq!(refused, Err(Refusal::QueueFull(2)));
-    submit(&mut scheduler, 4, Class::Interactive).unwrap();
-    assert_eq!(scheduler.admit(Duration::from_secs(1)), [4, 1]);
+    submit(&mut scheduler, 5, Class::Interactive).unwrap();
+    assert_eq!(scheduler.admit(Duration::from_secs(1)), [5, 1]);
     assert_eq!(scheduler.expire(Duration::from_secs(6)), []);
-    assert_eq!(scheduler.expire(Duration::from_secs(8)), [2]);
+    assert_eq!(scheduler.expire(Duration::from_secs(8)), [2, 3]);
+    // What was begun and is sent back has had its first slot.
+    let mut knobs = scheduler.knobs().clone();
+    knobs.batch.max_slots = 0;
+    scheduler.set_knobs(knobs);
+    assert_eq!(scheduler.population(Some(Class::Batch), None), (1, 0));
+    assert_eq!(scheduler.expire(Duration::from_secs(60)), []);
 }

@@ -208,6 +208,7 @@ impl Actor {
 
     fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>) {
         let model = &generation.model;
+        let queue = self.slos_now().class(generation.class).queue_bound().capacity;
         let why_not = match self.view.failed.get(model) {
             _ if !self.target.contains_key(model) => Some("it is not among this node's models".to_owned()),
             why => why.cloned(),
@@ -218,7 +219,7 @@ impl Actor {
                 model: model.to_string(),
                 detail,
             },
-            None => match self.sequences.add(generation, &events) {
+            None => match self.sequences.add(generation, &events, queue) {
                 Some(sequence) => return self.submit(sequence),
                 None => Failure::Overloaded {
                     detail: "the engine is starting and this node's queue is full".into(),
@@ -380,6 +381,7 @@ impl Actor {
                 self.reconcile();
                 self.publish();
             }
+            EngineEvent::Steadiness(percent) => self.view.speeds.steps_percent = percent,
             EngineEvent::Serves(pid) => {
                 self.view.serves = pid;
                 self.publish();
@@ -467,6 +469,7 @@ impl Actor {
         self.view.pid = None;
         self.view.serves = None;
         self.view.report = None;
+        self.view.speeds.steps_percent = None;
         self.view.loaded.clear();
         self.view.loading.clear();
         self.wait_before_restart();

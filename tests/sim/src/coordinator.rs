@@ -13,7 +13,7 @@ use pomona_common::control::{CoordinatorMessage, NodeMessage};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plausible::keep_plausible;
 use pomona_common::report::NodeReport;
-use pomona_common::signs::Signs;
+use pomona_common::signs::{Signs, Speeds};
 use pomona_common::{Generation, ModelRecord, NodeId, Relief};
 use pomona_decide::gates::are_counted;
 use pomona_decide::{
@@ -38,6 +38,7 @@ pub struct Connected {
     stored: Vec<ModelRecord>,
     report: Option<(u64, NodeReport)>,
     signs: Option<Arc<Signs>>,
+    speeds: Option<Speeds>,
     /// The node's process.
     instance: u64,
     since: u64,
@@ -294,9 +295,7 @@ impl Coordinator {
             known.take(killed, &mut due);
             let passed = self.gates.steps(&known.state, &signals, awake, now_s);
             known.take(passed, &mut due);
-            for (node, signals) in &mut signals {
-                signals.late = self.gates.late(*node);
-            }
+            self.gates.advise(&known.state, &mut signals, awake, now_s);
             let relieved = self.ladder.steps(&known.state, &signals, awake, now_s);
             known.take(relieved, &mut due);
         }
@@ -320,7 +319,9 @@ impl Coordinator {
         let seen = self.sessions.iter().filter_map(|(id, connected)| {
             let (at, report) = connected.report.as_ref()?;
             let heard = heard_ago(awake - at);
-            Some((*id, NodeSignals::of(report, connected.signs.clone(), heard)))
+            let mut signals = NodeSignals::of(report, connected.signs.clone(), heard);
+            signals.speeds = connected.speeds;
+            Some((*id, signals))
         });
         seen.collect()
     }
@@ -336,6 +337,7 @@ impl Coordinator {
             stored: Vec::new(),
             report: None,
             signs: None,
+            speeds: None,
             instance: 0,
             since,
             told: None,
@@ -401,6 +403,7 @@ impl Coordinator {
                 connected.report = Some((awake, *report));
             }
             NodeMessage::Signs(signs) => connected.signs = Some(Arc::new(*signs)),
+            NodeMessage::Speeds(speeds) => connected.speeds = Some(speeds),
             NodeMessage::Evicted => return vec![Wish::Commit(Command::RevokeNode { node, now_s })],
             _ => {}
         }

@@ -15,7 +15,7 @@ use pomona_common::signs::FirstToken;
 use pomona_common::{
     Accounting, Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, ModelRecord, limits,
 };
-use pomona_sched::{Decision, NewSequence, Refusal, Scheduler, SequenceId, Step};
+use pomona_sched::{Decision, NewSequence, Refusal, Scheduler, SequenceId, Steadiness, Step};
 
 use crate::mac::{Mac, Work};
 use crate::tokens;
@@ -41,6 +41,8 @@ struct Running {
     began: u64,
     ends: u64,
     watts: f64,
+    /// What all of it takes, in microseconds.
+    whole: u64,
     /// What is left of it, in microseconds, when it stops for more urgent work.
     left: Option<u64>,
 }
@@ -55,8 +57,9 @@ pub struct Engine {
     now: u64,
     due: u64,
     running: Option<Running>,
-    /// What is left of interrupted steps.
-    parked: BTreeMap<Class, u64>,
+    /// What is left of interrupted steps, and what all of it takes.
+    parked: BTreeMap<Class, (u64, u64)>,
+    steadiness: Steadiness,
     /// Energy taken since it was asked for last, in joules.
     joules: f64,
     /// Knobs that are obeyed when the slice is over that runs.
@@ -83,6 +86,7 @@ impl Engine {
             due: u64::MAX,
             running: None,
             parked: BTreeMap::new(),
+            steadiness: Steadiness::default(),
             joules: 0.0,
             next_knobs: None,
             batch_s: 0.0,
@@ -118,6 +122,7 @@ impl Engine {
             return Vec::new();
         }
         let ended = self.scheduler.remove_model(model);
+        self.steadiness.forget(model);
         let failed = |making: Making| {
             let failure = Failure::ModelNotLoaded {
                 model: model.to_string(),
@@ -341,13 +346,14 @@ impl Engine {
                 Decision::Begin(step) => {
                     let work = self.work_of(&step);
                     let (takes, watts) = mac.step(&work);
-                    self.begin(step, takes, watts);
+                    self.begin(step, takes, takes, watts);
                 }
                 Decision::Resume(step) => {
                     let work = self.work_of(&step);
                     let (takes, watts) = mac.step(&work);
-                    let left = self.parked.remove(&step.class).unwrap_or(takes);
-                    self.begin(step, left, watts);
+                    let parked = self.parked.remove(&step.class);
+                    let (left, whole) = parked.unwrap_or((takes, takes));
+                    self.begin(step, left, whole, watts);
                 }
             }
         }
@@ -355,7 +361,7 @@ impl Engine {
         out
     }
 
-    fn begin(&mut self, step: Step, takes: u64, watts: f64) {
+    fn begin(&mut self, step: Step, takes: u64, whole: u64, watts: f64) {
         let slice = self.slice();
         let is_passed =
             |class: &Class| *class < step.class && self.scheduler.population(Some(*class), None) != (0, 0);
@@ -365,6 +371,7 @@ impl Engine {
             began: self.now,
             ends: self.now + if stops { slice } else { takes.max(1) },
             watts,
+            whole,
             left: stops.then(|| takes - slice),
         });
     }
@@ -426,13 +433,22 @@ impl Engine {
     }
 
     fn end_step(&mut self, running: Running, out: &mut Vec<Out>) {
-        let Running { mut step, left, .. } = running;
+        let Running {
+            mut step,
+            left,
+            whole,
+            ..
+        } = running;
+        if left.is_none() {
+            let now = Duration::from_micros(self.now);
+            self.steadiness.note(&step, Duration::from_micros(whole), now);
+        }
         // Others were cancelled meanwhile.
         let is_there = |row: &pomona_sched::RowWork| self.scheduler.place(row.id).is_some();
         step.rows.retain(is_there);
         if let Some(left) = left {
             if !step.rows.is_empty() {
-                self.parked.insert(step.class, left);
+                self.parked.insert(step.class, (left, whole));
                 self.scheduler.interrupt(step);
             }
             return;

@@ -305,7 +305,8 @@ impl Node {
             answers,
             first_tokens,
         }));
-        let messages = [report, signs].map(|message| Wire::FromNode(Box::new(message)));
+        let speeds = NodeMessage::Speeds(self.engine.speeds());
+        let messages = [report, signs, speeds].map(|message| Wire::FromNode(Box::new(message)));
         let to = self.sessions.keys();
         to.flat_map(|to| messages.clone().map(|wire| Wish::Send(*to, wire)))
             .collect()

@@ -3,9 +3,10 @@
 
 use std::collections::BTreeSet;
 
-use pomona_common::ModelName;
-use pomona_decide::{ClusterState, Command, PlanStep};
+use pomona_common::{Class, ModelName, NodeId, Rung};
+use pomona_decide::{ClusterState, Command, PlanStep, Relieved};
 
+use crate::node::Node;
 use crate::world::World;
 
 /// Memory of every machine that nothing is planned for, in bytes.
@@ -18,6 +19,17 @@ const SUDDEN: u64 = 3_000;
 /// No Mac draws as much.
 const MOST_WATTS: f64 = 500.0;
 
+/// A step of the ladder: the node, where it was, and where it comes to.
+pub(crate) fn step_of(command: &Command) -> Option<(NodeId, Rung, &Relieved)> {
+    match command {
+        Command::Relieve { node, seen, relieved }
+        | Command::Unload {
+            node, seen, relieved, ..
+        } => Some((*node, *seen, relieved)),
+        _ => None,
+    }
+}
+
 impl World {
     /// Notes what a coordinator's command breaks.
     pub(crate) fn check(&mut self, number: u64, command: &Command) {
@@ -26,8 +38,20 @@ impl World {
             Command::Replan { step, .. } => self.plan_breaks(state, step),
             _ => Vec::new(),
         };
-        if let Command::Relieve { node, seen, relieved } = command {
-            let last = self.rungs.iter().rev().find(|(_, id, ..)| id == node);
+        if let Command::Unload { node, model, .. } = command {
+            let waits = |node: &&Node| {
+                let asked = node.engine.asked();
+                asked
+                    .map(|(_, one)| one)
+                    .any(|one| one.class == Class::Interactive && one.model == *model)
+            };
+            let its = self.nodes.iter().find(|one| one.id == *node).filter(waits);
+            broken.extend(
+                its.map(|node| format!("{} loses {model}, which a person waits for", node.id.short())),
+            );
+        }
+        if let Some((node, seen, relieved)) = step_of(command) {
+            let last = self.rungs.iter().rev().find(|(_, id, ..)| *id == node);
             let fell = last.filter(|(_, _, from, to)| to < from);
             let says = |why: &str| relieved.reason.contains(why);
             let may_after = match () {
@@ -36,9 +60,9 @@ impl World {
                 () => SUSTAINED,
             };
             let rung = relieved.relief.rung;
-            let swings = fell.is_some_and(|(at, ..)| rung > *seen && self.now < at + may_after);
+            let swings = fell.is_some_and(|(at, ..)| rung > seen && self.now < at + may_after);
             // A gate that has just tripped is in the log already.
-            if swings && !self.agreed().gates.rungs(*node).any(|(wanted, _)| wanted >= rung) {
+            if swings && !self.agreed().gates.rungs(node).any(|(wanted, _)| wanted >= rung) {
                 broken.push(format!("{} swings: {}", node.short(), relieved.reason));
             }
             // `70 W, comfortable are 45 W`: what a sensor says that lies is in no reason.

@@ -1,5 +1,6 @@
 //! Clusters that come through whatever happens.
 
+mod memory;
 mod offload;
 
 use pomona_common::Class;

@@ -66,7 +66,7 @@ fn founding() -> Vec<Command> {
     commands
 }
 
-fn request(model: ModelName, class: Class, tokens: u32) -> Request {
+pub fn request(model: ModelName, class: Class, tokens: u32) -> Request {
     Request {
         model,
         class,

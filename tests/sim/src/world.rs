@@ -15,6 +15,7 @@ use crate::engine::Asker;
 use crate::log::Log;
 use crate::node::{self, Node};
 use crate::policy::{Policy, Router, Tuning};
+use crate::promises::step_of;
 use crate::spills::Book;
 use crate::wire::{Id, Wire};
 use pomona_tests::Random;
@@ -427,9 +428,9 @@ impl World {
                     self.say(format_args!("{what} {model} on {node}: {why}"));
                 }
             }
-            if let Command::Relieve { node, seen, relieved } = &command {
+            if let Some((node, seen, relieved)) = step_of(&command) {
                 let (to, why) = (relieved.relief.rung, &relieved.reason);
-                self.rungs.push((self.now, *node, *seen, to));
+                self.rungs.push((self.now, node, seen, to));
                 self.say(format_args!("{} {seen} to {to}: {why}", node.short()));
             }
             self.log.commit(command, &mut self.random);

@@ -201,6 +201,14 @@ impl GateBook {
         until_s.is_some_and(|until_s| now_s < *until_s)
     }
 
+    /// Has a model leave a node until then, as far as others have it.
+    pub(crate) fn relocate(&mut self, node: NodeId, model: &ModelName, until_s: u64, now_s: u64) {
+        let models = self.relocated.entry(node).or_default();
+        models.retain(|_, until_s| now_s < *until_s);
+        let known_s = models.entry(model.clone()).or_default();
+        *known_s = (*known_s).max(until_s);
+    }
+
     /// Whether an operator is asked for something already.
     pub(super) fn has_ticket(&self, node: NodeId, subject: &Subject) -> bool {
         let mut open = self.tickets.iter().filter(|ticket| !ticket.closed);
@@ -248,9 +256,7 @@ pub(crate) fn pass(state: &mut ClusterState, transition: &Transition) -> Reply {
         book.open.remove(node);
     }
     if let Some(model) = &transition.relocates {
-        let models = book.relocated.entry(*node).or_default();
-        models.retain(|_, until_s| transition.at_s < *until_s);
-        models.insert(model.clone(), transition.at_s + RELOCATED_S);
+        book.relocate(*node, model, transition.at_s + RELOCATED_S, transition.at_s);
     }
     if let Some(text) = &transition.ticket {
         book.tickets.push_back(Ticket {

@@ -54,15 +54,17 @@ mod tests {
     #[test]
     fn it_is_slow_while_more_than_one_in_twenty_were() {
         let s = Duration::from_secs;
-        let told = |answers, slow| Speeds { answers, slow };
+        let told = |answers, slow| Speeds {
+            answers,
+            slow,
+            ..Speeds::default()
+        };
         let mut speed = Speed::default();
         // What was before it was heard of.
         speed.take(told(500, 400), s(1000));
         assert!(!speed.is_slow());
         speed.take(told(519, 419), s(1010));
         assert!(!speed.is_slow(), "too few");
-        speed.take(told(520, 402), s(1020));
-        assert!(!speed.told.is_empty());
         for (at, answers, slow, expected) in [
             // Counted less than before: another process.
             (1020, 30, 2, true),

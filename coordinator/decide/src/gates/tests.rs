@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use pomona_common::signs::{FirstToken, Signs};
+use pomona_common::signs::{FirstToken, Signs, Speeds};
 use pomona_common::unit::Reading;
 use pomona_common::{MachineRole, ModelDigests, ModelRecord, Rung, Watts};
 use proptest::prelude::*;
@@ -91,15 +91,8 @@ impl World {
                         .push((self.now_s - 1_000_000, transition.subject.0, transition.to));
                 }
             }
-            let late = self.watch.late(NODE);
-            let signals = [(
-                NODE,
-                NodeSignals {
-                    late,
-                    ..self.node.clone()
-                },
-            )]
-            .into();
+            let mut signals = signals;
+            self.watch.advise(&self.state, &mut signals, now, self.now_s);
             for step in self.ladder.steps(&self.state, &signals, now, self.now_s) {
                 assert_eq!(apply(&mut self.state, &step), Reply::Done, "{step:?}");
             }
@@ -486,28 +479,37 @@ proptest! {
 fn slow_answers_tighten_batch_and_no_more() {
     let mut world = World::new();
     (world.node.running, world.node.loaded) = (4, [model("small")].into());
+    let mut speeds = Speeds::default();
+    let mut run = |world: &mut World, is_slow: bool| {
+        speeds.answers += 1;
+        speeds.slow += u64::from(is_slow);
+        world.node.speeds = Some(speeds);
+        world.run(1);
+    };
     let mut highest = Rung::Normal;
     for second in 0..400 {
-        world.node.speeds.answers += 1;
-        // One in ten is slow.
-        world.node.speeds.slow += u64::from(second % 10 == 0);
-        world.run(1);
+        run(&mut world, second % 10 == 0);
         highest = highest.max(world.rung());
         assert!(second > 30 || world.rung() == Rung::Normal);
     }
     assert_eq!(highest, Rung::Tighten);
+    // A session that is dialled anew says nothing at first.
+    world.node.speeds = None;
+    world.run(2);
     for _ in 0..600 {
-        world.node.speeds.answers += 1;
-        world.run(1);
+        run(&mut world, false);
     }
     assert_eq!(world.rung(), Rung::Normal);
-    // Without batch work it has another reason.
+    // Where it does not help for ten minutes, it has another reason.
+    for second in 0..1200 {
+        run(&mut world, true);
+        assert!(second < 1000 || world.rung() == Rung::Normal);
+    }
+    // Without batch work it has one anyway.
     world.node.running = 0;
     world.run(100);
     for _ in 0..300 {
-        world.node.speeds.answers += 1;
-        world.node.speeds.slow += 1;
-        world.run(1);
+        run(&mut world, true);
         assert_eq!(world.rung(), Rung::Normal);
     }
     assert!(world.passed.is_empty(), "{:?}", world.passed);

@@ -24,10 +24,14 @@ const LOOKS: Duration = Duration::from_secs(2);
 pub(super) const UNHEARD: Duration = Duration::from_secs(10);
 /// A model that answered somebody who waits within this time is a person's.
 const PERSONAL: Duration = Duration::from_secs(3600);
+/// A leader has watched a node for so long before it says what no person uses there.
+const LEARNS: Duration = Duration::from_secs(300);
 /// Answers that are late although no batch work was there for so long are late for another reason.
 const BATCH_GONE: Duration = Duration::from_secs(300);
 /// For so long after that they are no reason to hold it.
 const EXCUSED: Duration = Duration::from_secs(3600);
+/// Answers that are slow for so long although batch is small are slow for another reason: twice what their window is.
+const NO_HELP: Duration = Duration::from_secs(600);
 /// While batch work was there within this time, late answers are a reason to hold it.
 const BATCH_LATELY: Duration = Duration::from_secs(60);
 
@@ -49,6 +53,10 @@ pub(super) struct Watched {
     times: BTreeMap<Gate, Times>,
     /// Until then late answers are known to have another reason than batch work.
     excused_until: Duration,
+    /// Since when answers are slow although batch is small.
+    slow_since: Option<Duration>,
+    /// Until then slow answers are known to have another reason.
+    slow_excused_until: Duration,
     /// When it was looked at last.
     pub(super) looked: Duration,
 }
@@ -75,6 +83,18 @@ impl Look<'_> {
     fn is_elsewhere(&self, model: &ModelName) -> bool {
         let mut others = self.signals.iter().filter(|(id, _)| **id != self.id);
         others.any(|(_, other)| other.loaded.contains(model))
+    }
+
+    /// Whether another node that is well has it, and is not to give it up.
+    fn stays_elsewhere(&self, model: &ModelName) -> bool {
+        let mut others = self.signals.iter().filter(|(id, _)| **id != self.id);
+        others.any(|(id, other)| {
+            other.loaded.contains(model)
+                && !other.heard.is_late()
+                && self.state.relief(*id).rung < Rung::Unload
+                && !self.state.gates.relocates(*id, model, self.now_s)
+                && !self.state.availability(*id, self.now_s).is_draining()
+        })
     }
 }
 
@@ -114,13 +134,29 @@ impl Watched {
                 }
             }
         }
-        self.speed.take(node.speeds, now);
+        if let Some(speeds) = node.speeds {
+            self.speed.take(speeds, now);
+        }
         self.personal.retain(|_, at| now.saturating_sub(*at) < PERSONAL);
         let rung = look.state.relief(look.id).rung;
         if self.rung < Rung::Tighten && rung >= Rung::Tighten {
             self.tail.begin_anew(now);
         }
         self.rung = rung;
+        self.excuse_slowness(now);
+    }
+
+    /// Slow answers that stay so while batch is small have another reason: a model that is too large, most likely.
+    fn excuse_slowness(&mut self, now: Duration) {
+        if self.rung < Rung::Tighten || !self.speed.is_slow() {
+            self.slow_since = None;
+            return;
+        }
+        let since = *self.slow_since.get_or_insert(now);
+        if now.saturating_sub(since) >= NO_HELP {
+            self.slow_excused_until = now + EXCUSED;
+            self.slow_since = None;
+        }
     }
 
     fn transition(&mut self, rule: &Rule, look: Look<'_>, passed: Duration) -> Option<Transition> {
@@ -207,8 +243,7 @@ impl Watched {
                 "one in twenty interactive answers begins {latest:.1} times as late as most"
             ));
         }
-        self.speed
-            .is_slow()
+        (self.speed.is_slow() && self.looked >= self.slow_excused_until)
             .then(|| "more than one in twenty interactive answers come slower than is promised".into())
     }
 
@@ -232,9 +267,30 @@ impl Watched {
         if !moves_models(rule) || to != Stage::Escalated {
             return None;
         }
+        self.heaviest(look, |_| true)
+    }
+
+    /// The model that makes room where memory is short: the heaviest that no person uses there, and that stays at
+    /// another node. A new leader does not know at first what people use.
+    pub(super) fn spare(&self, look: Look<'_>) -> Option<ModelName> {
+        let watched_for = self
+            .began
+            .map_or(Duration::ZERO, |began| look.now.saturating_sub(began));
+        let is_free = |model: &ModelName| {
+            let is_pinned = look.state.placement.policy(model).pins.contains(&look.id);
+            look.stays_elsewhere(model) && !is_pinned && !look.node.busy.contains(model)
+        };
+        self.heaviest(look, is_free).filter(|_| watched_for >= LEARNS)
+    }
+
+    fn heaviest(&self, look: Look<'_>, is_free: impl Fn(&ModelName) -> bool) -> Option<ModelName> {
         let weights = look.node.weights.iter();
         let others = weights.filter(|(model, _)| {
-            !self.personal.contains_key(*model) && !look.state.gates.relocates(look.id, model, look.now_s)
+            let relocates = look.state.gates.relocates(look.id, model, look.now_s);
+            // What a server of another program holds it goes on holding.
+            let record = look.state.catalogue.get(*model);
+            let is_ours = record.is_none_or(|record| !record.digests.is_adopted());
+            !self.personal.contains_key(*model) && !relocates && is_ours && is_free(model)
         });
         others
             .max_by_key(|(model, bytes)| (**bytes, look.is_elsewhere(model), std::cmp::Reverse(*model)))

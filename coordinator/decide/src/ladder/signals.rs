@@ -60,10 +60,12 @@ pub struct NodeSignals {
     pub resident: Option<f32>,
     /// What was told of kills and answers, if anything was yet.
     pub signs: Option<Arc<Signs>>,
-    /// How many interactive answers were slower than is promised, as far as it was told.
-    pub speeds: Speeds,
+    /// How fast answers come, once it was told.
+    pub speeds: Option<Speeds>,
     /// Why interactive answers are late or slow, if they are.
     pub late: Option<String>,
+    /// The model that makes room first where memory is short, if one can.
+    pub spare: Option<ModelName>,
     /// The report.
     pub heard: Heard,
 }

@@ -14,6 +14,12 @@ const COMFORT_LEFT: f32 = 0.95;
 /// So many points below the pressure that stresses it a node is stressed no more.
 const PRESSURE_LEFT: f32 = 10.0;
 
+/// Steps below this share of their usual speed, in percent, say that a chip throttles: a Mac without a fan comes down
+/// to 75 % in stress tests (`tests/sim/macs.toml` has the source).
+const SLOWED: u32 = 80;
+/// They did until they are above this.
+const SLOWED_LEFT: u32 = 88;
+
 /// Too much.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stress {
@@ -75,7 +81,7 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, before: Before) -> O
     let limit = PRESSURE_MAX - if before.short { PRESSURE_LEFT } else { 0.0 };
     if let Some(pressure) = signals.pressure.filter(|pressure| *pressure > limit) {
         (frees_memory, sudden_to) = (true, Rung::MoveRunning);
-        reasons.push((Rung::MoveRunning, format!("memory pressure is {pressure:.0} %")));
+        reasons.push((Rung::Unload, format!("memory pressure is {pressure:.0} %")));
     }
     if limits.role == MachineRole::Laptop && signals.supply == Some(Supply::Battery) {
         lasts = true;
@@ -84,6 +90,10 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, before: Before) -> O
     if signals.low_power == Some(true) {
         lasts = true;
         reasons.push((Rung::MoveRunning, "it saves power".into()));
+    }
+    if let Some(percent) = slowed(signals, &limits, before) {
+        let text = format!("its steps have slowed down to {percent} %, whatever its thermal state says");
+        reasons.push((Rung::MoveRunning, text));
     }
     if signals.occupied {
         // What competes with a build is kept small; whether it is too much, watts say.
@@ -105,4 +115,12 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, before: Before) -> O
         sudden_to,
         reason: texts.join(", "),
     })
+}
+
+/// To which speed the steps of a machine have come down whose comfort somebody minds. A chip throttles long before
+/// macOS says more than *fair*; a build slows steps down as well, and is known.
+fn slowed(signals: &NodeSignals, limits: &Limits, before: Before) -> Option<u32> {
+    let limit = if before.stressed { SLOWED_LEFT } else { SLOWED };
+    let percent = signals.speeds?.steps_percent.filter(|percent| *percent < limit);
+    percent.filter(|_| limits.comfort.is_some() && !signals.occupied && signals.batch() > 0)
 }

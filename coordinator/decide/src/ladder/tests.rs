@@ -1,5 +1,6 @@
 use pomona_common::conditions::Supply;
 use pomona_common::report::Thermal;
+use pomona_common::signs::Speeds;
 use pomona_common::unit::Reading;
 use pomona_common::{MachineRole, ModelName, Watts};
 use proptest::prelude::*;
@@ -26,6 +27,13 @@ fn model() -> ModelName {
     match "m".parse() {
         Ok(model) => model,
         Err(error) => panic!("{error}"),
+    }
+}
+
+fn steps(steps_percent: Option<u32>) -> Speeds {
+    Speeds {
+        steps_percent,
+        ..Speeds::default()
     }
 }
 
@@ -91,7 +99,8 @@ impl World {
                 .steps(&self.state, &self.signals, now, self.now_ms / 1000);
             for step in steps {
                 assert_eq!(apply(&mut self.state, &step), Reply::Done, "{step:?}");
-                if let Command::Relieve { node, relieved, .. } = step {
+                if let Command::Relieve { node, relieved, .. } | Command::Unload { node, relieved, .. } = step
+                {
                     let (rung, why) = (relieved.relief.rung, relieved.reason);
                     self.steps.push((self.now_ms, node, rung, why));
                 }
@@ -391,4 +400,80 @@ proptest! {
         world.run(3600);
         prop_assert_eq!(world.steps.len(), rest, "it runs on: {:?}", &world.steps[rest..]);
     }
+}
+
+#[test]
+fn a_model_that_nobody_uses_makes_room_where_memory_stays_short() {
+    let mut world = World::new(1, 1);
+    let node = NodeId::from_bits(0);
+    let model = model();
+    // On its battery for long, and short for a moment.
+    world.node(0).supply = Some(Supply::Battery);
+    world.node(0).spare = Some(model.clone());
+    world.run(300);
+    world.node(0).pressure = Some(90.0);
+    world.run(30);
+    world.node(0).pressure = Some(50.0);
+    world.run(10);
+    assert_eq!(world.rungs(), [Rung::Hold]);
+    world.node(0).spare = None;
+    world.node(0).pressure = Some(90.0);
+    world.run(120);
+    assert_eq!(world.rungs(), [Rung::Hold], "there is none");
+    world.node(0).spare = Some(model.clone());
+    world.run(1);
+    assert_eq!(world.rungs(), [Rung::Hold, Rung::Unload]);
+    let leaves = |world: &World, after_s| {
+        let now_s = world.now_ms / 1000 + after_s;
+        world.state.gates.relocates(node, &model, now_s)
+    };
+    assert!(leaves(&world, 3500) && !leaves(&world, 3700));
+    // The next one a minute later, if it is still short by then.
+    world.run(50);
+    assert_eq!(world.steps.len(), 2);
+    world.run(20);
+    assert_eq!(world.steps.len(), 3);
+    world.node(0).pressure = Some(50.0);
+    world.node(0).supply = None;
+    world.run(120);
+    assert_eq!(world.rung(0), Rung::Normal);
+    assert!(leaves(&world, 0), "it does not fill the memory at once again");
+    // What works there goes first.
+    world.works(0, 2, 0);
+    world.node(0).pressure = Some(90.0);
+    world.node(1).free_slots = 0;
+    world.run(200);
+    assert_eq!(world.rung(0), Rung::Pause);
+}
+
+#[test]
+fn a_chip_that_throttles_is_relieved_whatever_it_says() {
+    let mut world = World::new(2, 1);
+    for i in 0..3 {
+        world.works(i, 4, 0);
+        world.node(i).thermal = Some(Thermal::Nominal);
+        world.node(i).speeds = Some(steps(Some(70)));
+    }
+    // Its person's build is why.
+    world.node(1).occupied = true;
+    world.node(2).free_slots = 8;
+    world.run(55);
+    assert_eq!(world.rungs(), []);
+    world.run(30);
+    assert_eq!(world.rung(0), Rung::Pause);
+    let reasons = &world.state.offload.relieved;
+    let why = reasons
+        .get(&NodeId::from_bits(0))
+        .map(|relieved| relieved.reason.as_str());
+    assert!(
+        why.is_some_and(|why| why.contains("slowed down to 70 %")),
+        "{why:?}"
+    );
+    // A machine in a rack is nobody's comfort.
+    assert_eq!(world.rung(2), Rung::Normal);
+    assert!(world.rung(1) <= Rung::Tighten);
+    // It stands still: how fast it would be nobody knows.
+    world.node(0).speeds = Some(steps(None));
+    world.run(60);
+    assert_eq!(world.rung(0), Rung::Normal);
 }

@@ -41,7 +41,7 @@ pub enum Rejected {
     LeaseEnds,
     /// The engine was killed with it too often.
     Quarantined,
-    /// It leaves because the engine takes too much memory.
+    /// It leaves because memory is short.
     Relocated,
     /// The policy is for other kinds of machine.
     OtherPool(MachineRole),
@@ -90,7 +90,9 @@ impl fmt::Display for Rejected {
             Rejected::Quarantined => f.write_str(
                 "the engine was killed with it twice within 7 days: `pomona gates` has the ticket",
             ),
-            Rejected::Relocated => f.write_str("the engine takes too much memory there: `pomona gates`"),
+            Rejected::Relocated => {
+                f.write_str("memory is, or was within the hour, short there: `pomona gates`, `pomona nodes`")
+            }
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
             Rejected::Private => {
                 f.write_str("the model is private and this machine is rented: `pomona cloud private`")

@@ -144,6 +144,7 @@ impl Worker {
         self.drop_ended_passes();
         self.lanes.remove(&model);
         self.pace.forget(&model);
+        self.steadiness.forget(&model);
         let _ = mlx_rs::memory::clear_cache();
         self.send(EngineEvent::Unloaded(model))
     }

@@ -23,12 +23,14 @@ pub(crate) struct Running {
     pass: Pass,
     /// Time in earlier slices.
     spent: Duration,
+    /// Of that, what the device took.
+    computed: Duration,
 }
 
 /// What a slice led to.
 enum Outcome {
-    /// The step is done; the next token of every row that emits.
-    Done(Vec<Emitted>),
+    /// The step is done; the next token of every row that emits, and what the device took.
+    Done(Vec<Emitted>, Duration),
     /// Layers are left.
     Interrupted(Running),
 }
@@ -80,7 +82,10 @@ impl Worker {
         let outcome = running.and_then(|running| self.slice(&step, running));
         self.progress += u64::from(outcome.is_ok());
         match outcome {
-            Ok(Outcome::Done(emitted)) => self.finish_step(&step, emitted, spent + (self.now() - now))?,
+            Ok(Outcome::Done(emitted, computed)) => {
+                self.steadiness.note(&step, computed, self.now());
+                self.finish_step(&step, emitted, spent + (self.now() - now))?;
+            }
             Ok(Outcome::Interrupted(mut running)) => {
                 running.spent += self.now() - now;
                 self.passes.insert(step.class, running);
@@ -183,6 +188,7 @@ impl Worker {
             ids: step.rows.iter().map(|row| row.id).collect(),
             pass: lane.llama.begin(step.rows.iter().map(feed).collect())?,
             spent: Duration::ZERO,
+            computed: Duration::ZERO,
         })
     }
 
@@ -228,6 +234,7 @@ impl Worker {
         let slabs = pass.capacities();
         let outputs = slabs.iter().flat_map(|slab| lane.kv.arrays_of(*slab));
         eval(outputs.chain([pass.x()]).chain(&logits).chain(&greedy))?;
+        running.computed += self.now() - began;
         if layers > 0 {
             // With the head, where the whole step fitted one slice: that errs on the safe side.
             self.pace
@@ -236,10 +243,11 @@ impl Worker {
         if rests {
             return Ok(Outcome::Interrupted(running));
         }
-        Ok(Outcome::Done(match (logits, greedy) {
+        let emitted = match (logits, greedy) {
             (Some(logits), Some(greedy)) => self.sample(step, &logits, &greedy),
             _ => Vec::new(),
-        }))
+        };
+        Ok(Outcome::Done(emitted, running.computed))
     }
 
     /// Chooses the next token of every row that emits, from `[emitting, vocab]` logits.

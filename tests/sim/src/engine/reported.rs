@@ -1,8 +1,10 @@
 //! What an engine tells its node.
 
+use std::time::Duration;
+
 use pomona_common::Class;
 use pomona_common::report::{ClassReport, EngineReport, LoadedModel};
-use pomona_common::signs::FirstToken;
+use pomona_common::signs::{FirstToken, Speeds};
 
 use super::Engine;
 
@@ -42,6 +44,14 @@ impl Engine {
     /// Interactive answers so far, and the first tokens of the latest.
     pub fn first_tokens(&self) -> (u64, Vec<FirstToken>) {
         (self.answers, self.first_tokens.clone())
+    }
+
+    /// How fast its steps are, as the product's engine tells it.
+    pub fn speeds(&mut self) -> Speeds {
+        Speeds {
+            steps_percent: self.steadiness.percent(Duration::from_micros(self.now)),
+            ..Speeds::default()
+        }
     }
 
     pub fn kv_allocated(&self) -> u64 {
