@@ -17,13 +17,13 @@ const PART: Duration = Duration::from_secs(1);
 /// Less time in steps than this says nothing.
 const ENOUGH_S: f64 = 2.0;
 /// Nor do steps of which so few like ones were seen.
-const ENOUGH_STEPS: u32 = 20;
+const ENOUGH_STEPS: usize = 20;
 /// Kinds of steps that are remembered; of more, the one goes that was seen least.
 const KINDS: usize = 1024;
-/// A faster step moves what is usual by this share of the difference: one that was fast by chance hardly counts.
-const FASTER: f64 = 0.1;
-/// What is usual grows by this share a second of steps, so that what is slow for half an hour is how it is.
-const FORGETS: f64 = 0.000_2;
+/// What is usual is the lower quartile of the first steps of a kind, and stays one: it grows by this share a second of
+/// slower steps, so that what is slow for half an hour is how it is, and shrinks by three times as much a second of
+/// faster ones.
+const GROWS: f64 = 0.000_2;
 
 /// Steps that take alike.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -39,10 +39,46 @@ struct Kind {
     context: u32,
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Usual {
-    seconds: f64,
-    seen: u32,
+/// What steps of a kind take.
+#[derive(Debug, Clone)]
+enum Usual {
+    /// The first ones, in seconds.
+    Learning(Vec<f64>),
+    /// In seconds, and how many were seen.
+    Known(f64, u64),
+}
+
+impl Usual {
+    fn seen(&self) -> u64 {
+        match self {
+            Usual::Learning(first) => first.len() as u64,
+            Usual::Known(_, seen) => *seen,
+        }
+    }
+
+    /// Learns from a step, and says what it would usually have taken; `most` is what like steps of a little less and
+    /// more context say of that, so that a chip which throttles does not teach what is usual.
+    fn note(&mut self, seconds: f64, most: f64) -> Option<f64> {
+        match self {
+            Usual::Learning(first) => {
+                first.push(seconds);
+                if first.len() >= ENOUGH_STEPS {
+                    first.sort_by(f64::total_cmp);
+                    *self = Usual::Known(first[first.len() / 4].min(most), first.len() as u64);
+                }
+                None
+            }
+            Usual::Known(usual, seen) => {
+                *seen += 1;
+                if seconds < *usual {
+                    *usual *= 1.0 - 3.0 * GROWS * seconds;
+                } else {
+                    *usual *= 1.0 + GROWS * seconds;
+                }
+                Some(usual.min(seconds))
+            }
+        }
+    }
 }
 
 /// Steps of a part of the window, in seconds: what they would usually have taken, and what they took.
@@ -78,17 +114,14 @@ impl Steadiness {
         if !self.kinds.contains_key(&kind) {
             self.make_room();
         }
-        let usual = self.kinds.entry(kind).or_insert(Usual { seconds, seen: 0 });
-        usual.seen = usual.seen.saturating_add(1);
-        if seconds < usual.seconds {
-            usual.seconds += FASTER * (seconds - usual.seconds);
-        } else {
-            usual.seconds *= 1.0 + FORGETS * seconds;
-        }
-        if usual.seen < ENOUGH_STEPS {
+        let most = match self.kinds.get(&kind) {
+            Some(Usual::Learning(first)) if first.len() + 1 >= ENOUGH_STEPS => self.most(&kind),
+            _ => f64::INFINITY,
+        };
+        let usual = self.kinds.entry(kind).or_insert(Usual::Learning(Vec::new()));
+        let Some(usual) = usual.note(seconds, most) else {
             return;
-        }
-        let usual = usual.seconds.min(seconds);
+        };
         match self.parts.back_mut() {
             Some(part) if now.saturating_sub(part.began) < PART => {
                 part.usual += usual;
@@ -116,6 +149,23 @@ impl Steadiness {
         self.kinds.retain(|kind, _| kind.model != *model);
     }
 
+    /// What steps of a kind take at most, by the next kinds: no less context makes them slower, and more by no larger
+    /// share than it grows itself.
+    fn most(&self, kind: &Kind) -> f64 {
+        let known = |context: u32, times: f64| {
+            let next = Kind {
+                context,
+                ..kind.clone()
+            };
+            match self.kinds.get(&next) {
+                Some(Usual::Known(usual, _)) => times * usual,
+                Some(Usual::Learning(_)) | None => f64::INFINITY,
+            }
+        };
+        let less = known(kind.context.wrapping_sub(1), 2f64.powf(1.0 / 8.0));
+        less.min(known(kind.context.wrapping_add(1), 1.0))
+    }
+
     fn forget_old(&mut self, now: Duration) {
         let is_old = |part: &Part| now.saturating_sub(part.began) > WINDOW;
         while self.parts.front().is_some_and(is_old) {
@@ -127,7 +177,7 @@ impl Steadiness {
         if self.kinds.len() < KINDS {
             return;
         }
-        let least = self.kinds.iter().min_by_key(|(_, usual)| usual.seen);
+        let least = self.kinds.iter().min_by_key(|(_, usual)| usual.seen());
         if let Some(kind) = least.map(|(kind, _)| kind.clone()) {
             self.kinds.remove(&kind);
         }
@@ -191,6 +241,15 @@ mod tests {
         );
         let told = run(&mut steady, &four, 34, 3600, &mut now);
         assert!(told.is_some_and(|percent| percent > 80), "{told:?}");
+        // Nor does one that slows down while answers grow.
+        let (mut steady, mut now) = (Steadiness::default(), Duration::ZERO);
+        for start in [1000, 1100, 1200] {
+            let some = step(4, start, 1).ok_or("no step")?;
+            run(&mut steady, &some, 20, 10, &mut now);
+        }
+        let grown = step(4, 1320, 1).ok_or("no step")?;
+        let told = run(&mut steady, &grown, 34, 40, &mut now);
+        assert!(told.is_some_and(|percent| percent < 80), "{told:?}");
         // Nothing runs: nobody knows.
         assert_eq!(steady.percent(now + Duration::from_secs(40)), None);
         Ok(())
