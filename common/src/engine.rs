@@ -109,7 +109,7 @@ pub enum EngineEvent {
     Progress(u64),
     /// The process that does the work, where that is not the engine itself; none while it is not there.
     Serves(Option<u32>),
-    /// After every report: the speed of the latest steps in percent of what like ones usually have, if that
-    /// can be told.
+    /// After every report, of an engine that computes itself: the speed of the latest steps in percent of what like ones
+    /// usually have, if that can be told.
     Steadiness(Option<u32>),
 }

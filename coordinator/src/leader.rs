@@ -17,8 +17,8 @@ use crate::sessions::Sessions;
 
 /// Looked at without news this often; news are looked at at once.
 const PERIOD: Duration = Duration::from_millis(500);
-/// After a coordinator was there that cannot read what gates and ladder write.
-const RESTS: Duration = Duration::from_secs(30);
+/// How often it is said that a coordinator cannot read what gates or ladder want to write.
+const WARNS: Duration = Duration::from_secs(30);
 
 /// Runs until the stop. On a coordinator that does not lead it only waits.
 pub(crate) async fn run(
@@ -59,8 +59,8 @@ struct Leading {
     patience: Patience,
     gates: GateWatch,
     ladder: Ladder,
-    /// A coordinator could not read what gates and ladder write: it is not tried before this time.
-    rests_until: Option<Duration>,
+    /// When it was last said that a coordinator cannot read what gates or ladder want to write.
+    warned_at: Option<Duration>,
 }
 
 impl Leading {
@@ -73,14 +73,13 @@ impl Leading {
 
     /// Writes what gates or ladder want.
     async fn take(&mut self, replica: &Replica, steps: Vec<Command>, now: Duration) -> Result<(), RaftError> {
-        if self.rests_until.is_some_and(|until| now < until) {
-            return Ok(());
-        }
         for step in steps {
             if let Some(why) = replica.too_new(&step) {
-                tracing::warn!(why, "gates and the offload ladder wait");
-                self.rests_until = Some(now + RESTS);
-                return Ok(());
+                if self.warned_at.is_none_or(|at| now.saturating_sub(at) >= WARNS) {
+                    tracing::warn!(why, "a step of gates or the offload ladder waits");
+                    self.warned_at = Some(now);
+                }
+                continue;
             }
             say(&step);
             // Such as that the node is gone meanwhile: the next round sees that.

@@ -31,6 +31,7 @@ fn service_levels_reach_every_queue_and_what_is_missed_is_counted() {
         assert!(!ok && errors.contains(why), "{bad}: {errors}");
     }
     let ask = || assert_eq!(home.post("/v1/chat/completions", &greedy("Hi", 3)).0, 200);
+    assert!(home.pomona(&["slo", "set", "interactive.ttft_ms=60000"]).0);
     ask();
     let judged = || counter(&home, "pomona_slo_judged_total");
     let missed = || counter(&home, "pomona_slo_missed_total");
@@ -45,7 +46,7 @@ fn service_levels_reach_every_queue_and_what_is_missed_is_counted() {
     assert!(home.pomona(&promised).0);
     ask();
     assert_eq!((judged(), missed()), (2, 1));
-    assert!(home.pomona(&["slo", "rollback", "0"]).0);
+    assert!(home.pomona(&["slo", "rollback", "1"]).0);
     ask();
     assert_eq!((judged(), missed()), (3, 1));
 
@@ -61,7 +62,7 @@ fn service_levels_reach_every_queue_and_what_is_missed_is_counted() {
     });
     let set = ["slo", "set", "batch.queue=1", "batch.wait_s=2"];
     assert!(home.pomona(&set).0);
-    let is_known = || home.log().contains("slo of the cluster version=3");
+    let is_known = || home.log().contains("slo of the cluster version=4");
     eventually("the node knows", SOON, is_known);
     // Who finds no place is told at once.
     let nowhere_else = ["fallback", "set", "batch=laptop,rack,rented,local"];
@@ -91,7 +92,7 @@ fn service_levels_reach_every_queue_and_what_is_missed_is_counted() {
     );
     let (ok, out, _) = home.pomona(&["slo", "show"]);
     assert!(
-        ok && out.contains("Version 3") && out.contains("ttft_us_per_token"),
+        ok && out.contains("Version 4") && out.contains("ttft_us_per_token"),
         "{out}"
     );
 }

@@ -50,8 +50,8 @@ const RELAPSE_S: u64 = 1800;
 const RELAPSES: u8 = 2;
 /// A node that is heard of no more for so long is neither stressed nor calm; for less, time stands still.
 const UNHEARD: Duration = Duration::from_secs(10);
-/// Between two models that make room: the first one's memory is free by then, and shows.
-const UNLOADS: Duration = Duration::from_secs(60);
+/// Between two models that make room: another node may have to load the first one before it goes.
+const UNLOADS: Duration = Duration::from_secs(300);
 /// One that has made room does not come back for so long, in seconds: who opens what needs the memory has it open for
 /// long.
 const UNLOADED_S: u64 = 3600;
@@ -130,11 +130,10 @@ impl Ladder {
                     let rung = watched.down(node, &before, stress.as_ref(), now)?;
                     Some(descended(&before, rung, now_s))
                 });
-            if let Some(relieved) = step {
+            let unloads = |relieved: &Relieved| relieved.relief.rung == Rung::Unload;
+            let is_taken = |relieved: &Relieved| !unloads(relieved) || leaving.insert(node.spare.clone());
+            if let Some(relieved) = step.filter(is_taken) {
                 moving += usize::from(relieved.relief.rung >= Rung::MoveQueued);
-                if relieved.relief.rung == Rung::Unload && !leaving.insert(node.spare.clone()) {
-                    continue;
-                }
                 steps.push(command(*id, node, before.relief.rung, relieved, now_s));
             }
         }

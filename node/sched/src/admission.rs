@@ -103,15 +103,21 @@ pub(crate) fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
     scheduler.knobs.total_slots.saturating_sub(running + reserved)
 }
 
-/// Slots that who comes now may enter, as the class's own bound and the others' leave them.
+/// Slots that who comes now may enter, as the class's own bound and the others leave them.
 pub(crate) fn slots_left(scheduler: &Scheduler, class: Class) -> u32 {
-    let running = scheduler.population(Some(class), None).1;
-    let of_class = scheduler
-        .paced_knobs()
-        .class(class)
-        .max_slots
-        .saturating_sub(running);
-    of_class.min(free_slots(scheduler, class))
+    let paced = scheduler.paced_knobs();
+    let of_class = paced.class(class);
+    if of_class.is_paused() {
+        return 0;
+    }
+    let running = |class| scheduler.population(Some(class), None).1;
+    // Batch makes way.
+    let held = match class {
+        Class::Interactive | Class::Background => running(Class::Batch),
+        Class::Batch => 0,
+    };
+    let left = of_class.max_slots.saturating_sub(running(class));
+    left.min(free_slots(scheduler, class) + held)
 }
 
 /// Running sequences that may be sent back for `class`, the first to go last: only batch, and

@@ -18,7 +18,7 @@ const PART: Duration = Duration::from_secs(1);
 const ENOUGH_S: f64 = 2.0;
 /// Nor do steps of which so few like ones were seen.
 const ENOUGH_STEPS: usize = 20;
-/// Kinds of steps that are remembered; of more, the one goes that was seen least.
+/// Kinds of steps that are remembered; of more, the one goes that was not seen for longest.
 const KINDS: usize = 1024;
 /// What is usual is the lower quartile of the first steps of a kind, and stays one: it grows by this share a second of
 /// slower steps, so that what is slow for half an hour is how it is, and shrinks by three times as much a second of
@@ -44,18 +44,11 @@ struct Kind {
 enum Usual {
     /// The first ones, in seconds.
     Learning(Vec<f64>),
-    /// In seconds, and how many were seen.
-    Known(f64, u64),
+    /// In seconds.
+    Known(f64),
 }
 
 impl Usual {
-    fn seen(&self) -> u64 {
-        match self {
-            Usual::Learning(first) => first.len() as u64,
-            Usual::Known(_, seen) => *seen,
-        }
-    }
-
     /// Learns from a step, and says what it would usually have taken; `most` is what like steps of a little less and
     /// more context say of that, so that a chip which throttles does not teach what is usual.
     fn note(&mut self, seconds: f64, most: f64) -> Option<f64> {
@@ -64,12 +57,11 @@ impl Usual {
                 first.push(seconds);
                 if first.len() >= ENOUGH_STEPS {
                     first.sort_by(f64::total_cmp);
-                    *self = Usual::Known(first[first.len() / 4].min(most), first.len() as u64);
+                    *self = Usual::Known(first[first.len() / 4].min(most));
                 }
                 None
             }
-            Usual::Known(usual, seen) => {
-                *seen += 1;
+            Usual::Known(usual) => {
                 if seconds < *usual {
                     *usual *= 1.0 - 3.0 * GROWS * seconds;
                 } else {
@@ -92,7 +84,8 @@ struct Part {
 /// See the module's documentation.
 #[derive(Debug, Clone, Default)]
 pub struct Steadiness {
-    kinds: BTreeMap<Kind, Usual>,
+    /// With when each was seen last.
+    kinds: BTreeMap<Kind, (Usual, Duration)>,
     parts: VecDeque<Part>,
 }
 
@@ -115,10 +108,12 @@ impl Steadiness {
             self.make_room();
         }
         let most = match self.kinds.get(&kind) {
-            Some(Usual::Learning(first)) if first.len() + 1 >= ENOUGH_STEPS => self.most(&kind),
+            Some((Usual::Learning(first), _)) if first.len() + 1 >= ENOUGH_STEPS => self.most(&kind),
             _ => f64::INFINITY,
         };
-        let usual = self.kinds.entry(kind).or_insert(Usual::Learning(Vec::new()));
+        let new = || (Usual::Learning(Vec::new()), now);
+        let (usual, seen_at) = self.kinds.entry(kind).or_insert_with(new);
+        *seen_at = now;
         let Some(usual) = usual.note(seconds, most) else {
             return;
         };
@@ -158,8 +153,8 @@ impl Steadiness {
                 ..kind.clone()
             };
             match self.kinds.get(&next) {
-                Some(Usual::Known(usual, _)) => times * usual,
-                Some(Usual::Learning(_)) | None => f64::INFINITY,
+                Some((Usual::Known(usual), _)) => times * usual,
+                Some((Usual::Learning(_), _)) | None => f64::INFINITY,
             }
         };
         let less = known(kind.context.wrapping_sub(1), 2f64.powf(1.0 / 8.0));
@@ -177,8 +172,8 @@ impl Steadiness {
         if self.kinds.len() < KINDS {
             return;
         }
-        let least = self.kinds.iter().min_by_key(|(_, usual)| usual.seen());
-        if let Some(kind) = least.map(|(kind, _)| kind.clone()) {
+        let oldest = self.kinds.iter().min_by_key(|(_, (_, seen_at))| *seen_at);
+        if let Some(kind) = oldest.map(|(kind, _)| kind.clone()) {
             self.kinds.remove(&kind);
         }
     }

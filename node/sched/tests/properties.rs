@@ -574,4 +574,13 @@ fn a_queue_takes_what_its_service_level_says() {
     scheduler.set_knobs(knobs);
     assert_eq!(scheduler.population(Some(Class::Batch), None), (1, 0));
     assert_eq!(scheduler.expire(Duration::from_secs(60)), []);
+    // A class that stands still has no slots to enter.
+    let mut knobs = EngineKnobs::default();
+    knobs.batch.step_share = 0;
+    scheduler.set_knobs(knobs);
+    submit(&mut scheduler, 6, Class::Batch).unwrap();
+    assert_eq!(
+        submit(&mut scheduler, 7, Class::Batch),
+        Err(Refusal::QueueFull(2))
+    );
 }

@@ -12,7 +12,6 @@ use std::path::Path;
 
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::limits::QueueBound;
 use pomona_common::report::ClassReport;
 use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, SloSet, TextAsk};
 use pomona_wire::WireError;
@@ -205,14 +204,14 @@ impl Adapter {
                 model: generation.model.to_string(),
                 detail: "its server does not answer".into(),
             }
-        } else if self.queue.ahead_of(generation.class) >= self.queue_bound(generation.class).capacity {
+        } else if self.queue.ahead_of(&generation) >= self.slos.class(generation.class).queue {
             Failure::Overloaded {
                 detail: "the queue for the server is full".into(),
                 retry_after_s: 5,
             }
         } else {
             let job = Job {
-                wait: self.queue_bound(generation.class).wait,
+                wait: self.slos.class(generation.class).queue_bound().wait,
                 generation,
                 text,
                 since: Instant::now(),
@@ -223,10 +222,6 @@ impl Adapter {
             return self.tell(sequence, GenerationEvent::Granted).await;
         };
         self.tell(sequence, GenerationEvent::Failed(failure)).await
-    }
-
-    fn queue_bound(&self, class: Class) -> QueueBound {
-        self.slos.class(class).queue_bound()
     }
 
     /// Starts what has a slot, the most urgent class first.

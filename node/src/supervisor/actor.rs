@@ -208,7 +208,6 @@ impl Actor {
 
     fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>) {
         let model = &generation.model;
-        let queue = self.slos_now().class(generation.class).queue_bound().capacity;
         let why_not = match self.view.failed.get(model) {
             _ if !self.target.contains_key(model) => Some("it is not among this node's models".to_owned()),
             why => why.cloned(),
@@ -219,7 +218,7 @@ impl Actor {
                 model: model.to_string(),
                 detail,
             },
-            None => match self.sequences.add(generation, &events, queue) {
+            None => match self.sequences.add(generation, &events) {
                 Some(sequence) => return self.submit(sequence),
                 None => Failure::Overloaded {
                     detail: "the engine is starting and this node's queue is full".into(),

@@ -22,7 +22,7 @@ impl Actor {
     }
 
     /// What the configuration says of queues, or the cluster.
-    pub(super) fn slos_now(&self) -> SloSet {
+    fn slos_now(&self) -> SloSet {
         let now = self.instructions.borrow();
         now.agreed.slos.as_ref().unwrap_or(&self.slos).clone()
     }

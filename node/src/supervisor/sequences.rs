@@ -69,17 +69,16 @@ impl Sequences {
         self.last
     }
 
-    /// Takes a sequence in, parked; `None` when so many of its class, or more urgent, are.
+    /// Takes a sequence in, parked; `None` when too many are.
     pub(super) fn add(
         &mut self,
         mut generation: Generation,
         events: &mpsc::Sender<GenerationEvent>,
-        queue: usize,
     ) -> Option<u64> {
         // What is less urgent keeps nobody out.
         let is_ahead =
             |active: &&Active| active.parked.is_some() && active.generation.class <= generation.class;
-        if self.active.values().filter(is_ahead).count() >= queue {
+        if self.active.values().filter(is_ahead).count() >= limits::QUEUE.capacity {
             return None;
         }
         if generation.class_reason == ClassReason::Canary {

@@ -50,12 +50,9 @@ impl Queue {
         found
     }
 
-    /// How many go before one of a class that comes now: what is less urgent keeps nobody out.
-    pub(super) fn ahead_of(&self, class: Class) -> usize {
-        self.0
-            .values()
-            .filter(|job| job.generation.class <= class)
-            .count()
+    /// How many wait for the same server and go before one that comes now: what is less urgent keeps nobody out.
+    pub(super) fn ahead_of(&self, generation: &Generation) -> u32 {
+        self.count(|one| one.model == generation.model && one.class <= generation.class)
     }
 
     pub(super) fn count(&self, is_it: impl Fn(&Generation) -> bool) -> u32 {
