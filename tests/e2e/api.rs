@@ -16,6 +16,7 @@ fn one_cluster_answers_as_documented() {
     seeds_repeat_and_differ(&cluster);
     choices_stops_and_logprobs(&cluster);
     shared_prefixes_are_prefilled_once(&cluster);
+    a_conversation_goes_on_from_where_it_was(&cluster);
     a_client_that_leaves_frees_its_slot(&cluster);
     classes_follow_what_requests_say(&cluster);
     the_nodes_own_endpoint_answers_the_same(&cluster);
@@ -153,6 +154,29 @@ fn shared_prefixes_are_prefilled_once(cluster: &Cluster) {
     cached("one");
     cached("two");
     assert!(cached("three") >= 16);
+}
+
+/// The next turn begins with the last one's prompt and answer, which are not computed again.
+fn a_conversation_goes_on_from_where_it_was(cluster: &Cluster) {
+    let question =
+        json!({ "role": "user", "content": "Name the capital of Italy, and say one thing about it." });
+    let turn = |messages: &[Value]| {
+        let mut body = greedy("", 24);
+        body["messages"] = messages.into();
+        cluster.post("/v1/chat/completions", &body).1
+    };
+    let first = turn(std::slice::from_ref(&question));
+    let answer = json!({ "role": "assistant", "content": text(&first) });
+    let next = json!({ "role": "user", "content": "And the one of Spain?" });
+    let second = turn(&[question, answer, next]);
+    let count = |answer: &Value, what: &str| answer["usage"].pointer(what).and_then(Value::as_u64);
+    let prompt = count(&first, "/prompt_tokens");
+    let cached = count(&second, "/prompt_tokens_details/cached_tokens");
+    // Of the answer as well what is the same tokens when it is read again.
+    assert!(
+        prompt.is_some() && cached > prompt.map(|tokens| tokens + 4),
+        "{first} {second}"
+    );
 }
 
 fn a_client_that_leaves_frees_its_slot(cluster: &Cluster) {

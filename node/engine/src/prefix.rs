@@ -1,7 +1,8 @@
-//! Prompt prefixes that several requests share: prefilled once, then copied.
+//! Beginnings of prompts that are in the KV cache already: prefilled once, then copied.
 //!
-//! A prefix becomes worth keeping when a prompt starts like a recent one. System prompts and
-//! templates are found this way without being told. Prompts share only under the same salt.
+//! A beginning becomes worth keeping when a prompt starts like a recent one. System prompts and templates are found
+//! this way without being told. A whole answer with its prompt is the beginning of the next turn of its conversation.
+//! Prompts share only under the same salt.
 
 use std::collections::VecDeque;
 use std::time::Duration;

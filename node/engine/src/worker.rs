@@ -1,6 +1,7 @@
 //! The engine's one thread: commands in, steps, events out.
 
 mod loads;
+mod prefixes;
 mod steps;
 
 use std::collections::BTreeMap;
@@ -21,7 +22,7 @@ use crate::stats::Stats;
 use crate::worker::loads::Loads;
 use crate::worker::steps::Running;
 
-/// Share of the KV budget that kept prefixes may take, as a divisor.
+/// Share of the KV budget that kept prefixes may take whatever rows need, as a divisor.
 const PREFIX_SHARE: u64 = 8;
 /// How long the thread sleeps when it has nothing to do before it looks at expiries again.
 const IDLE: Duration = Duration::from_secs(1);

@@ -11,10 +11,9 @@ use pomona_common::generation::{Chunk, GenerationEvent, TokenLogprob};
 use pomona_common::{Failure, FinishReason};
 use pomona_sched::{Decision, KvOp, RowWork, SequenceId, Step};
 
-use crate::lane::Lane;
 use crate::pass::{Feed, Pass};
 use crate::sampler;
-use crate::worker::{Disconnected, IDLE, PREFIX_SHARE, Worker};
+use crate::worker::{Disconnected, IDLE, Worker};
 
 /// A step on its way: the pass, and whose feeds it has.
 #[derive(Debug)]
@@ -53,6 +52,7 @@ impl Worker {
         }
         self.drop_ended_passes();
         if std::mem::take(&mut self.frees) {
+            self.forget_prefixes();
             let _ = mlx_rs::memory::clear_cache();
         }
         let (step, running) = match self.scheduler.compose(now) {
@@ -115,7 +115,12 @@ impl Worker {
     }
 
     fn apply_kv_ops(&mut self) -> Result<(), Exception> {
-        for op in self.scheduler.kv_ops() {
+        let ops = self.scheduler.kv_ops();
+        if !ops.is_empty() {
+            // What rows take, prefixes have no longer.
+            self.trim_prefixes();
+        }
+        for op in ops {
             match op {
                 KvOp::Resize {
                     model,
@@ -136,39 +141,6 @@ impl Worker {
                         lane.kv.copy_row(capacity, from, to, capacity)?;
                     }
                 }
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives just admitted sequences what is kept of their prompts.
-    fn use_prefixes(&mut self, admitted: &[SequenceId]) -> Result<(), Exception> {
-        let now = self.now();
-        let longest = self.prefix_budget();
-        for id in admitted {
-            let (Some(sequence), Some(place)) = (self.sequences.get_mut(id), self.scheduler.place(*id))
-            else {
-                continue;
-            };
-            let Some(lane) = self.lanes.get_mut(&place.model) else {
-                continue;
-            };
-            sequence.prefill_started.get_or_insert(now);
-            let known = sequence.known();
-            let salt = sequence.generation.cache_salt;
-            let mut found = 0;
-            if let Some((len, saved)) = lane.prefixes.find(salt, &known, now) {
-                lane.kv.restore(place.capacity, place.row, saved, len)?;
-                self.scheduler.skip_prefix(*id, len);
-                found = len;
-            }
-            if !sequence.admitted_before {
-                let longest = (longest / lane.kv_token_bytes) as usize;
-                sequence.cached = found;
-                sequence.keep = lane
-                    .prefixes
-                    .remember(salt, &sequence.generation.prompt, found, longest);
-                sequence.admitted_before = true;
             }
         }
         Ok(())
@@ -293,7 +265,7 @@ impl Worker {
             if row.emits
                 && let Some(emitted) = emitted.next()
             {
-                self.emit(row.id, emitted, now)?;
+                self.emit(row, emitted, now)?;
             }
         }
         Ok(())
@@ -318,48 +290,8 @@ impl Worker {
         self.stats.step(took, &rows, paused);
     }
 
-    /// Keeps the shared beginning of a prompt as soon as it is in the cache.
-    fn keep_prefix(&mut self, row: &RowWork) {
-        let Some(sequence) = self.sequences.get_mut(&row.id) else {
-            return;
-        };
-        let Some(keep) = sequence.keep.filter(|keep| row.start + row.len >= *keep) else {
-            return;
-        };
-        sequence.keep = None;
-        let Some(lane) = self.lanes.get_mut(&row.place.model) else {
-            return;
-        };
-        // Failing to keep a prefix costs time, never an answer.
-        if let Ok(saved) = lane.kv.save(row.place.capacity, row.place.row, keep) {
-            let tokens = &sequence.generation.prompt[..keep as usize];
-            let salt = sequence.generation.cache_salt;
-            lane.prefixes.keep(salt, tokens, saved, self.started.elapsed());
-            self.trim_prefixes();
-        }
-    }
-
-    /// Bytes that the kept prefixes of all models may take together.
-    fn prefix_budget(&self) -> u64 {
-        // The scheduler has the rest of the budget.
-        self.scheduler.knobs().kv_budget_bytes / (PREFIX_SHARE - 1)
-    }
-
-    /// Forgets the prefixes that were not used for longest, of whatever model, until all fit.
-    fn trim_prefixes(&mut self) {
-        let bytes = |lane: &Lane| lane.prefixes.tokens() as u64 * lane.kv_token_bytes;
-        let budget = self.prefix_budget();
-        while self.lanes.values().map(bytes).sum::<u64>() > budget {
-            let lanes = self.lanes.values_mut();
-            let oldest = lanes.min_by_key(|lane| lane.prefixes.oldest().unwrap_or(Duration::MAX));
-            let Some(lane) = oldest else {
-                return;
-            };
-            lane.prefixes.forget_oldest();
-        }
-    }
-
-    fn emit(&mut self, id: SequenceId, emitted: Emitted, now: Duration) -> Result<(), Disconnected> {
+    fn emit(&mut self, row: &RowWork, emitted: Emitted, now: Duration) -> Result<(), Disconnected> {
+        let id = row.id;
         let Some(sequence) = self.sequences.get_mut(&id) else {
             return Ok(());
         };
@@ -395,6 +327,8 @@ impl Worker {
             } else {
                 FinishReason::Length
             };
+            // It lies where it did during the step until rows move before the next one.
+            self.keep_answer(row);
             self.finish(id, reason, now)?;
         }
         Ok(())
