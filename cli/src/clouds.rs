@@ -14,14 +14,7 @@ const PATH: &str = "/admin/v1/clouds";
 
 pub(crate) fn run(config: &Config, command: &CloudCommand, json: bool) -> anyhow::Result<()> {
     match command {
-        CloudCommand::List => {
-            let answer = ask(config, &Method::GET, PATH)?;
-            if json {
-                tables::print_json(&answer);
-            } else {
-                show(&answer);
-            }
-        }
+        CloudCommand::List => tables::asked(config, PATH, json, show)?,
         CloudCommand::Approve {
             name,
             days,

@@ -1,35 +1,28 @@
 //! Where requests of each class go, in which order.
 
 use anyhow::bail;
-use hyper::Method;
 use pomona_cluster_config::Config;
 use pomona_common::Class;
 use serde_json::{Map, Value, json};
 
-use crate::admin::{ask, tell};
+use crate::agreed;
 use crate::arguments::FallbackCommand;
 use crate::tables::{self, list, text};
 
 const PATH: &str = "/admin/v1/fallback";
 
 pub(crate) fn run(config: &Config, command: &FallbackCommand, json: bool) -> anyhow::Result<()> {
-    let mut change = match command {
-        FallbackCommand::Show => {
-            let answer = ask(config, &Method::GET, PATH)?;
-            if json {
-                tables::print_json(&answer);
-            } else {
-                show(&answer);
-            }
-            return Ok(());
-        }
+    let change = match command {
+        FallbackCommand::Show => return tables::asked(config, PATH, json, show),
         FallbackCommand::Set { lists } => json!({ "set": parsed(lists)? }),
         FallbackCommand::Rollback { version } => json!({ "to_version": version }),
     };
-    change["by"] = std::env::var("USER").unwrap_or_default().into();
-    tell(config, &Method::PATCH, PATH, &change)?;
-    tables::say("Requests go by it from now on: `pomona fallback show`.");
-    Ok(())
+    agreed::change(
+        config,
+        PATH,
+        change,
+        "Requests go by it from now on: `pomona fallback show`.",
+    )
 }
 
 fn parsed(lists: &[String]) -> anyhow::Result<Value> {

@@ -21,14 +21,7 @@ pub(crate) fn run(config: &Config, command: &KeyCommand, json: bool) -> anyhow::
             let made = tell(config, &Method::POST, PATH, &wanted)?;
             show_once(&made, json, "Whoever has it can ask in its name.");
         }
-        KeyCommand::List => {
-            let keys = ask(config, &Method::GET, PATH)?;
-            if json {
-                tables::print_json(&keys);
-            } else {
-                show(list(&keys));
-            }
-        }
+        KeyCommand::List => tables::asked(config, PATH, json, |keys| show(list(keys)))?,
         KeyCommand::Rotate { key, grace_hours } => {
             let grace_s = seconds(*grace_hours, 3600.0)?;
             let path = format!("{}/rotation", path_of(key)?);

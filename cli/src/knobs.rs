@@ -1,11 +1,10 @@
 //! The knobs of engines that the cluster agrees on.
 
 use anyhow::{Context, bail};
-use hyper::Method;
 use pomona_cluster_config::Config;
 use serde_json::{Map, Value, json};
 
-use crate::admin::{ask, tell};
+use crate::agreed;
 use crate::arguments::KnobsCommand;
 use crate::tables;
 
@@ -19,25 +18,19 @@ const OF_CLASS: [&str; 5] = [
 ];
 
 pub(crate) fn run(config: &Config, command: &KnobsCommand, json: bool) -> anyhow::Result<()> {
-    let mut change = match command {
-        KnobsCommand::Show => {
-            let knobs = ask(config, &Method::GET, PATH)?;
-            if json {
-                tables::print_json(&knobs);
-            } else {
-                show(&knobs);
-            }
-            return Ok(());
-        }
+    let change = match command {
+        KnobsCommand::Show => return tables::asked(config, PATH, json, show),
         KnobsCommand::Set { knobs, force } => {
             json!({ "set": numbers(knobs, "batch.window_ms=200")?, "force": force })
         }
         KnobsCommand::Rollback { version, force } => json!({ "to_version": version, "force": force }),
     };
-    change["by"] = std::env::var("USER").unwrap_or_default().into();
-    tell(config, &Method::PATCH, PATH, &change)?;
-    tables::say("Every node has them within seconds: `pomona knobs show`.");
-    Ok(())
+    agreed::change(
+        config,
+        PATH,
+        change,
+        "Every node has them within seconds: `pomona knobs show`.",
+    )
 }
 
 /// Values by name, from NAME=VALUE as in `example`.

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod agreed;
 mod arguments;
 mod audit;
 mod chat;

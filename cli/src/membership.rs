@@ -33,14 +33,7 @@ pub(crate) fn token(config: &Config, command: &TokenCommand, json: bool) -> anyh
             });
             make_token(config, *minutes, &wanted, json, ("pomona node", &warning))?;
         }
-        TokenCommand::List => {
-            let tokens = ask(config, &Method::GET, "/admin/v1/tokens")?;
-            if json {
-                tables::print_json(&tokens);
-            } else {
-                tables::tokens(&tokens);
-            }
-        }
+        TokenCommand::List => tables::asked(config, "/admin/v1/tokens", json, tables::tokens)?,
         TokenCommand::Revoke { id } => {
             ask(config, &Method::DELETE, &format!("/admin/v1/tokens/{id}"))?;
             tables::say("The token is closed.");

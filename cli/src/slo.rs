@@ -1,11 +1,10 @@
 //! The service levels that the cluster agrees on.
 
-use hyper::Method;
 use pomona_cluster_config::Config;
 use pomona_common::SLO_NAMES;
 use serde_json::{Value, json};
 
-use crate::admin::{ask, tell};
+use crate::agreed;
 use crate::arguments::SloCommand;
 use crate::knobs::numbers;
 use crate::tables;
@@ -13,23 +12,17 @@ use crate::tables;
 const PATH: &str = "/admin/v1/slo";
 
 pub(crate) fn run(config: &Config, command: &SloCommand, json: bool) -> anyhow::Result<()> {
-    let mut change = match command {
-        SloCommand::Show => {
-            let answer = ask(config, &Method::GET, PATH)?;
-            if json {
-                tables::print_json(&answer);
-            } else {
-                show(&answer);
-            }
-            return Ok(());
-        }
+    let change = match command {
+        SloCommand::Show => return tables::asked(config, PATH, json, show),
         SloCommand::Set { values } => json!({ "set": numbers(values, "interactive.ttft_ms=600")? }),
         SloCommand::Rollback { version } => json!({ "to_version": version }),
     };
-    change["by"] = std::env::var("USER").unwrap_or_default().into();
-    tell(config, &Method::PATCH, PATH, &change)?;
-    tables::say("Every node has them within seconds: `pomona slo show`.");
-    Ok(())
+    agreed::change(
+        config,
+        PATH,
+        change,
+        "Every node has them within seconds: `pomona slo show`.",
+    )
 }
 
 fn show(answer: &Value) {

@@ -32,6 +32,22 @@ pub(crate) fn print_json(value: &Value) {
     println!("{value:#}");
 }
 
+/// Asks for what is at a path, and prints it: as JSON, or as people read it.
+pub(crate) fn asked(
+    config: &Config,
+    path: &str,
+    json: bool,
+    show: impl FnOnce(&Value),
+) -> anyhow::Result<()> {
+    let answer = ask(config, &Method::GET, path)?;
+    if json {
+        print_json(&answer);
+    } else {
+        show(&answer);
+    }
+    Ok(())
+}
+
 /// Prints a table in the house style.
 pub(crate) fn table(header: &[&str], rows: Vec<Vec<String>>) {
     say(&laid_out(header, rows));

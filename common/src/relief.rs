@@ -7,6 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::class::Class;
 
+/// Version of the protocol that brought [`Rung::Unload`].
+const UNLOAD_SINCE: u16 = 9;
+
 /// Each rung includes what the ones below it do, but for fewer slots: what stands still keeps the ones it has, and
 /// the memory with them unless that is short.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -76,9 +79,6 @@ pub struct Relief {
     /// Whether what stands still gives its KV cache back: it is prefilled again when it goes on.
     pub frees_memory: bool,
 }
-
-/// Version of the protocol that brought [`Rung::Unload`].
-const UNLOAD_SINCE: u16 = 9;
 
 impl Relief {
     /// As peers of a version of the protocol know it: of the highest rung a node itself does nothing more.

@@ -87,7 +87,7 @@ impl Slo {
     }
 
     /// One of [`SLO_NAMES`], to set.
-    pub fn value_mut(&mut self, name: &str) -> Option<&mut u32> {
+    fn value_mut(&mut self, name: &str) -> Option<&mut u32> {
         Some(match name {
             "queue" => &mut self.queue,
             "wait_s" => &mut self.wait_s,

@@ -39,6 +39,14 @@ impl<T: Versioned> Sets<T> {
         self.0.back().map(|made| &made.set)
     }
 
+    /// That, or what programs come with.
+    pub fn in_force(&self) -> T
+    where
+        T: Default,
+    {
+        self.current().cloned().unwrap_or_default()
+    }
+
     /// A set of before, or the one in force.
     pub fn get(&self, version: u64) -> Option<&T> {
         let mut sets = self.0.iter().map(|made| &made.set);

@@ -1,27 +1,20 @@
 //! Where requests of each class go, in which order.
 
-use std::collections::BTreeMap;
-
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
 use pomona_common::{Class, Fallbacks};
-use pomona_decide::{ClusterState, Command, Made};
-use serde::Deserialize;
+use pomona_decide::{Command, Made};
 use serde_json::{Value, json};
 
-use super::agreed::{begun_with, sound};
+use super::agreed::{Change, begun_with, sound};
 use super::{Admin, Answer, Asked, bad, current, parsed, reply, write};
 
 /// The paths below `/admin/v1`.
 pub(super) fn routes() -> Router<Admin> {
     Router::new().route("/admin/v1/fallback", get(show).patch(change))
-}
-
-fn in_force(state: &ClusterState) -> Fallbacks {
-    state.fallbacks.current().cloned().unwrap_or_default()
 }
 
 fn lists(set: &Fallbacks) -> Value {
@@ -46,22 +39,14 @@ async fn show(admin: Asked) -> Answer {
             })
         })
         .collect();
-    let now = in_force(&state);
+    let now = state.fallbacks.in_force();
     let body = json!({ "version": now.version, "lists": lists(&now), "history": history });
     reply(StatusCode::OK, &body)
 }
 
 /// Lists by class, such as `"batch": "rack, rented, pause:20"`; or all of an earlier version.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Change {
-    set: BTreeMap<String, String>,
-    to_version: Option<u64>,
-    by: String,
-}
-
 async fn change(admin: Asked, body: Bytes) -> Answer {
-    let change: Change = match parsed(&body) {
+    let change: Change<String> = match parsed(&body) {
         Ok(change) => change,
         Err(answer) => return answer,
     };

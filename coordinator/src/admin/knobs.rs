@@ -7,9 +7,8 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
-use pomona_common::KnobSet;
 use pomona_decide::knob_sets::forbidden;
-use pomona_decide::{ClusterState, Command, Made};
+use pomona_decide::{Command, Made};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -21,17 +20,13 @@ pub(super) fn routes() -> Router<Admin> {
     Router::new().route("/admin/v1/knobs", get(show).patch(change))
 }
 
-fn in_force(state: &ClusterState) -> KnobSet {
-    state.knobs.current().cloned().unwrap_or_default()
-}
-
 async fn show(admin: Asked) -> Answer {
     let state = match current(&admin).await {
         Ok(state) => state,
         Err(answer) => return answer,
     };
     let body = json!({
-        "agreed": state.knobs.current().is_some(), "knobs": in_force(&state), "history": history(&state.knobs),
+        "agreed": state.knobs.current().is_some(), "knobs": state.knobs.in_force(), "history": history(&state.knobs),
     });
     reply(StatusCode::OK, &body)
 }
@@ -68,7 +63,7 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
     if let Err(answer) = sound(&set.problems()) {
         return answer;
     }
-    let before = in_force(&state);
+    let before = state.knobs.in_force();
     let mut by = change.by;
     if let Some(why) = forbidden(&state, &before, &set) {
         if !change.force {

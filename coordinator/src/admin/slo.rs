@@ -1,17 +1,14 @@
 //! The service levels that the cluster agrees on.
 
-use std::collections::BTreeMap;
-
 use axum::Router;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
 use pomona_decide::{Command, Made};
-use serde::Deserialize;
 use serde_json::json;
 
-use super::agreed::{begun_with, history, sound};
+use super::agreed::{Change, begun_with, history, sound};
 use super::{Admin, Answer, Asked, bad, current, parsed, reply, write};
 
 /// The paths below `/admin/v1`.
@@ -24,26 +21,15 @@ async fn show(admin: Asked) -> Answer {
         Ok(state) => state,
         Err(answer) => return answer,
     };
-    let slos = state.slos.current().cloned().unwrap_or_default();
-    reply(
-        StatusCode::OK,
-        &json!({ "slos": slos, "history": history(&state.slos) }),
-    )
+    let body = json!({ "slos": state.slos.in_force(), "history": history(&state.slos) });
+    reply(StatusCode::OK, &body)
 }
 
 /// Service levels by name, as in `interactive.ttft_ms`; or all of an earlier version.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct Change {
-    set: BTreeMap<String, u32>,
-    to_version: Option<u64>,
-    by: String,
-}
-
 async fn change(admin: Asked, body: Bytes) -> Answer {
     let state = current(&admin).await;
     let made = state.and_then(|state| {
-        let change: Change = parsed(&body)?;
+        let change: Change<u32> = parsed(&body)?;
         let mut set = begun_with(&state.slos, change.to_version)?;
         for (name, value) in &change.set {
             set.set(name, *value).map_err(bad)?;

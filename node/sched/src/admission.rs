@@ -89,7 +89,7 @@ fn make_room(scheduler: &mut Scheduler, class: Class, id: SequenceId) -> bool {
 }
 
 /// Slots this class may still take: those that are free and not reserved for another class.
-pub(crate) fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
+fn free_slots(scheduler: &Scheduler, class: Class) -> u32 {
     let paced = scheduler.paced_knobs();
     let reserved: u32 = Class::ALL
         .iter()

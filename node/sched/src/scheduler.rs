@@ -189,16 +189,18 @@ impl Scheduler {
         // What is less urgent keeps nobody out: it may stand still for long.
         let ahead = &self.waiting[..=new.class.index()];
         let waiting: usize = ahead.iter().map(BTreeSet::len).sum();
-        let queue = self.queues[new.class.index()];
-        // Who has a slot to enter does not wait for one; who has begun elsewhere has waited there.
-        let slots = crate::admission::slots_left(self, new.class) as usize;
-        let capacity = if new.begun {
-            limits::QUEUE.capacity
-        } else {
-            queue.capacity
+        // What has begun elsewhere has waited there.
+        let queue = match new.begun {
+            true => QueueBound {
+                capacity: limits::QUEUE.capacity,
+                wait: limits::wall_clock(new.class),
+            },
+            false => self.queues[new.class.index()],
         };
-        if waiting >= capacity + slots {
-            return Err(Refusal::QueueFull(capacity));
+        // Who has a slot to enter does not wait for one.
+        let slots = crate::admission::slots_left(self, new.class) as usize;
+        if waiting >= queue.capacity + slots {
+            return Err(Refusal::QueueFull(queue.capacity));
         }
         let left = new.max_new.min(context.saturating_sub(new.prompt));
         let needed = self.pool.bytes_for(&new.model, new.prompt + left);
@@ -208,12 +210,6 @@ impl Scheduler {
         }
         let arrived = if new.begun { Duration::ZERO } else { now };
         self.waiting[new.class.index()].insert((arrived, new.id));
-        // What has begun elsewhere has waited already.
-        let patience = if new.begun {
-            limits::wall_clock(new.class)
-        } else {
-            queue.wait
-        };
         let sequence = Sequence {
             model: new.model,
             class: new.class,
@@ -221,7 +217,7 @@ impl Scheduler {
             left,
             phase: Phase::Waiting,
             arrived,
-            expires: now + patience,
+            expires: now + queue.wait,
             admitted: 0,
         };
         self.sequences.insert(new.id, sequence);

@@ -199,19 +199,20 @@ impl Adapter {
 
     async fn take(&mut self, sequence: u64, generation: Generation, text: TextAsk) -> Result<(), WireError> {
         let server = self.servers.get(&generation.model);
+        let slo = *self.slos.class(generation.class);
         let failure = if server.is_none_or(|server| !server.is_up) {
             Failure::ModelNotLoaded {
                 model: generation.model.to_string(),
                 detail: "its server does not answer".into(),
             }
-        } else if self.queue.ahead_of(&generation) >= self.slos.class(generation.class).queue {
+        } else if self.queue.ahead_of(&generation) >= slo.queue {
             Failure::Overloaded {
                 detail: "the queue for the server is full".into(),
                 retry_after_s: 5,
             }
         } else {
             let job = Job {
-                wait: self.slos.class(generation.class).queue_bound().wait,
+                wait: slo.queue_bound().wait,
                 generation,
                 text,
                 since: Instant::now(),
