@@ -17,6 +17,7 @@ fn one_cluster_answers_as_documented() {
     choices_stops_and_logprobs(&cluster);
     shared_prefixes_are_prefilled_once(&cluster);
     a_conversation_goes_on_from_where_it_was(&cluster);
+    what_was_given_up_is_not_computed_again(&cluster);
     a_client_that_leaves_frees_its_slot(&cluster);
     classes_follow_what_requests_say(&cluster);
     the_nodes_own_endpoint_answers_the_same(&cluster);
@@ -179,17 +180,48 @@ fn a_conversation_goes_on_from_where_it_was(cluster: &Cluster) {
     );
 }
 
+/// An answer that ends by a stop string, and one whose client leaves, leave their prompt for who asks it again.
+fn what_was_given_up_is_not_computed_again(cluster: &Cluster) {
+    let mut body = greedy(
+        "Count the pears in the third row of the orchard, and tell me why.",
+        400,
+    );
+    body["stop"] = json!([" "]);
+    cluster.post("/v1/chat/completions", &body);
+    body["max_tokens"] = 1.into();
+    let (_, again) = cluster.post("/v1/chat/completions", &body);
+    let cached = |answer: &Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+    let prompt = |answer: &Value| answer["usage"]["prompt_tokens"].as_u64();
+    assert_eq!(cached(&again).map(|tokens| tokens + 1), prompt(&again), "{again}");
+
+    let mut body = greedy(
+        "Count the quinces in the fourth row of the orchard, and tell me how.",
+        400,
+    );
+    body["stream"] = true.into();
+    read_a_little(cluster, &body);
+    until_nothing_runs(cluster);
+    body["stream"] = false.into();
+    body["max_tokens"] = 2.into();
+    let (_, again) = cluster.post("/v1/chat/completions", &body);
+    assert_eq!(cached(&again).map(|tokens| tokens + 1), prompt(&again), "{again}");
+}
+
+/// Asks for a stream, and leaves when it has begun.
+fn read_a_little(cluster: &Cluster, body: &Value) {
+    let request = agent().post(format!("{}/chat/completions", cluster.base()));
+    let mut reader = request.send_json(body).unwrap().into_body().into_reader();
+    assert!(reader.read(&mut [0; 512]).unwrap() > 0);
+}
+
 fn a_client_that_leaves_frees_its_slot(cluster: &Cluster) {
     let mut body = greedy("Tell me a very long story.", 2000);
     body["stream"] = true.into();
-    let response = agent()
-        .post(format!("{}/chat/completions", cluster.base()))
-        .send_json(&body)
-        .unwrap();
-    let mut reader = response.into_body().into_reader();
-    let mut buffer = [0; 512];
-    assert!(reader.read(&mut buffer).unwrap() > 0);
-    drop(reader);
+    read_a_little(cluster, &body);
+    until_nothing_runs(cluster);
+}
+
+fn until_nothing_runs(cluster: &Cluster) {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
         let (_, text) = cluster.get("/v1/batch/stats");

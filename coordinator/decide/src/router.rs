@@ -42,7 +42,7 @@ impl Candidate {
     /// What comes before load: who is to be asked last.
     fn misfit(&self) -> impl Ord + use<> {
         let last = (self.draining, self.spared, self.heard.is_late());
-        (last, (self.full, self.rank))
+        (last, (self.full && self.warm < 1024, self.rank))
     }
 }
 

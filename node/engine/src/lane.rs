@@ -6,16 +6,12 @@ use pomona_common::{Accounting, ClassReason, Generation};
 
 use crate::kv::KvSlabs;
 use crate::llama::Llama;
-use crate::prefix::PrefixCache;
 
 /// A loaded model.
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) llama: Llama,
     pub(crate) kv: KvSlabs,
-    /// Bytes of KV cache a token takes.
-    pub(crate) kv_token_bytes: u64,
-    pub(crate) prefixes: PrefixCache,
     pub(crate) weight_bytes: u64,
     pub(crate) vocab: u32,
 }

@@ -16,7 +16,6 @@ pub mod loader;
 mod ops;
 pub mod pace;
 pub mod pass;
-pub mod prefix;
 pub mod sampler;
 pub mod stats;
 pub mod worker;

@@ -13,17 +13,16 @@ use pomona_common::failure::InvalidCode;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::EngineBuild;
 use pomona_common::{Class, EngineKnobs, Failure, FinishReason, Generation, ModelName};
-use pomona_sched::{NewSequence, Refusal, Scheduler, SequenceId, Steadiness};
+use pomona_sched::{NewSequence, Prefixes, Refusal, Scheduler, SequenceId, Steadiness, with_prefix_share};
 
 use crate::backend::Backend;
+use crate::kv::SavedKv;
 use crate::lane::{Lane, Sequence};
 use crate::pace::Pace;
 use crate::stats::Stats;
 use crate::worker::loads::Loads;
 use crate::worker::steps::Running;
 
-/// Share of the KV budget that kept prefixes may take whatever rows need, as a divisor.
-const PREFIX_SHARE: u64 = 8;
 /// How long the thread sleeps when it has nothing to do before it looks at expiries again.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -33,6 +32,7 @@ pub struct Worker {
     build: EngineBuild,
     scheduler: Scheduler,
     lanes: BTreeMap<ModelName, Lane>,
+    prefixes: Prefixes<SavedKv>,
     sequences: BTreeMap<SequenceId, Sequence>,
     loads: Loads,
     /// What MLX keeps of memory that nobody uses is to go back to the system.
@@ -61,6 +61,7 @@ impl Worker {
             build: backend.build(),
             scheduler: Scheduler::new(with_prefix_share(EngineKnobs::default())),
             lanes: BTreeMap::new(),
+            prefixes: Prefixes::default(),
             sequences: BTreeMap::new(),
             loads: Loads::default(),
             frees: false,
@@ -230,6 +231,7 @@ impl Worker {
     }
 
     fn cancel(&mut self, id: SequenceId) -> Result<(), Disconnected> {
+        self.keep_answer(id)?;
         self.scheduler.end(id);
         let Some(sequence) = self.sequences.remove(&id) else {
             return Ok(());
@@ -253,10 +255,4 @@ impl Worker {
     fn now(&self) -> Duration {
         self.started.elapsed()
     }
-}
-
-/// The scheduler gets what prefixes leave of the KV budget.
-fn with_prefix_share(mut knobs: EngineKnobs) -> EngineKnobs {
-    knobs.kv_budget_bytes -= knobs.kv_budget_bytes / PREFIX_SHARE;
-    knobs
 }

@@ -58,6 +58,8 @@ struct Slab {
 #[derive(Debug, Clone, Default)]
 pub struct KvPool {
     budget: u64,
+    /// Of the budget, what others keep there and give up when a row needs it.
+    kept: u64,
     bytes_per_token: BTreeMap<ModelName, u64>,
     slabs: BTreeMap<(ModelName, u32), Slab>,
     places: BTreeMap<SequenceId, (ModelName, u32, u32)>,
@@ -76,6 +78,12 @@ impl KvPool {
     /// Changes the budget. Rows in use stay; nothing new fits until they are under it.
     pub fn set_budget(&mut self, budget: u64) {
         self.budget = budget;
+    }
+
+    /// Others keep so many bytes of the budget, and give them up when a row needs them. A slab grows by no more than
+    /// it needs at their cost.
+    pub fn set_kept(&mut self, bytes: u64) {
+        self.kept = bytes;
     }
 
     /// The budget in bytes.
@@ -189,13 +197,14 @@ impl KvPool {
     fn grow(&mut self, key: &(ModelName, u32), rows: u32) -> Result<(), NoRoom> {
         let row = self.row_bytes(&key.0, key.1);
         let wanted = (rows * 2).clamp(1, 64.max(rows + 1));
-        let fits =
-            |pool: &Self, rows_new: u32| pool.allocated() + u64::from(rows_new - rows) * row <= pool.budget;
-        let new_rows = if fits(self, wanted) {
+        let fits = |pool: &Self, rows_new: u32, budget: u64| {
+            pool.allocated() + u64::from(rows_new - rows) * row <= budget
+        };
+        let new_rows = if fits(self, wanted, self.budget.saturating_sub(self.kept)) {
             wanted
         } else {
             self.trim(Some(key));
-            if !fits(self, rows + 1) {
+            if !fits(self, rows + 1, self.budget) {
                 return Err(NoRoom);
             }
             rows + 1
@@ -274,6 +283,27 @@ mod tests {
         };
         assert_eq!(pool.drain_ops(), [expected]);
         assert_eq!(pool.place(2).map(|place| place.row), Some(0));
+        Ok(())
+    }
+
+    #[test]
+    fn a_slab_grows_by_no_more_than_it_needs_where_others_keep_the_room()
+    -> Result<(), Box<dyn std::error::Error>> {
+        let mut pool = KvPool::new(256 * 6);
+        pool.add_model(model()?, 1);
+        pool.take(0, &model()?, 256)?;
+        pool.take(1, &model()?, 256)?;
+        pool.set_kept(256 * 3);
+        pool.take(2, &model()?, 256)?;
+        assert_eq!(pool.allocated(), 256 * 3, "not doubled");
+        for id in 3..6 {
+            pool.take(id, &model()?, 256)?;
+        }
+        assert_eq!(
+            pool.allocated(),
+            256 * 6,
+            "what others keep is theirs only until a row needs it"
+        );
         Ok(())
     }
 

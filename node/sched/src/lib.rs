@@ -24,12 +24,14 @@ mod admission;
 mod compose;
 pub mod kv_pool;
 mod pace;
+mod prefixes;
 pub mod scheduler;
 pub mod sequence;
 mod steadiness;
 mod turns;
 
 pub use kv_pool::{KvOp, KvPool, RowPlace};
+pub use prefixes::{Kin, Prefixes, goes_on, with_prefix_share};
 pub use scheduler::{Decision, Refusal, RowWork, Scheduler, Step};
 pub use sequence::{NewSequence, SequenceId};
 pub use steadiness::Steadiness;

@@ -252,6 +252,11 @@ impl Scheduler {
         }
     }
 
+    /// How many tokens of a sequence are in its KV row.
+    pub fn cached(&self, id: SequenceId) -> u32 {
+        self.sequences.get(&id).map_or(0, Sequence::cached)
+    }
+
     /// Records a step that was carried out. Rows that emitted have one more known token.
     pub fn complete(&mut self, step: &Step) {
         for row in &step.rows {
@@ -340,6 +345,23 @@ impl Scheduler {
     /// The KV row of a running sequence.
     pub fn place(&self, id: SequenceId) -> Option<RowPlace> {
         self.pool.place(id)
+    }
+
+    /// Bytes of kept prefixes that fit beside the rows: the share that is theirs, and what no row has of the rest.
+    pub fn prefix_budget(&self) -> u64 {
+        crate::prefixes::prefix_share(self.pool.budget())
+            + self.pool.budget().saturating_sub(self.kv_allocated())
+    }
+
+    /// Kept prefixes take so many bytes now.
+    pub fn set_prefix_bytes(&mut self, bytes: u64) {
+        let theirs = crate::prefixes::prefix_share(self.pool.budget());
+        self.pool.set_kept(bytes.saturating_sub(theirs));
+    }
+
+    /// Gives back the rows that nobody uses, for prefixes to take their room.
+    pub fn give_back_idle_rows(&mut self) {
+        self.pool.shrink();
     }
 
     /// Bytes of KV slabs.

@@ -71,6 +71,16 @@ impl Sequence {
         }
     }
 
+    /// Tokens in the KV cache.
+    pub(crate) fn cached(&self) -> u32 {
+        match self.phase {
+            Phase::Waiting => 0,
+            Phase::Prefill { done } => done,
+            // The last one was not fed yet.
+            Phase::Decode => self.known - 1,
+        }
+    }
+
     pub(crate) fn is_running(&self) -> bool {
         self.phase != Phase::Waiting
     }

@@ -5,6 +5,7 @@
 //! moments at which somebody else has a say, it does all steps at once.
 
 mod making;
+mod prefixes;
 mod reported;
 
 use std::collections::BTreeMap;
@@ -15,7 +16,9 @@ use pomona_common::signs::FirstToken;
 use pomona_common::{
     Accounting, Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, ModelRecord, limits,
 };
-use pomona_sched::{Decision, NewSequence, Refusal, Scheduler, SequenceId, Steadiness, Step};
+use pomona_sched::{
+    Decision, NewSequence, Prefixes, Refusal, Scheduler, SequenceId, Steadiness, Step, with_prefix_share,
+};
 
 use crate::mac::{Mac, Work};
 use crate::tokens;
@@ -50,6 +53,7 @@ struct Running {
 /// See the module's documentation. Times are in microseconds.
 pub struct Engine {
     scheduler: Scheduler,
+    prefixes: Prefixes<()>,
     sequences: BTreeMap<SequenceId, Making>,
     ids: BTreeMap<(Asker, u64), SequenceId>,
     models: BTreeMap<ModelName, ModelRecord>,
@@ -70,6 +74,8 @@ pub struct Engine {
     pub tokens: [u64; 3],
     /// Prompt tokens worked on, by class.
     pub prefilled: [u64; 3],
+    /// Prompt tokens taken from what was kept, by class.
+    pub cached: [u64; 3],
     answers: u64,
     first_tokens: Vec<FirstToken>,
 }
@@ -77,7 +83,8 @@ pub struct Engine {
 impl Engine {
     pub fn new(knobs: EngineKnobs, now: u64) -> Self {
         Self {
-            scheduler: Scheduler::new(knobs),
+            scheduler: Scheduler::new(with_prefix_share(knobs)),
+            prefixes: Prefixes::default(),
             sequences: BTreeMap::new(),
             ids: BTreeMap::new(),
             models: BTreeMap::new(),
@@ -92,6 +99,7 @@ impl Engine {
             batch_s: 0.0,
             tokens: [0; 3],
             prefilled: [0; 3],
+            cached: [0; 3],
             answers: 0,
             first_tokens: Vec::new(),
         }
@@ -106,6 +114,7 @@ impl Engine {
         self.models.insert(record.name.clone(), record.clone());
         let kv = record.kv_bytes_per_token;
         self.scheduler.add_model(record.name.clone(), kv, record.context);
+        self.prefixes.add_model(record.name.clone(), kv);
     }
 
     pub fn has(&self, model: &ModelName) -> bool {
@@ -122,6 +131,7 @@ impl Engine {
             return Vec::new();
         }
         let ended = self.scheduler.remove_model(model);
+        self.prefixes.remove_model(model);
         self.steadiness.forget(model);
         let failed = |making: Making| {
             let failure = Failure::ModelNotLoaded {
@@ -144,7 +154,13 @@ impl Engine {
         if self.running.is_some() {
             self.stop_at_slice();
             self.next_knobs = Some(knobs);
-        } else if *self.scheduler.knobs() != knobs {
+            return;
+        }
+        if knobs.batch.max_slots == 0 {
+            self.trim_prefixes(0);
+        }
+        let knobs = with_prefix_share(knobs);
+        if *self.scheduler.knobs() != knobs {
             self.scheduler.set_knobs(knobs);
             self.look_again();
         }
@@ -202,6 +218,8 @@ impl Engine {
             emitted,
             arrived: self.now,
             has_begun: false,
+            cached: None,
+            keep: None,
             untold: Vec::new(),
             generation,
         };
@@ -249,6 +267,7 @@ impl Engine {
     /// Nobody waits for this answer any more.
     pub fn cancel(&mut self, asked: (Asker, u64)) {
         if let Some(id) = self.ids.get(&asked).copied() {
+            self.keep_answer(id);
             self.scheduler.end(id);
             if let Some(making) = self.forget(id).filter(|making| !making.has_begun) {
                 self.note(making.first(self.now, true));
@@ -323,8 +342,11 @@ impl Engine {
             }
             let now = Duration::from_micros(self.now);
             self.expire(now, &mut out);
-            self.scheduler.admit(now);
-            self.scheduler.kv_ops();
+            let admitted = self.scheduler.admit(now);
+            if !self.scheduler.kv_ops().is_empty() {
+                self.trim_prefixes(self.scheduler.prefix_budget());
+            }
+            self.use_prefixes(&admitted);
             match self.scheduler.compose(now) {
                 Decision::Idle => {
                     self.now = to.max(self.now);
@@ -467,6 +489,9 @@ impl Engine {
             .sum();
         self.prefilled[step.class.index()] += u64::from(prompt);
         self.scheduler.complete(&step);
+        for row in &step.rows {
+            self.keep_prefix(row);
+        }
         for id in emits {
             self.emit(id, out);
         }
@@ -489,6 +514,7 @@ impl Engine {
         if !is_done {
             return;
         }
+        self.keep_answer(id);
         self.scheduler.end(id);
         let Some(mut making) = self.forget(id) else {
             return;
@@ -497,6 +523,7 @@ impl Engine {
         let accounting = Accounting {
             prompt_tokens: making.generation.prompt.len() as u32,
             completion_tokens: making.emitted,
+            cached_tokens: making.cached.unwrap_or(0),
             ..Accounting::default()
         };
         let reason = FinishReason::Length;

@@ -14,7 +14,6 @@ use crate::kv::KvSlabs;
 use crate::lane::Lane;
 use crate::llama::Llama;
 use crate::loader::Loading;
-use crate::prefix::PrefixCache;
 use crate::worker::{Disconnected, Worker};
 
 /// Interactive steps that run before a part of a load may delay the next one.
@@ -120,10 +119,9 @@ impl Worker {
         let kv_token_bytes = config.kv_numbers_per_token() * self.backend.kv_number_bytes();
         self.scheduler
             .add_model(model.clone(), kv_token_bytes, config.context);
+        self.prefixes.add_model(model.clone(), kv_token_bytes);
         let lane = Lane {
             kv: KvSlabs::new(config, self.backend.dtype),
-            kv_token_bytes: kv_token_bytes.max(1),
-            prefixes: PrefixCache::default(),
             weight_bytes,
             vocab: config.vocab_size,
             llama,
@@ -143,6 +141,7 @@ impl Worker {
         }
         self.drop_ended_passes();
         self.lanes.remove(&model);
+        self.prefixes.remove_model(&model);
         self.pace.forget(&model);
         self.steadiness.forget(&model);
         let _ = mlx_rs::memory::clear_cache();

@@ -46,13 +46,11 @@ impl Worker {
         self.expire(now)?;
         let admitted = self.scheduler.admit(now);
         if let Err(error) = self.apply_kv_ops().and_then(|()| self.use_prefixes(&admitted)) {
-            // Rows would no longer be where the scheduler thinks: the node starts a new engine.
-            tracing::error!(error = %error.what(), "kv cache cannot be rearranged, engine ends");
-            return Err(Disconnected);
+            return Err(lost_rows(&error));
         }
         self.drop_ended_passes();
         if std::mem::take(&mut self.frees) {
-            self.forget_prefixes();
+            self.trim_prefixes(0);
             let _ = mlx_rs::memory::clear_cache();
         }
         let (step, running) = match self.scheduler.compose(now) {
@@ -114,11 +112,11 @@ impl Worker {
         self.passes.retain(|class, _| scheduler.is_interrupted(*class));
     }
 
-    fn apply_kv_ops(&mut self) -> Result<(), Exception> {
+    pub(super) fn apply_kv_ops(&mut self) -> Result<(), Exception> {
         let ops = self.scheduler.kv_ops();
         if !ops.is_empty() {
             // What rows take, prefixes have no longer.
-            self.trim_prefixes();
+            self.trim_prefixes(self.scheduler.prefix_budget());
         }
         for op in ops {
             match op {
@@ -261,7 +259,7 @@ impl Worker {
         self.count_step(step, took);
         let mut emitted = emitted.into_iter();
         for row in &step.rows {
-            self.keep_prefix(row);
+            self.keep_prefix(row)?;
             if row.emits
                 && let Some(emitted) = emitted.next()
             {
@@ -327,8 +325,7 @@ impl Worker {
             } else {
                 FinishReason::Length
             };
-            // It lies where it did during the step until rows move before the next one.
-            self.keep_answer(row);
+            self.keep_answer(id)?;
             self.finish(id, reason, now)?;
         }
         Ok(())
@@ -359,4 +356,10 @@ impl Worker {
         }
         Ok(())
     }
+}
+
+/// Rows would no longer be where the scheduler thinks: the node starts a new engine.
+pub(super) fn lost_rows(error: &Exception) -> Disconnected {
+    tracing::error!(error = %error.what(), "kv cache cannot be rearranged, engine ends");
+    Disconnected
 }

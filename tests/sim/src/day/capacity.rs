@@ -1,6 +1,8 @@
 //! What the machines can make of aggregate load: the tokens a second that they sustain with no interactive load,
 //! each within the watts that are comfortable there.
 
+use std::collections::{BTreeMap, VecDeque};
+
 use pomona_common::Class;
 use pomona_tests::Random;
 
@@ -14,19 +16,33 @@ const WARMS: u64 = 600_000;
 const BUSY: u64 = 1_800_000;
 const TICK: u64 = 1_000;
 
-/// Of one machine with this mix of requests. One that would be too warm if it worked all the time works for a share
-/// of it.
-pub fn of_machine(machine: &Machine, slots: u32, mix: &[&Recorded], random: &mut Random) -> f64 {
+/// Of one machine with these conversations, of which it has as many at once as slots. One that would be too warm if it
+/// worked all the time works for a share of it.
+pub fn of_machine(machine: &Machine, slots: u32, talks: &[Vec<&Recorded>], random: &mut Random) -> f64 {
     let (mut mac, model) = (machine.mac.clone(), agent());
     let mut knobs = machine.knobs.clone();
     knobs.batch.max_slots = slots;
     let mut engine = Engine::new(knobs, 0);
     engine.add_model(&model);
+    // What is left of each conversation, by the number of the turn under way.
+    let mut under_way: BTreeMap<u64, VecDeque<&Recorded>> = BTreeMap::new();
     let (mut asked, mut joules, mut before) = (0, 0.0, 0);
     for now in (TICK..WARMS + BUSY).step_by(TICK as usize) {
-        while engine.of_class(Class::Batch) < slots {
-            let request = mix[random.between(0, mix.len() as u64) as usize];
+        let is_made = |number: &u64| engine.makes((Asker::Here, *number)).is_some();
+        let (made, ended): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            under_way.into_iter().partition(|(number, _)| is_made(number));
+        under_way = made;
+        let mut go_on = ended.into_values().filter(|left| !left.is_empty());
+        while under_way.len() < slots as usize {
+            let mut turns = go_on.next().unwrap_or_else(|| {
+                let talk = &talks[random.between(0, talks.len() as u64) as usize];
+                talk.iter().copied().collect()
+            });
+            let Some(request) = turns.pop_front() else {
+                break;
+            };
             asked += 1;
+            under_way.insert(asked, turns);
             let request = Request {
                 model: model.name.clone(),
                 class: Class::Batch,

@@ -75,6 +75,8 @@ pub struct Share {
     pub made_tok_s: f64,
     /// Prompt tokens a second of aggregate answers that it worked on.
     pub prefilled_tok_s: f64,
+    /// Prompt tokens a second of aggregate answers that it had kept.
+    pub cached_tok_s: f64,
     /// Hours in which aggregate work ran.
     pub busy_h: f64,
     /// Energy of its engine.

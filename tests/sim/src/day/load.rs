@@ -1,15 +1,18 @@
 //! How an hour of requests becomes a working day of a team: one rule.
 //!
-//! 1. A recorded hour becomes a day of eight: each time is multiplied by eight. Prompts and answers stay as they
-//!    were.
+//! 1. A recorded hour becomes a day of eight: the time at which a conversation begins is multiplied by eight. Prompts,
+//!    answers and the time between two turns stay as they were.
 //! 2. Interactive requests are dealt in turn to the people whose lid is open: the bursts of a service with thousands
 //!    of users are not those of one of them. An editor that asks anew gives up what has not begun to come.
-//! 3. Aggregate requests are thinned, or repeated at other times of the day, until the tokens that they ask for are
-//!    the wanted share of what the machines can make. Each is one of the same people's, at random: which
-//!    matters only to who answers everything locally.
+//! 3. Aggregate requests are thinned, or repeated at other times of the day and with other words, whole conversations
+//!    at a time, until the tokens that they ask for are the wanted share of what the machines can make. Each
+//!    conversation is one of the same people's, at random.
 //! 4. A person's tools have at most sixteen aggregate requests under way: what comes meanwhile waits with them, and
-//!    what is refused is asked again.
+//!    what is refused is asked again. A turn is not asked before the last one is answered, but before conversations
+//!    that have not begun.
 //! 5. What does not fit into the model's context is left out, and counted.
+
+use std::collections::BTreeMap;
 
 use pomona_tests::Random;
 
@@ -30,6 +33,10 @@ pub struct Due {
     /// Whose it is: the number of the node.
     pub owner: usize,
     pub interactive: bool,
+    /// Aggregate requests with the same number follow each other.
+    pub conversation: usize,
+    /// Whether another turn of its conversation is before it.
+    pub follows: bool,
     pub request: Recorded,
 }
 
@@ -58,42 +65,56 @@ impl Load {
                     at,
                     owner,
                     interactive: true,
+                    conversation: 0,
+                    follows: false,
                     request: request.clone(),
                 });
             }
         }
-        let fitting: Vec<&Recorded> = hour.aggregate.iter().filter(|one| one.fits(context)).collect();
-        load.too_long = hour.aggregate.len() - fitting.len();
-        let tokens: u64 = fitting.iter().map(|one| u64::from(one.answer)).sum();
+        let talks = conversations(hour, context);
+        let fitting: usize = talks.iter().map(Vec::len).sum();
+        load.too_long = hour.aggregate.len() - fitting;
+        let tokens: u64 = talks.iter().flatten().map(|one| u64::from(one.answer)).sum();
         let times = wanted * LENGTH as f64 / 1000.0 / tokens.max(1) as f64;
-        let mut offered = 0;
-        for request in fitting {
-            let mut left = times;
-            while left > 0.0 {
-                let keeps = left >= 1.0 || (random.between(0, 1 << 32) as f64) < left * (1u64 << 32) as f64;
-                if keeps {
-                    let round = if left == times {
-                        0
-                    } else {
-                        random.between(0, LENGTH)
-                    };
-                    let at = (request.at * HOURS + round) % LENGTH;
-                    let owner = random.between(0, people.len().max(1) as u64) as usize;
+        let (mut offered, mut number) = (0, 0);
+        for talk in &talks {
+            for round in 0..times.ceil() as u32 {
+                let left = times - f64::from(round);
+                if left < 1.0 && (random.between(0, 1 << 32) as f64) >= left * (1u64 << 32) as f64 {
+                    break;
+                }
+                number += 1;
+                let elsewhere = if round == 0 { 0 } else { random.between(0, LENGTH) };
+                let begins = talk[0].at * HOURS + elsewhere;
+                let owner = random.between(0, people.len().max(1) as u64) as usize;
+                for (turn, request) in talk.iter().enumerate() {
                     offered += u64::from(request.answer);
                     load.due.push(Due {
-                        at,
+                        at: (begins + request.at - talk[0].at) % LENGTH,
                         owner,
                         interactive: false,
-                        request: request.clone(),
+                        conversation: number,
+                        follows: turn > 0,
+                        request: request.in_other_words(round),
                     });
                 }
-                left -= 1.0;
             }
         }
         load.offered = offered as f64 / (LENGTH as f64 / 1000.0);
         load.due.sort_by_key(|due| due.at);
         load
     }
+}
+
+/// The turns of each conversation that this context can take, in order; first the one that begins first.
+pub fn conversations(hour: &Hour, context: u32) -> Vec<Vec<&Recorded>> {
+    let mut talks: BTreeMap<u32, Vec<&Recorded>> = BTreeMap::new();
+    for request in hour.aggregate.iter().filter(|one| one.fits(context)) {
+        talks.entry(request.conversation).or_default().push(request);
+    }
+    let mut talks: Vec<Vec<&Recorded>> = talks.into_values().collect();
+    talks.sort_by_key(|talk| talk[0].at);
+    talks
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! One day under one policy.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Instant;
 
@@ -11,9 +12,9 @@ use crate::cluster::node_id;
 use crate::day::capacity;
 use crate::day::figures::{Figures, Interactive, Share, budget, minutes, percentile};
 use crate::day::fleet::{self, Machine, PEOPLE, agent, editor};
-use crate::day::load::{AT_ONCE, Due, HOURS, LENGTH, Load};
+use crate::day::load::{AT_ONCE, Due, HOURS, LENGTH, Load, conversations};
 use crate::day::people::Day;
-use crate::day::traces::{Hour, Recorded, tokens};
+use crate::day::traces::{Hour, tokens};
 use crate::policy::{Policy, Tuning};
 use crate::wire::Id;
 use crate::world::World;
@@ -44,8 +45,10 @@ struct Running<'a> {
     asked: BTreeMap<u64, usize>,
     /// Requests that are asked again, and when.
     again: BTreeSet<(u64, usize)>,
-    /// Of each person: aggregate requests under way, and those that wait for their turn.
-    tools: Vec<(usize, VecDeque<usize>)>,
+    /// Conversations with a turn that is not answered, and the turns that wait for it.
+    talks: BTreeMap<usize, VecDeque<usize>>,
+    /// Of each person.
+    tools: Vec<Tools>,
     interactive: Vec<Interactive>,
     /// What each editor waits for.
     awaited: Vec<Option<u64>>,
@@ -55,6 +58,15 @@ struct Running<'a> {
     finished: usize,
 }
 
+/// Aggregate requests of a person that are under way, and those that wait for it: of conversations that have begun,
+/// which go first, and of others.
+#[derive(Debug, Clone, Default)]
+struct Tools {
+    under_way: usize,
+    begun: VecDeque<usize>,
+    new: VecDeque<usize>,
+}
+
 /// Runs a case.
 ///
 /// # Errors
@@ -62,13 +74,9 @@ struct Running<'a> {
 pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
     let machines = fleet::machines(case.seed)?;
     let mut random = Random::new(case.seed ^ 0xda7);
-    let fitting: Vec<&Recorded> = hour
-        .aggregate
-        .iter()
-        .filter(|one| one.fits(agent().context))
-        .collect();
+    let talks = conversations(hour, agent().context);
     let of_machine =
-        |machine: &Machine| capacity::of_machine(machine, case.tuning.slots, &fitting, &mut random);
+        |machine: &Machine| capacity::of_machine(machine, case.tuning.slots, &talks, &mut random);
     let capacities: Vec<f64> = machines.iter().map(of_machine).collect();
     let capacity: f64 = capacities.iter().sum();
     let people: Vec<Day> = (0..PEOPLE)
@@ -87,7 +95,8 @@ pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
         world,
         asked: BTreeMap::new(),
         again: BTreeSet::new(),
-        tools: vec![Default::default(); PEOPLE],
+        talks: BTreeMap::new(),
+        tools: vec![Tools::default(); PEOPLE],
         interactive: Vec::new(),
         awaited: vec![None; PEOPLE],
         delivered: [0, 0],
@@ -128,7 +137,6 @@ impl Running<'_> {
     /// A request is there to be asked, at once or when the person's tools get to it.
     fn comes(&mut self, index: usize) {
         let due = &self.load.due[index];
-        let (under_way, waiting) = &mut self.tools[due.owner];
         if due.interactive {
             let before = self.awaited[due.owner].take();
             let clients = &self.world.clients;
@@ -138,12 +146,47 @@ impl Running<'_> {
                 self.collect();
             }
             self.ask(index);
-        } else if *under_way < AT_ONCE {
-            *under_way += 1;
-            self.ask(index);
-        } else {
-            waiting.push_back(index);
+            return;
         }
+        match self.talks.entry(due.conversation) {
+            Entry::Occupied(mut turns) => turns.get_mut().push_back(index),
+            Entry::Vacant(turns) => {
+                turns.insert(VecDeque::new());
+                let tools = &mut self.tools[due.owner];
+                match due.follows {
+                    true => tools.begun.push_back(index),
+                    false => tools.new.push_back(index),
+                }
+                self.use_tools(due.owner);
+            }
+        }
+    }
+
+    /// A person's tools ask for as much as they may.
+    fn use_tools(&mut self, owner: usize) {
+        while self.tools[owner].under_way < AT_ONCE {
+            let tools = &mut self.tools[owner];
+            let Some(next) = tools.begun.pop_front().or_else(|| tools.new.pop_front()) else {
+                return;
+            };
+            tools.under_way += 1;
+            self.ask(next);
+        }
+    }
+
+    /// An aggregate answer has come: what waited for it follows.
+    fn goes_on(&mut self, index: usize) {
+        let due = &self.load.due[index];
+        self.tools[due.owner].under_way -= 1;
+        match self
+            .talks
+            .get_mut(&due.conversation)
+            .and_then(VecDeque::pop_front)
+        {
+            Some(next) => self.tools[due.owner].begun.push_back(next),
+            None => drop(self.talks.remove(&due.conversation)),
+        }
+        self.use_tools(due.owner);
     }
 
     fn ask(&mut self, index: usize) {
@@ -213,11 +256,7 @@ impl Running<'_> {
                 // What nobody has the memory for is not asked again.
                 self.delivered[1] += if finished { u64::from(client.got) } else { 0 };
                 self.finished += usize::from(finished);
-                let (under_way, waiting) = &mut self.tools[due.owner];
-                match waiting.pop_front() {
-                    Some(next) => self.ask(next),
-                    None => *under_way -= 1,
-                }
+                self.goes_on(index);
             } else {
                 self.refused += 1;
                 self.again.insert((self.world.now + AGAIN, index));
@@ -250,6 +289,7 @@ impl Running<'_> {
             capacity_tok_s: *capacity,
             made_tok_s: node.engine.tokens[of_batch] as f64 / seconds,
             prefilled_tok_s: node.engine.prefilled[of_batch] as f64 / seconds,
+            cached_tok_s: node.engine.cached[of_batch] as f64 / seconds,
             busy_h: node.busy_s / 3600.0,
             joules: node.joules,
             hot_s: node.hot_s,

@@ -27,12 +27,23 @@ pub struct Recorded {
     pub answer: u32,
     /// One id for each 512 tokens of the prompt: equal ids at its beginning say that the beginning is the same.
     pub blocks: Arc<[u32]>,
+    /// Requests with the same are turns of one conversation.
+    pub conversation: u32,
 }
 
 impl Recorded {
     /// Whether a model with this context can answer it.
     pub fn fits(&self, context: u32) -> bool {
         self.prompt + self.answer < context
+    }
+
+    /// The same lengths at the same time, of a conversation that has nothing in common with that of another round.
+    pub fn in_other_words(&self, round: u32) -> Self {
+        let other = |block: &u32| block.wrapping_add(round << 20);
+        Self {
+            blocks: self.blocks.iter().map(other).collect(),
+            ..self.clone()
+        }
     }
 }
 
@@ -80,14 +91,21 @@ impl Hour {
             prompt: (6.63, 0.99, 14_050),
             answer: (5.02, 0.86, 1_000),
         };
+        // First turns of conversations, and those that follow.
         let long = Fit {
-            requests: 12_031,
+            requests: 7_404,
             minutes: 0.1,
-            prompt: (8.74, 1.20, 123_192),
+            prompt: (8.34, 1.12, 123_192),
             answer: (5.34, 1.36, 2_000),
         };
         let mut aggregate = conv.draw(&mut random);
-        aggregate.extend(long.draw(&mut random));
+        let first = long.draw(&mut random);
+        aggregate.extend(
+            first
+                .iter()
+                .flat_map(|first| TURNS.draw(first, &long, &mut random)),
+        );
+        aggregate.extend(first);
         aggregate.sort_by_key(|request| request.at);
         Self {
             source: "a generator fitted to the Azure and Mooncake traces (give --traces DIR for the recorded ones)",
@@ -99,6 +117,46 @@ impl Hour {
 
 /// Mean and deviation of the logarithms of lengths, and the longest.
 type LogNormal = (f64, f64, u32);
+
+/// How conversations of Mooncake's trace go on.
+struct Turns {
+    /// How many turns in a thousand are followed by another.
+    go_on: u64,
+    /// Seconds between two.
+    gap: LogNormal,
+    /// Prompt tokens that come on top of the last prompt and its answer.
+    more: LogNormal,
+}
+
+const TURNS: Turns = Turns {
+    go_on: 385,
+    gap: (4.85, 0.98, 3_600),
+    more: (4.67, 2.45, 60_000),
+};
+
+impl Turns {
+    /// The turns that follow one, within the hour.
+    fn draw(&self, first: &Recorded, fit: &Fit, random: &mut Random) -> Vec<Recorded> {
+        let mut turns = Vec::new();
+        let mut last = first.clone();
+        while random.between(0, 1000) < self.go_on {
+            let at = last.at + u64::from(length(random, self.gap)) * 1000;
+            let prompt = last.prompt + last.answer + length(random, self.more);
+            if at >= HOUR_MS || prompt > fit.prompt.2 {
+                break;
+            }
+            last = Recorded {
+                at,
+                prompt,
+                answer: length(random, fit.answer),
+                blocks: blocks(first.conversation, prompt),
+                conversation: first.conversation,
+            };
+            turns.push(last.clone());
+        }
+        turns
+    }
+}
 
 struct Fit {
     requests: usize,
@@ -117,24 +175,30 @@ impl Fit {
             let share = (self.requests as f64 * weight / sum).round() as usize;
             for _ in 0..share {
                 let at = minute * 60_000 + random.between(0, 60_000);
-                let length = |random: &mut Random, (mean, deviation, most): LogNormal| {
-                    ((mean + deviation * normal(random)).exp() as u32).clamp(1, most)
-                };
                 let prompt = length(random, self.prompt);
-                let first = random.between(1, 1 << 31) as u32;
+                let conversation = random.between(1, 1 << 31) as u32;
                 requests.push(Recorded {
                     at,
                     prompt,
                     answer: length(random, self.answer),
-                    blocks: (0..prompt.div_ceil(BLOCK))
-                        .map(|i| first.wrapping_add(i))
-                        .collect(),
+                    blocks: blocks(conversation, prompt),
+                    conversation,
                 });
             }
         }
         requests.sort_by_key(|request| request.at);
         requests
     }
+}
+
+fn length(random: &mut Random, (mean, deviation, most): LogNormal) -> u32 {
+    ((mean + deviation * normal(random)).exp() as u32).clamp(1, most)
+}
+
+/// Blocks of which nothing but the conversation is known.
+fn blocks(conversation: u32, prompt: u32) -> Arc<[u32]> {
+    let blocks = 0..prompt.div_ceil(BLOCK);
+    blocks.map(|i| conversation.wrapping_add(i)).collect()
 }
 
 /// A normal deviate (Box and Muller, 1958).
@@ -166,12 +230,13 @@ fn azure(path: &Path) -> anyhow::Result<Vec<Recorded>> {
         let first = *first.get_or_insert(at);
         let prompt: u32 = prompt.parse().with_context(bad)?;
         // Nothing is known of what they have in common.
-        let blocks = (0..prompt.div_ceil(BLOCK)).map(|i| (number << 8).wrapping_add(i) | 1 << 31);
+        let conversation = number << 8 | 1 << 31;
         requests.push(Recorded {
             at: at.saturating_sub(first) % (24 * HOUR_MS),
             prompt: prompt.max(1),
             answer: answer.trim().parse::<u32>().with_context(bad)?.max(1),
-            blocks: blocks.collect(),
+            blocks: blocks(conversation, prompt),
+            conversation,
         });
     }
     requests.sort_by_key(|request| request.at);
@@ -202,11 +267,14 @@ fn mooncake(path: &Path) -> anyhow::Result<Vec<Recorded>> {
     let parse = |(number, line): (usize, &String)| {
         let read: Mooncake = serde_json::from_str(line)
             .with_context(|| format!("{}: line {} is no request", path.display(), number + 1))?;
+        // The first block is a system prompt that all have.
+        let conversation = read.hash_ids.get(1).copied();
         Ok(Recorded {
             at: read.timestamp,
             prompt: read.input_length.max(1),
             answer: read.output_length.max(1),
             blocks: read.hash_ids.into(),
+            conversation: conversation.unwrap_or(number as u32 | 1 << 30),
         })
     };
     lines(path)?.iter().enumerate().map(parse).collect()

@@ -5,6 +5,7 @@ use pomona_common::signs::FirstToken;
 use pomona_common::{Class, Generation};
 
 use super::{Asker, Out};
+use crate::tokens;
 
 pub(super) struct Making {
     pub(super) asked: (Asker, u64),
@@ -15,16 +16,29 @@ pub(super) struct Making {
     pub(super) emitted: u32,
     pub(super) arrived: u64,
     pub(super) has_begun: bool,
+    /// Prompt tokens taken from a kept beginning, once it was in a slot.
+    pub(super) cached: Option<u32>,
+    /// Prompt tokens to keep once they are in the cache.
+    pub(super) keep: Option<u32>,
     /// Made and not told yet.
     pub(super) untold: Vec<u32>,
 }
 
 impl Making {
+    /// The first `len` of prompt and answer so far.
+    pub(super) fn known(&self, len: u32) -> Vec<u32> {
+        let prompt = &self.generation.prompt;
+        let prompt_len = prompt.len() as u32;
+        let answer = (0..len.saturating_sub(prompt_len)).map(|i| tokens::token(self.seed, i));
+        let prompt = &prompt[..len.min(prompt_len) as usize];
+        prompt.iter().copied().chain(answer).collect()
+    }
+
     pub(super) fn first(&self, now: u64, given_up: bool) -> Option<FirstToken> {
         let took = now - self.arrived;
         (self.generation.class == Class::Interactive).then(|| FirstToken {
             model: self.generation.model.clone(),
-            uncached: self.generation.prompt.len() as u32,
+            uncached: self.generation.prompt.len() as u32 - self.cached.unwrap_or(0),
             ttft_ms: took as f32 / 1000.0,
             took_ms: (took / 1000) as u32,
             given_up,

@@ -54,8 +54,9 @@ impl Engine {
         }
     }
 
-    pub fn kv_allocated(&self) -> u64 {
-        self.scheduler.kv_allocated()
+    /// Bytes of KV cache: of rows, and of what is kept of others.
+    pub fn kv_bytes(&self) -> u64 {
+        self.scheduler.kv_allocated() + self.prefixes.bytes()
     }
 
     /// Sequences of a class in slots.

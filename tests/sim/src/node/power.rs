@@ -23,7 +23,7 @@ impl Node {
         self.joules += joules;
         self.busy_s += batch_s;
         let weights: u64 = self.engine.models().map(|record| record.weight_bytes).sum();
-        self.mac.engine_bytes = (weights + self.engine.kv_allocated()) as f64;
+        self.mac.engine_bytes = (weights + self.engine.kv_bytes()) as f64;
         self.mac.pass(passed, joules);
         if batch_s > 0.0 {
             self.worked = Some(running);

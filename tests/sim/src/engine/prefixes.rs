@@ -1,0 +1,73 @@
+//! Beginnings of prompts that are kept, as the product's engine does it; without their KV.
+
+use std::time::Duration;
+
+use pomona_sched::{Kin, RowWork, SequenceId, goes_on};
+
+use super::Engine;
+use super::making::Making;
+
+impl Engine {
+    pub(super) fn use_prefixes(&mut self, admitted: &[SequenceId]) {
+        let (now, budget) = (Duration::from_micros(self.now), self.scheduler.prefix_budget());
+        for id in admitted {
+            let Some(making) = self.sequences.get_mut(id) else {
+                continue;
+            };
+            let known = making.known(making.generation.prompt.len() as u32 + making.emitted);
+            let found = self.prefixes.find(kin(making), &known, now);
+            let found = found.map_or(0, |(len, ())| len);
+            self.scheduler.skip_prefix(*id, found);
+            self.cached[making.generation.class.index()] += u64::from(found);
+            if making.cached.is_none() {
+                let prompt = &making.generation.prompt;
+                making.keep = self.prefixes.remember(kin(making), prompt, found, budget);
+                making.cached = Some(found);
+            }
+        }
+    }
+
+    pub(super) fn keep_prefix(&mut self, row: &RowWork) {
+        let Some(making) = self.sequences.get_mut(&row.id) else {
+            return;
+        };
+        if let Some(keep) = making.keep.take_if(|keep| row.start + row.len >= *keep) {
+            self.keep(row.id, keep);
+        }
+    }
+
+    pub(super) fn keep_answer(&mut self, id: SequenceId) {
+        if let Some(making) = self.sequences.get(&id)
+            && goes_on(making.generation.class, making.cached.unwrap_or(0))
+        {
+            self.keep(id, self.scheduler.cached(id));
+        }
+    }
+
+    fn keep(&mut self, id: SequenceId, len: u32) {
+        let Some(making) = self.sequences.get(&id) else {
+            return;
+        };
+        let tokens = making.known(len);
+        let needs = self.prefixes.bytes_of(&making.generation.model, tokens.len());
+        if self.prefixes.bytes() + needs > self.scheduler.prefix_budget() {
+            self.scheduler.give_back_idle_rows();
+        }
+        let (now, budget) = (Duration::from_micros(self.now), self.scheduler.prefix_budget());
+        self.prefixes.keep(kin(making), &tokens, budget, now, || Some(()));
+        self.scheduler.set_prefix_bytes(self.prefixes.bytes());
+    }
+
+    /// Forgets what rows have taken the room of.
+    pub(super) fn trim_prefixes(&mut self, budget: u64) {
+        self.prefixes.trim(budget);
+        self.scheduler.set_prefix_bytes(self.prefixes.bytes());
+    }
+}
+
+fn kin(making: &Making) -> Kin<'_> {
+    Kin {
+        model: &making.generation.model,
+        salt: making.generation.cache_salt,
+    }
+}
