@@ -119,9 +119,12 @@ impl Clouds {
         };
         errand.begin(spill, turn, sender).await?;
         tracing::info!(cloud = %name, request = %ask.request, model = %ask.model, "answered by a cloud");
+        // Clouds know of stop strings themselves.
+        let (enough, _) = pomona_api::enough();
         Ok(GenerationStream {
             maker: Maker::Cloud(name.clone()),
             events,
+            enough,
         })
     }
 

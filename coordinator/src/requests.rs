@@ -55,14 +55,18 @@ impl Requests {
             Err(error) => return tracing::debug!(%error, "a node opened a stream and asked for nothing"),
         };
         let limit = limits::wall_clock(class_of(&request));
-        match tokio::time::timeout(limit, self.answer(request, send)).await {
+        match tokio::time::timeout(limit, self.answer(request, (send, receive))).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "stream of a node ended"),
             Err(_) => tracing::info!("an answer for a node took too long"),
         }
     }
 
-    async fn answer(&self, request: StreamRequest, send: FrameSender) -> Result<(), LinkError> {
+    async fn answer(
+        &self,
+        request: StreamRequest,
+        (send, receive): (FrameSender, FrameReceiver),
+    ) -> Result<(), LinkError> {
         let answers = &self.answers[class_of(&request).index()];
         match request {
             StreamRequest::Generate(generation)
@@ -77,7 +81,7 @@ impl Requests {
                     }),
                     Ok(()) => self.backend.generate_for_node(*generation).await,
                 };
-                pomona_dispatch::serve(answer, send).await
+                pomona_dispatch::serve(answer, (send, receive)).await
             }
             StreamRequest::Spill(ask) => {
                 let permit = answers.try_acquire();
@@ -93,7 +97,7 @@ impl Requests {
                         () = send.given_up() => return Ok(()),
                     },
                 };
-                pomona_dispatch::serve(answer, send).await
+                pomona_dispatch::serve(answer, (send, receive)).await
             }
             StreamRequest::FetchText(model) => {
                 let Some(record) = self.backend.model(model.as_str()) else {

@@ -131,10 +131,14 @@ impl Echo {
             EngineCommand::StartText { sequence, .. } => {
                 self.tell(sequence, GenerationEvent::Failed(tokens_only()))
             }
-            EngineCommand::Cancel { sequence } => {
-                self.running.remove(&sequence);
-                Ok(())
-            }
+            EngineCommand::Cancel { sequence } => match self.running.remove(&sequence) {
+                Some((generation, emitted)) => {
+                    let accounting = Self::accounting(&self.knobs, &generation, emitted);
+                    let reason = FinishReason::Cancelled;
+                    self.tell(sequence, GenerationEvent::Finished { reason, accounting })
+                }
+                None => Ok(()),
+            },
             EngineCommand::Knobs(knobs) => {
                 self.knobs = knobs;
                 Ok(())
@@ -169,6 +173,16 @@ impl Echo {
         }
     }
 
+    fn accounting(knobs: &EngineKnobs, generation: &Generation, emitted: u32) -> Accounting {
+        Accounting {
+            prompt_tokens: generation.prompt.len() as u32,
+            completion_tokens: emitted,
+            knob_version: knobs.version,
+            build: "echo".into(),
+            ..Accounting::default()
+        }
+    }
+
     fn step(&mut self) -> Result<(), WireError> {
         self.steps += 1;
         let mut events = Vec::new();
@@ -186,13 +200,7 @@ impl Echo {
             *emitted += 1;
             events.push((*sequence, GenerationEvent::Chunk(chunk)));
             if *emitted >= generation.max_tokens {
-                let accounting = Accounting {
-                    prompt_tokens: generation.prompt.len() as u32,
-                    completion_tokens: *emitted,
-                    knob_version: self.knobs.version,
-                    build: "echo".into(),
-                    ..Accounting::default()
-                };
+                let accounting = Self::accounting(&self.knobs, generation, *emitted);
                 let reason = FinishReason::Length;
                 events.push((*sequence, GenerationEvent::Finished { reason, accounting }));
             }

@@ -6,13 +6,12 @@ use std::time::Duration;
 
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
-use pomona_common::generation::GenerationEvent;
 use pomona_common::{
     Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Slo, SloSet, TextAsk,
 };
 use pomona_decide::{EntryPlace, Here, entry};
 use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{Semaphore, watch};
 
 use crate::coordinators::Coordinators;
 use crate::instructions::Instructions;
@@ -98,15 +97,13 @@ impl Entry {
 
     /// Starts an answer of this node's engine.
     pub(crate) async fn generate_here(&self, generation: Generation) -> Result<GenerationStream, Failure> {
+        self.check_digests(&generation)?;
+        let (events, enough) = self.supervisor.generate(generation).await?;
         Ok(GenerationStream {
             maker: Maker::Node(self.id),
-            events: self.events_here(generation).await?,
+            events,
+            enough,
         })
-    }
-
-    async fn events_here(&self, generation: Generation) -> Result<mpsc::Receiver<GenerationEvent>, Failure> {
-        self.check_digests(&generation)?;
-        self.supervisor.generate(generation).await
     }
 
     /// What can be asked for: what is in this store, and the cluster's catalogue while somebody of
@@ -259,8 +256,8 @@ impl Places for Entry {
             tracing::debug!(?place, reason, request = %generation.request, "asked");
             let asked = match place {
                 EntryPlace::Here => {
-                    let events = self.events_here(generation.clone()).await;
-                    events.map(|events| Promise::here(self.id, events))
+                    let answer = self.generate_here(generation.clone()).await;
+                    answer.map(|answer| Promise::here(self.id, answer.events, answer.enough))
                 }
                 EntryPlace::Coordinator(number) => match self.coordinators.session(number) {
                     Some(session) => pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT).await,

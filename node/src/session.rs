@@ -320,7 +320,7 @@ async fn serve_stream(
             } else {
                 entry.generate_here(*generation).await
             };
-            pomona_dispatch::serve(answer, send).await
+            pomona_dispatch::serve(answer, (send, receive)).await
         }
         Ok(StreamRequest::FetchText(model)) => {
             let bundle = tokio::task::spawn_blocking(move || store.text(&model)).await;

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pomona_api::{Enough, Unwanted, enough};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plan::NodeTarget;
 use pomona_common::report::{EngineReport, MachineReport};
@@ -182,6 +183,7 @@ pub(crate) enum Request {
     Start {
         generation: Box<Generation>,
         events: mpsc::Sender<GenerationEvent>,
+        unwanted: Unwanted,
     },
     Target {
         generation: u64,
@@ -250,11 +252,13 @@ impl Supervisor {
     pub(crate) async fn generate(
         &self,
         generation: Generation,
-    ) -> Result<mpsc::Receiver<GenerationEvent>, Failure> {
+    ) -> Result<(mpsc::Receiver<GenerationEvent>, Enough), Failure> {
         let (events, mut receiver) = mpsc::channel(limits::STREAM_EVENTS);
+        let (enough, unwanted) = enough();
         let request = Request::Start {
             generation: Box::new(generation),
             events,
+            unwanted,
         };
         self.requests.try_send(request).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Failure::Overloaded {
@@ -264,7 +268,7 @@ impl Supervisor {
             mpsc::error::TrySendError::Closed(_) => Failure::NodeLost,
         })?;
         match receiver.recv().await {
-            Some(GenerationEvent::Granted) => Ok(receiver),
+            Some(GenerationEvent::Granted) => Ok((receiver, enough)),
             Some(GenerationEvent::Failed(failure)) => Err(failure),
             Some(_) | None => Err(Failure::NodeLost),
         }

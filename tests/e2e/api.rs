@@ -128,6 +128,13 @@ fn choices_stops_and_logprobs(cluster: &Cluster) {
     let (_, answer) = cluster.post("/v1/chat/completions", &body);
     assert_eq!(text(&answer), "The capital of Fr");
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+    was_accounted_for(&answer["pomona"][0], &answer["usage"]);
+    body["stream"] = true.into();
+    body["stream_options"] = json!({ "include_usage": true });
+    let streamed = cluster.stream(&body);
+    assert_eq!(streamed.text, "The capital of Fr");
+    assert_eq!(streamed.finish.as_deref(), Some("stop"));
+    was_accounted_for(&streamed.accounting[0], &streamed.usage);
 
     let completion = json!({ "model": MODEL, "prompt": "The capital of France is", "temperature": 0, "max_tokens": 5, "echo": true });
     let (status, answer) = cluster.post("/v1/completions", &completion);
@@ -138,6 +145,19 @@ fn choices_stops_and_logprobs(cluster: &Cluster) {
         "{text}"
     );
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
+}
+
+/// A stop string ends an answer outside the engine, which says all the same what it took.
+fn was_accounted_for(accounting: &Value, usage: &Value) {
+    assert!(accounting["prefill_ms"].as_f64() > Some(0.0), "{accounting}");
+    assert!(accounting["step_share_ms"].as_f64() > Some(0.0), "{accounting}");
+    assert!(
+        accounting["build"]
+            .as_str()
+            .is_some_and(|build| !build.is_empty())
+    );
+    // "The", " capital", " of", " France", " is".
+    assert_eq!(usage["completion_tokens"], 5, "{usage}");
 }
 
 fn shared_prefixes_are_prefilled_once(cluster: &Cluster) {

@@ -281,6 +281,7 @@ pub fn try_stream(port: u16, body: &Value) -> Result<Streamed, String> {
         }
         if event["usage"].is_object() {
             streamed.usage = event["usage"].clone();
+            streamed.accounting = event["pomona"].clone();
         }
     }
     Ok(streamed)
@@ -349,8 +350,10 @@ pub struct Streamed {
     pub finish: Option<String>,
     /// An error event.
     pub error: Option<Value>,
-    /// `usage`, if it came.
+    /// `usage`, if it came, and `pomona` beside it.
     pub usage: Value,
+    /// What each answer took.
+    pub accounting: Value,
     /// `[DONE]` came.
     pub done: bool,
     /// The longest time between two lines, keep-alives included.

@@ -13,6 +13,7 @@ use pomona_text::ModelText;
 use tokio::sync::mpsc;
 
 use crate::access::Access;
+use crate::enough::Enough;
 use crate::entry_stats::EntryStats;
 use crate::usage::UsageLog;
 
@@ -24,6 +25,8 @@ pub struct GenerationStream {
     /// Events after the grant. The end of the channel without `Finished` or `Failed` means that
     /// the node went away.
     pub events: mpsc::Receiver<GenerationEvent>,
+    /// Ends it, but for its last event.
+    pub enough: Enough,
 }
 
 /// The last report of a node.

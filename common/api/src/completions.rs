@@ -65,14 +65,17 @@ impl Running {
         Some(text.answer(self.ask.stops.clone()))
     }
 
-    /// What is known of an answer's cost when a stop string ends it here, before the engine's own
-    /// account of it.
-    pub(crate) fn accounting_so_far(&self, completion_tokens: u32) -> Accounting {
-        Accounting {
+    /// What an answer took that a stop string ended after so many tokens, as the engine says or as far as is known
+    /// here. What was made beyond it is nothing to its client.
+    pub(crate) fn cut(&self, heard: Option<Accounting>, completion_tokens: u32) -> Accounting {
+        let known = || Accounting {
             prompt_tokens: self.prompt_tokens,
-            completion_tokens,
             node: self.maker.node(),
             ..Accounting::default()
+        };
+        Accounting {
+            completion_tokens,
+            ..heard.unwrap_or_else(known)
         }
     }
 }

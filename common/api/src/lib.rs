@@ -7,6 +7,7 @@ mod as_text;
 mod attribution;
 pub mod backend;
 mod completions;
+mod enough;
 mod entry_stats;
 mod error;
 mod metrics;
@@ -35,6 +36,7 @@ pub fn check_body(chat: bool, body: &[u8]) -> Result<(), pomona_common::Failure>
 
 pub use access::Access;
 pub use backend::{Backend, GenerationStream, Reported};
+pub use enough::{Enough, Unwanted, enough};
 pub use entry_stats::{Budget, EntryStats};
 pub use router::{ROUTES, RouteRow, router};
 pub use serve::HttpServer;

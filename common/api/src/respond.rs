@@ -1,5 +1,7 @@
 //! Answers as JSON: the shared shapes, and the response that comes in one piece.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
 use futures_util::future::try_join_all;
@@ -12,6 +14,9 @@ use crate::backend::GenerationStream;
 use crate::completions::Running;
 use crate::error;
 use crate::request::Kind;
+
+/// How long the account of an answer is waited for that a stop string ended: an engine looks up after its step.
+pub(crate) const LAST_WORD: Duration = Duration::from_millis(500);
 
 /// One answer, complete.
 struct Choice {
@@ -86,8 +91,7 @@ async fn collect(
                     let piece = answer.push(token);
                     choice.text.push_str(&piece.text);
                     if piece.stopped {
-                        // Dropping the stream cancels the rest; what it cost so far is known.
-                        choice.accounting = running.accounting_so_far(tokens);
+                        choice.accounting = last_word(running, stream, tokens).await;
                         running.tally.finished(&choice.accounting);
                         return Ok(choice);
                     }
@@ -95,6 +99,26 @@ async fn collect(
             }
         }
     }
+}
+
+/// What an answer took that a stop string ended after so many tokens: as the engine says, or what is known here.
+async fn last_word(running: &Running, stream: GenerationStream, tokens: u32) -> Accounting {
+    let GenerationStream {
+        mut events, enough, ..
+    } = stream;
+    let finished = async {
+        while let Some(event) = events.recv().await {
+            if let GenerationEvent::Finished { accounting, .. } = event {
+                return Some(accounting);
+            }
+        }
+        None
+    };
+    let heard = match enough.say() {
+        true => tokio::time::timeout(LAST_WORD, finished).await.ok().flatten(),
+        false => None,
+    };
+    running.cut(heard, tokens)
 }
 
 fn whole(running: &Running, choices: &[Choice]) -> Value {

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::{self, AbortHandle, AbortRegistration, Abortable, SelectAll};
+use futures_util::stream::{self, SelectAll};
 use pomona_common::generation::{Chunk, GenerationEvent};
 use pomona_common::{Accounting, Failure, FinishReason, limits};
 use pomona_text::AnswerText;
@@ -15,9 +15,10 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use crate::completions::Running;
+use crate::enough::Enough;
 use crate::error;
 use crate::request::Kind;
-use crate::respond::{accounting_json, finish_reason, head, logprobs_json, object_name, usage};
+use crate::respond::{LAST_WORD, accounting_json, finish_reason, head, logprobs_json, object_name, usage};
 
 type Events = futures_util::stream::BoxStream<'static, (usize, Option<GenerationEvent>)>;
 
@@ -26,8 +27,10 @@ struct Sse {
     running: Running,
     events: SelectAll<Events>,
     answers: Vec<Option<AnswerText>>,
-    /// Aborting one drops its events, which cancels its sequence.
-    cancel: Vec<AbortHandle>,
+    /// Ends each of them, but for its last event.
+    enough: Vec<Option<Enough>>,
+    /// Those that a stop string ended and whose account is awaited, and until when.
+    cut: BTreeMap<usize, Instant>,
     tokens: Vec<u32>,
     open: usize,
     accountings: BTreeMap<usize, Accounting>,
@@ -41,19 +44,19 @@ struct Sse {
 pub(crate) fn respond(mut running: Running) -> Response<Body> {
     let mut events = SelectAll::new();
     let mut answers = Vec::new();
-    let mut cancel = Vec::new();
+    let mut enough = Vec::new();
     for (index, generation) in std::mem::take(&mut running.streams).into_iter().enumerate() {
         answers.push(running.answer());
-        let (handle, registration) = AbortHandle::new_pair();
-        cancel.push(handle);
-        events.push(numbered(index, generation.events, registration));
+        enough.push(Some(generation.enough));
+        events.push(numbered(index, generation.events));
     }
     let deadline = Instant::now() + limits::wall_clock(running.class);
     let sse = Sse {
         open: answers.len(),
         tokens: vec![0; answers.len()],
         answers,
-        cancel,
+        enough,
+        cut: BTreeMap::new(),
         events,
         running,
         accountings: BTreeMap::new(),
@@ -79,18 +82,14 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
 }
 
 /// The events of one answer under its number; after the last one, `None` once.
-fn numbered(
-    index: usize,
-    events: tokio::sync::mpsc::Receiver<GenerationEvent>,
-    cancel: AbortRegistration,
-) -> Events {
-    let events = stream::unfold(Some(events), move |events| async move {
+fn numbered(index: usize, events: tokio::sync::mpsc::Receiver<GenerationEvent>) -> Events {
+    stream::unfold(Some(events), move |events| async move {
         let mut events = events?;
         let event = events.recv().await;
         let rest = event.is_some().then_some(events);
         Some(((index, event), rest))
-    });
-    Abortable::new(events, cancel).boxed()
+    })
+    .boxed()
 }
 
 impl Sse {
@@ -115,11 +114,18 @@ impl Sse {
         }
         loop {
             let quiet = tokio::time::sleep(limits::SSE_KEEP_ALIVE);
+            let last_word = self.cut.values().min().copied().unwrap_or(self.deadline);
             tokio::select! {
                 () = quiet => return Some(": keep-alive\n\n".to_owned()),
                 () = tokio::time::sleep_until(self.deadline) => {
                     let limit_s = limits::wall_clock(self.running.class).as_secs();
                     return Some(self.fail(&Failure::TimedOut { limit_s }));
+                }
+                () = tokio::time::sleep_until(last_word), if !self.cut.is_empty() => {
+                    let index = self.cut.iter().find(|(_, until)| **until <= last_word).map(|(index, _)| *index);
+                    if let Some(index) = index {
+                        return Some(self.last_word(index, None));
+                    }
                 }
                 event = self.events.next() => {
                     let Some((index, event)) = event else {
@@ -136,8 +142,15 @@ impl Sse {
 
     fn on_event(&mut self, index: usize, event: Option<GenerationEvent>) -> String {
         match event {
-            // An answer that a stop string ended is still being made for a moment.
             _ if self.accountings.contains_key(&index) => String::new(),
+            // An answer that a stop string ended is still being made for a moment.
+            Some(GenerationEvent::Finished { accounting, .. }) if self.cut.contains_key(&index) => {
+                self.last_word(index, Some(accounting))
+            }
+            Some(GenerationEvent::Failed(_)) | None if self.cut.contains_key(&index) => {
+                self.last_word(index, None)
+            }
+            _ if self.cut.contains_key(&index) => String::new(),
             Some(
                 GenerationEvent::Granted | GenerationEvent::GrantedBy(_) | GenerationEvent::GrantedByCloud(_),
             ) => String::new(),
@@ -181,16 +194,35 @@ impl Sse {
             stopped |= piece.stopped;
         }
         if stopped {
-            let accounting = self.running.accounting_so_far(self.tokens[index]);
-            self.account(index, accounting);
-            self.cancel[index].abort();
-            return self.end(index, text, FinishReason::Stop);
+            return self.cut(index, text);
         }
         if text.is_empty() && logprobs.is_null() {
             return String::new();
         }
         self.first_byte();
         self.text(index, text, logprobs)
+    }
+
+    /// A stop string ends an answer, of which this is the rest; its account is still to come, if anybody hears.
+    fn cut(&mut self, index: usize, rest: String) -> String {
+        let heard = self.enough[index].take().is_some_and(Enough::say);
+        self.cut.insert(index, Instant::now() + LAST_WORD);
+        let mut out = String::new();
+        if !rest.is_empty() {
+            self.first_byte();
+            out.push_str(&self.text(index, rest, Value::Null));
+        }
+        if !heard {
+            out.push_str(&self.last_word(index, None));
+        }
+        out
+    }
+
+    fn last_word(&mut self, index: usize, heard: Option<Accounting>) -> String {
+        self.cut.remove(&index);
+        let accounting = self.running.cut(heard, self.tokens[index]);
+        self.account(index, accounting);
+        self.end(index, String::new(), FinishReason::Stop)
     }
 
     fn first_byte(&mut self) {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pomona_api::GenerationStream;
+use pomona_api::{GenerationStream, Unwanted, enough};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Class, Failure, Generation, Maker, Rung, limits};
 use pomona_decide::{Next, Relay};
@@ -80,11 +80,13 @@ pub async fn generate<P: Places>(places: P, generation: Generation) -> Result<Ge
     let node = promise.node;
     let (sender, events) = mpsc::channel(limits::STREAM_EVENTS);
     let relay = Relay::new(generation, place, node);
+    let (enough, unwanted) = enough();
     #[expect(clippy::disallowed_methods, reason = "ends with either end of the stream")]
-    tokio::spawn(carry(places, promise, relay, sender));
+    tokio::spawn(carry(places, promise, relay, (sender, unwanted)));
     Ok(GenerationStream {
         maker: Maker::Node(node),
         events,
+        enough,
     })
 }
 
@@ -99,15 +101,16 @@ async fn carry<P: Places>(
     places: P,
     mut promise: Promise,
     mut relay: Relay<P::Place>,
-    sender: mpsc::Sender<GenerationEvent>,
+    (sender, mut unwanted): (mpsc::Sender<GenerationEvent>, Unwanted),
 ) {
     let places = &places;
     // While another place is looked for, the present one goes on; what comes twice is dropped.
     let mut search: Option<Search<'_, P::Place>> = None;
     let mut not_before = Instant::now();
+    let mut is_enough = false;
     loop {
         let next = tokio::select! {
-            () = leaving(places, &relay, not_before), if search.is_none() => {
+            () = leaving(places, &relay, not_before), if search.is_none() && !is_enough => {
                 search = Some(Box::pin(elsewhere(places, relay.rest().clone(), relay.place())));
                 continue;
             }
@@ -118,6 +121,12 @@ async fn carry<P: Places>(
                 }
                 search = None;
                 not_before = Instant::now() + STAY;
+                continue;
+            }
+            () = unwanted.said() => {
+                is_enough = true;
+                search = None;
+                promise.enough();
                 continue;
             }
             event = promise.next() => match event {
@@ -144,6 +153,8 @@ async fn carry<P: Places>(
                 promise.finish();
                 return;
             }
+            // Only the account is missing.
+            Next::Move if is_enough => return,
             Next::Move => {
                 search = None;
                 let found = tokio::select! {

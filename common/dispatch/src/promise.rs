@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use pomona_api::Enough;
 use pomona_common::control::{StreamRequest, TextBundle};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{ClassReason, Failure, Generation, ModelName, NodeId};
@@ -17,19 +18,25 @@ pub struct Promise {
 }
 
 enum Events {
-    Here(mpsc::Receiver<GenerationEvent>),
+    Here {
+        events: mpsc::Receiver<GenerationEvent>,
+        enough: Option<Enough>,
+    },
     There {
-        send: FrameSender,
+        send: Option<FrameSender>,
         receive: FrameReceiver,
     },
 }
 
 impl Promise {
     /// An answer of this process.
-    pub fn here(node: NodeId, events: mpsc::Receiver<GenerationEvent>) -> Self {
+    pub fn here(node: NodeId, events: mpsc::Receiver<GenerationEvent>, enough: Enough) -> Self {
         Self {
             node,
-            events: Events::Here(events),
+            events: Events::Here {
+                events,
+                enough: Some(enough),
+            },
             _held: None,
         }
     }
@@ -51,14 +58,29 @@ impl Promise {
     /// The next event; `None` when whoever made the answer is gone. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Option<GenerationEvent> {
         match &mut self.events {
-            Events::Here(events) => events.recv().await,
+            Events::Here { events, .. } => events.recv().await,
             Events::There { receive, .. } => receive.next().await.ok().flatten(),
+        }
+    }
+
+    /// No more of the answer is wanted, but its last event. Peers that do not know of it go on until the promise is
+    /// dropped.
+    pub(crate) fn enough(&mut self) {
+        match &mut self.events {
+            Events::Here { enough, .. } => {
+                enough.take().map(Enough::say);
+            }
+            Events::There { send, .. } => {
+                if let Some(send) = send.take() {
+                    send.finish();
+                }
+            }
         }
     }
 
     /// Nothing more is wanted or comes.
     pub(crate) fn finish(self) {
-        if let Events::There { send, .. } = self.events {
+        if let Events::There { send: Some(send), .. } = self.events {
             send.finish();
         }
     }
@@ -101,7 +123,10 @@ pub async fn ask(
     };
     Ok(Promise {
         node,
-        events: Events::There { send, receive },
+        events: Events::There {
+            send: Some(send),
+            receive,
+        },
         _held: None,
     })
 }

@@ -1,22 +1,23 @@
 //! The other end of [`ask`](crate::ask).
 
-use pomona_api::GenerationStream;
+use pomona_api::{Enough, GenerationStream};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Failure, Maker};
-use pomona_link::{FrameSender, LinkError};
+use pomona_link::{FrameReceiver, FrameSender, LinkError};
 use pomona_wire::Message;
 
 /// Events that wait are sent together, up to about this many bytes.
 const FRAMES_BYTES: usize = 16 * 1024;
 
 /// Passes an answer's events on until the end, or until the peer gives the stream up: then
-/// dropping the events cancels the answer. The peer is told who makes it.
+/// dropping the events cancels the answer. A peer that ends its own direction wants no more of it but the last event.
+/// The peer is told who makes it.
 ///
 /// # Errors
 /// The session ended, or the peer is stuck.
 pub async fn serve(
     answer: Result<GenerationStream, Failure>,
-    mut send: FrameSender,
+    (mut send, mut receive): (FrameSender, FrameReceiver),
 ) -> Result<(), LinkError> {
     let mut stream = match answer {
         Ok(stream) => stream,
@@ -30,6 +31,7 @@ pub async fn serve(
     // A short answer may be there already: then it goes out in one packet.
     tokio::task::yield_now().await;
     let mut next = stream.events.try_recv().ok();
+    let mut enough = Some(stream.enough);
     loop {
         let mut last = false;
         while let Some(event) = next.take() {
@@ -52,6 +54,13 @@ pub async fn serve(
         next = tokio::select! {
             event = stream.events.recv() => event,
             () = send.given_up() => return Ok(()),
+            more = receive.next::<GenerationEvent>(), if enough.is_some() => match more {
+                Ok(None) => {
+                    enough.take().map(Enough::say);
+                    continue;
+                }
+                Ok(Some(_)) | Err(_) => return Ok(()),
+            },
         };
         if next.is_none() {
             return send_last(send, &GenerationEvent::Failed(Failure::EngineLost)).await;

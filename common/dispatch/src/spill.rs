@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use pomona_api::GenerationStream;
+use pomona_api::{GenerationStream, enough};
 use pomona_common::control::StreamRequest;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Failure, Maker, TextAsk, limits};
@@ -72,5 +72,11 @@ pub async fn ask_cloud(session: &Session, ask: &TextAsk) -> Result<GenerationStr
             }
         }
     });
-    Ok(GenerationStream { maker, events })
+    // Whoever answers with text knows of stop strings itself.
+    let (enough, _) = enough();
+    Ok(GenerationStream {
+        maker,
+        events,
+        enough,
+    })
 }

@@ -13,7 +13,7 @@ use std::path::Path;
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::ClassReport;
-use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, SloSet, TextAsk};
+use pomona_common::{Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, SloSet, TextAsk};
 use pomona_wire::WireError;
 use tokio::io::{AsyncWriteExt, BufReader, Stdout};
 use tokio::sync::mpsc;
@@ -135,11 +135,14 @@ impl Adapter {
             }
             EngineCommand::Cancel { sequence } => {
                 self.queue.remove(sequence);
-                if let Some(running) = self.running.remove(&sequence) {
-                    running.task.abort();
-                    self.class(running.job.generation.class).cancelled += 1;
-                }
-                Ok(())
+                let Some(Running { job, began, task }) = self.running.remove(&sequence) else {
+                    return Ok(());
+                };
+                task.abort();
+                self.class(job.generation.class).cancelled += 1;
+                let (reason, usage) = (FinishReason::Cancelled, None);
+                let event = Ended::Whole { reason, usage }.event(&job, began, self.knobs.version);
+                self.tell(sequence, event).await
             }
             EngineCommand::Knobs(knobs) => {
                 self.knobs = knobs;

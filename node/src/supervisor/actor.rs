@@ -7,6 +7,7 @@ use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pomona_api::Unwanted;
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plan::NodeTarget;
@@ -138,7 +139,7 @@ impl Actor {
                     Some(event) => self.on_event(event),
                     None => self.on_engine_end().await,
                 },
-                sequence = self.sequences.next_abandoned() => self.cancel(sequence),
+                sequence = self.sequences.next_unwanted() => self.cancel(sequence),
                 Ok(()) = self.instructions.changed() => self.instruct(),
                 () = tokio::time::sleep_until(self.restart_at), if may_start => self.start_engine(),
                 _ = ticks.tick() => {
@@ -159,7 +160,11 @@ impl Actor {
 
     fn on_request(&mut self, request: Request) {
         match request {
-            Request::Start { generation, events } => self.start(*generation, events),
+            Request::Start {
+                generation,
+                events,
+                unwanted,
+            } => self.start(*generation, events, unwanted),
             Request::Target { generation, models } => {
                 if NodeTarget::replaces(generation, self.view.generation) {
                     self.view.generation = generation;
@@ -206,7 +211,7 @@ impl Actor {
         }
     }
 
-    fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>) {
+    fn start(&mut self, generation: Generation, events: mpsc::Sender<GenerationEvent>, unwanted: Unwanted) {
         let model = &generation.model;
         let why_not = match self.view.failed.get(model) {
             _ if !self.target.contains_key(model) => Some("it is not among this node's models".to_owned()),
@@ -218,7 +223,7 @@ impl Actor {
                 model: model.to_string(),
                 detail,
             },
-            None => match self.sequences.add(generation, &events) {
+            None => match self.sequences.add(generation, &events, unwanted) {
                 Some(sequence) => return self.submit(sequence),
                 None => Failure::Overloaded {
                     detail: "the engine is starting and this node's queue is full".into(),
@@ -243,15 +248,22 @@ impl Actor {
         active.grant();
     }
 
+    /// Nobody wants more of it. What had begun is still there for its last event, by which its time counts.
     fn cancel(&mut self, sequence: u64) {
-        let Some(active) = self.sequences.remove(sequence) else {
+        let Some(active) = self.sequences.get_mut(sequence) else {
             return;
         };
+        if std::mem::replace(&mut active.unwanted, true) {
+            return;
+        }
         if let Some(waited) = active.waited_in_vain() {
             self.view.note_given_up(&active.generation, waited);
         }
-        if let Some(engine) = &self.engine {
-            engine.send(EngineCommand::Cancel { sequence });
+        let answered = active.answered;
+        let engine = self.engine.as_ref();
+        let is_told = engine.is_some_and(|engine| engine.send(EngineCommand::Cancel { sequence }));
+        if !is_told || !answered {
+            self.sequences.remove(sequence);
         }
     }
 

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pomona_api::Unwanted;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Class, ClassReason, Failure, Generation, ModelName, limits};
 use tokio::sync::mpsc;
@@ -16,6 +17,8 @@ pub(super) struct Active {
     pub(super) events: mpsc::Sender<GenerationEvent>,
     pub(super) granted: bool,
     pub(super) answered: bool,
+    /// Of the rest only its last event is.
+    pub(super) unwanted: bool,
     restarts: u32,
     /// Not with the engine, since then.
     parked: Option<Instant>,
@@ -58,7 +61,7 @@ impl Drop for Active {
 pub(super) struct Sequences {
     active: BTreeMap<u64, Active>,
     last: u64,
-    /// Watches for clients that go away, one task a sequence; they end with the sequence.
+    /// Watches for clients that go away or have enough, one task a sequence; they end with the sequence.
     watchers: JoinSet<u64>,
 }
 
@@ -74,6 +77,7 @@ impl Sequences {
         &mut self,
         mut generation: Generation,
         events: &mpsc::Sender<GenerationEvent>,
+        mut unwanted: Unwanted,
     ) -> Option<u64> {
         // What is less urgent keeps nobody out.
         let is_ahead =
@@ -88,7 +92,10 @@ impl Sequences {
         let sequence = self.next_number();
         let watched = events.clone();
         let watcher = self.watchers.spawn(async move {
-            watched.closed().await;
+            tokio::select! {
+                () = watched.closed() => {}
+                () = unwanted.said() => {}
+            }
             sequence
         });
         let active = Active {
@@ -96,6 +103,7 @@ impl Sequences {
             events: events.clone(),
             granted: false,
             answered: false,
+            unwanted: false,
             restarts: 0,
             parked: Some(Instant::now()),
             submitted: None,
@@ -164,8 +172,8 @@ impl Sequences {
         lost
     }
 
-    /// The next one whose client went away; never comes back while there is none. Cancel-safe.
-    pub(super) async fn next_abandoned(&mut self) -> u64 {
+    /// The next one whose client went away or has enough; never comes back while there is none. Cancel-safe.
+    pub(super) async fn next_unwanted(&mut self) -> u64 {
         loop {
             match self.watchers.join_next().await {
                 Some(Ok(sequence)) => return sequence,
