@@ -9,7 +9,7 @@ use pomona_common::ModelName;
 use pomona_common::report::{MachineReport, NodeReport, REPORT_VERSION};
 use pomona_common::signs::{Signs, Speeds};
 use pomona_common::unit::{Bytes, Reading};
-use pomona_probe::Probe;
+use pomona_probe::{Probe, Watched};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -52,11 +52,12 @@ impl Reporter {
             let mut sequence = 0;
             loop {
                 sequence += 1;
-                let pid = {
+                let works = {
                     let view = engine.borrow();
-                    view.serves.or(view.pid)
+                    let served = view.serves.map(Watched::WithChildren);
+                    served.or(view.pid.map(Watched::Alone))
                 };
-                let machine = probe.sample(pid);
+                let machine = probe.sample(works);
                 supervisor.note_machine(&machine);
                 let mut report = report(sequence, machine, &engine, &entry_stats);
                 if let Some(not_brought) = &not_brought {

@@ -7,6 +7,7 @@ mod last_run;
 mod machine_now;
 mod process;
 mod sequences;
+mod served;
 mod watchdog;
 mod watched;
 
@@ -237,7 +238,7 @@ impl Supervisor {
             }
         }
         let machine = Arc::new(MachineNow::new());
-        let shared = (publish, machine.clone());
+        let shared = (publish, machine.clone(), requests.downgrade());
         let actor = actor::Actor::new(setup, last_run, (store, instructions), shared);
         tasks.spawn(actor.run(receiver, stopped));
         Self {

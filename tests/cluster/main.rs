@@ -21,6 +21,7 @@ mod nodes_apart;
 mod offload;
 mod paths;
 mod rough_links;
+mod served_memory;
 mod swap;
 
 use std::panic::catch_unwind;
@@ -62,6 +63,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("mdns_flood", mdns_flood::run),
     ("rough_links", rough_links::run),
     ("memory", memory::run),
+    ("served_memory", served_memory::run),
     ("swap", swap::run),
     ("offload", offload::run),
 ];

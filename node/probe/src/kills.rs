@@ -108,9 +108,11 @@ impl KillTally {
             system: system_kills(root),
             ..self.clone()
         };
-        // Of one that has ended and was not waited for yet, the program is not known any more.
-        let lives = fs::read_link(format!("/proc/{}/exe", self.pid)).is_ok();
-        if lives { now } else { self.clone() }
+        if system::lives(self.pid) {
+            now
+        } else {
+            self.clone()
+        }
     }
 
     /// What the reports of macOS since then say of the process, if they say that the system ended it.

@@ -12,21 +12,24 @@ mod macos;
 use macos as system;
 #[cfg(any(test, target_os = "macos"))]
 mod pmset;
+mod processes;
 mod script;
 
 use std::path::{Path, PathBuf};
 
 pub use kills::{KillCause, KillTally};
+pub use processes::Watched;
 
 use pomona_common::report::MachineReport;
 use pomona_common::unit::{Bytes, Reading};
-use sysinfo::{
-    CpuRefreshKind, MemoryRefreshKind, Pid, ProcessRefreshKind, ProcessesToUpdate, RefreshKind, System,
-};
+use processes::Processes;
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 
 /// Reads the machine; one owner, who calls [`Probe::sample`] at the rate of the configuration.
 pub struct Probe {
     system: Option<System>,
+    agent: Processes,
+    engine: Processes,
     sensors: system::Sensors,
     chip: String,
     os: String,
@@ -55,6 +58,8 @@ impl Probe {
             .join(" ");
         Self {
             system,
+            agent: Processes::default(),
+            engine: Processes::default(),
             sensors: system::Sensors::new(power),
             chip,
             os,
@@ -62,8 +67,9 @@ impl Probe {
         }
     }
 
-    /// One reading of everything. Takes well under a millisecond of processor time.
-    pub fn sample(&mut self, engine: Option<u32>) -> MachineReport {
+    /// One reading of everything, with the memory of what works as the engine. Takes well under a millisecond of
+    /// processor time, and every ten seconds some milliseconds where that has children.
+    pub fn sample(&mut self, engine: Option<Watched>) -> MachineReport {
         let mut report = MachineReport {
             chip: self.chip.clone(),
             os: self.os.clone(),
@@ -75,11 +81,13 @@ impl Probe {
             report.memory_total = bytes(system.total_memory());
             report.memory_available = bytes(system.available_memory());
             report.swap_used = bytes(system.used_swap());
-            report.agent.rss = rss(system, std::process::id());
-            report.engine.rss = engine.map_or(Reading::Unavailable, |pid| rss(system, pid));
         }
-        report.agent.footprint = system::footprint(std::process::id());
-        report.engine.footprint = engine.map_or(Reading::Unavailable, system::footprint);
+        let own = Watched::Alone(std::process::id());
+        (report.agent.rss, report.agent.footprint) = self.agent.memory(self.system.as_mut(), own);
+        if let Some(engine) = engine {
+            let memory = self.engine.memory(self.system.as_mut(), engine);
+            (report.engine.rss, report.engine.footprint) = memory;
+        }
         report.pressure = system::pressure();
         report.thermal = system::thermal();
         report.conditions = self.sensors.conditions();
@@ -122,21 +130,19 @@ pub fn listener(port: u16) -> Option<u32> {
     system::listener(port)
 }
 
-/// Memory of one process, and of the whole machine.
+/// Whether a process is there; one that has ended and was not waited for is not.
+pub fn lives(pid: u32) -> bool {
+    system::lives(pid)
+}
+
+/// Memory of a process with all that it started, and of the whole machine.
 pub fn process_memory(pid: u32) -> (Reading<Bytes>, Reading<Bytes>) {
-    let report = Probe::new(false, None).sample(Some(pid));
+    let report = Probe::new(false, None).sample(Some(Watched::WithChildren(pid)));
     let of_process = match report.engine.footprint {
         Reading::Unavailable => report.engine.rss,
         footprint => footprint,
     };
     (of_process, report.memory_total)
-}
-
-fn rss(system: &mut System, pid: u32) -> Reading<Bytes> {
-    let pid = Pid::from_u32(pid);
-    let kind = ProcessRefreshKind::nothing().with_memory().without_tasks();
-    system.refresh_processes_specifics(ProcessesToUpdate::Some(&[pid]), true, kind);
-    Reading::measured(system.process(pid).map(|process| Bytes(process.memory())))
 }
 
 #[cfg(test)]

@@ -217,6 +217,16 @@ pub(crate) fn footprint(_pid: u32) -> Reading<Bytes> {
     Reading::Unavailable
 }
 
+/// Of one that has ended and was not waited for yet, the program is not known any more.
+pub(crate) fn lives(pid: u32) -> bool {
+    let program = fs::read_link(format!("/proc/{pid}/exe"));
+    // It may be somebody else's.
+    program.map_or_else(
+        |error| error.kind() == std::io::ErrorKind::PermissionDenied,
+        |_| true,
+    )
+}
+
 /// A battery that powers the machine, not a mouse.
 pub(crate) fn has_battery() -> bool {
     let supplies = fs::read_dir("/sys/class/power_supply").into_iter().flatten();

@@ -218,6 +218,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whether a process is there, whoever's it is.
+pub(crate) fn lives(pid: u32) -> bool {
+    // SAFETY: signal 0 is sent to nobody; the call only says whether it could be.
+    let status = unsafe { libc::kill(pid as libc::pid_t, 0) };
+    status == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
 /// What jetsam counts: `ri_phys_footprint` of `proc_pid_rusage`.
 pub(crate) fn footprint(pid: u32) -> Reading<Bytes> {
     let mut info = std::mem::MaybeUninit::<libc::rusage_info_v4>::zeroed();

@@ -331,8 +331,9 @@ impl Adapter {
                 server.why_not = Some(why.clone());
                 if was_up {
                     self.end_all_of(&model, "its server is gone").await?;
-                    self.send(&EngineEvent::Unloaded(model.clone())).await?;
+                    // While the model counts as loaded: it is the one to blame for what became of its server.
                     self.say_who_serves().await?;
+                    self.send(&EngineEvent::Unloaded(model.clone())).await?;
                 }
                 if is_news {
                     self.not_loaded(model, why).await

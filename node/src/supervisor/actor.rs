@@ -1,9 +1,9 @@
 //! The task that owns the engine.
 
+mod ended;
+
 use std::collections::BTreeMap;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
-use std::process::ExitStatus;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, 
 use pomona_decide::Pacer;
 use pomona_probe::KillTally;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
@@ -25,18 +26,11 @@ use crate::supervisor::last_run::LastRun;
 use crate::supervisor::machine_now::MachineNow;
 use crate::supervisor::process::EngineProcess;
 use crate::supervisor::sequences::Sequences;
+use crate::supervisor::served::Served;
 use crate::supervisor::watchdog::Watchdog;
 use crate::supervisor::{EngineProgram, EngineView, Request, Setup};
+use ended::RESTART_FIRST;
 
-/// First wait before a restart; doubled while the engine dies young.
-const RESTART_FIRST: Duration = Duration::from_millis(100);
-/// Longest wait before a restart.
-const RESTART_LAST: Duration = Duration::from_secs(30);
-/// An engine that lived this long died of something new.
-const GROWN_UP: Duration = Duration::from_secs(10);
-/// Signals that end an engine that is short of memory: SIGKILL of the system, and SIGABRT when Metal or the
-/// allocator give up.
-const OF_MEMORY: [i32; 2] = [9, 6];
 /// How often the engine is asked for its report.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
@@ -66,6 +60,10 @@ pub(super) struct Actor {
     pub(super) wedged: bool,
     /// What the system had counted when the engine began.
     tally: KillTally,
+    /// The process that answers in its place, and reports of earlier ones that are waited for.
+    served: Option<Served>,
+    reports: JoinSet<()>,
+    requests: mpsc::WeakSender<Request>,
     last_run: LastRun,
     /// What the last reading of the machine said.
     pub(super) machine: Arc<MachineNow>,
@@ -79,7 +77,11 @@ impl Actor {
         setup: Setup,
         last_run: LastRun,
         (store, instructions): (Store, watch::Receiver<Instructions>),
-        (publish, machine): (watch::Sender<EngineView>, Arc<MachineNow>),
+        (publish, machine, requests): (
+            watch::Sender<EngineView>,
+            Arc<MachineNow>,
+            mpsc::WeakSender<Request>,
+        ),
     ) -> Self {
         let Setup {
             node,
@@ -116,6 +118,9 @@ impl Actor {
             watchdog: Watchdog::default(),
             wedged: false,
             tally: KillTally::default(),
+            served: None,
+            reports: JoinSet::new(),
+            requests,
             last_run,
             machine,
             pacer: Pacer::default(),
@@ -393,10 +398,7 @@ impl Actor {
                 self.publish();
             }
             EngineEvent::Steadiness(percent) => self.view.speeds.steps_percent = percent,
-            EngineEvent::Serves(pid) => {
-                self.view.serves = pid;
-                self.publish();
-            }
+            EngineEvent::Serves(pid) => self.on_serves(pid),
             EngineEvent::Sequence { sequence, event } => self.on_sequence_event(sequence, event),
             EngineEvent::Report(report) => {
                 self.view.report = Some(Arc::new(*report));
@@ -448,59 +450,6 @@ impl Actor {
         }
     }
 
-    async fn on_engine_end(&mut self) {
-        let Some(engine) = self.engine.take() else {
-            return;
-        };
-        let (status, enforced) = engine.end().await;
-        let signal = status.and_then(|status: ExitStatus| status.signal());
-        if std::mem::take(&mut self.closing) {
-            // What it said of models, while it was on its way out, is not true of the next one.
-            self.view.failed.clear();
-        }
-        let killed = self.wedged || signal.is_some();
-        self.view.kills += u64::from(killed);
-        // Not one that this node has ended, or an operator with a polite signal.
-        let of_memory = signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced;
-        let mut cause = None;
-        if of_memory {
-            if let Some(suspect) = self.view.suspect(true).cloned() {
-                self.view.blame(suspect);
-            }
-            cause = self.tally.cause().map(|cause| cause.to_string());
-        }
-        self.last_run.forget();
-        tracing::warn!(
-            ?status,
-            killed,
-            cause,
-            sequences = self.sequences.len(),
-            "engine ended"
-        );
-        self.view.pid = None;
-        self.view.serves = None;
-        self.view.report = None;
-        self.view.speeds.steps_percent = None;
-        self.view.loaded.clear();
-        self.view.loading.clear();
-        self.wait_before_restart();
-        for sequence in self.sequences.park_all() {
-            self.sequences.fail(sequence, Failure::EngineLost);
-        }
-        self.publish();
-    }
-
-    fn wait_before_restart(&mut self) {
-        // One that is found wedged has lived for as long as that takes.
-        let was_wedged = std::mem::take(&mut self.wedged);
-        self.restart_wait = if self.born.elapsed() > GROWN_UP && !was_wedged {
-            RESTART_FIRST
-        } else {
-            (self.restart_wait * 2).min(RESTART_LAST)
-        };
-        self.restart_at = Instant::now() + self.restart_wait;
-    }
-
     fn on_tick(&mut self) {
         self.look_at_lease();
         self.keep_pace();
@@ -508,6 +457,9 @@ impl Actor {
             engine.send(EngineCommand::Report);
             // What was killed in its group and was not this engine.
             self.tally = self.tally.again();
+            if let Some(served) = &mut self.served {
+                served.look();
+            }
             self.watch();
         }
         for (sequence, model) in self.sequences.parked_longer_than(limits::QUEUE.wait) {

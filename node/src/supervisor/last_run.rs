@@ -4,7 +4,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use pomona_common::ModelName;
 use pomona_probe::{KillCause, KillTally};
@@ -116,27 +116,32 @@ fn remove(path: &Path) {
 /// Looks for what killed an engine of an earlier process, for as long as reports of that may come.
 pub(super) async fn find_kill(left: Running, folder: PathBuf, requests: mpsc::WeakSender<Request>) {
     let began = UNIX_EPOCH + Duration::from_millis(left.began_ms);
-    for _ in 0..LOOKS {
-        let tally = left.tally.clone();
-        match tokio::task::spawn_blocking(move || tally.report_since(began)).await {
-            Ok(Ok(Some(cause))) => {
-                if let Some(requests) = requests.upgrade() {
-                    let model = left.suspect;
-                    let _ = requests.send(Request::KilledBefore { model, cause }).await;
-                }
-                break;
-            }
-            Ok(Ok(None)) => tokio::time::sleep(APART).await,
-            Ok(Err(error)) => {
-                if error.kind() != io::ErrorKind::NotFound {
-                    tracing::warn!(%error, "reports of kills cannot be read: one that took this node along is not counted");
-                }
-                break;
-            }
-            Err(_) => break,
-        }
+    if let Some(cause) = reported(&left.tally, began).await
+        && let Some(requests) = requests.upgrade()
+    {
+        let model = left.suspect;
+        let _ = requests.send(Request::KilledBefore { model, cause }).await;
     }
     remove(&before(&folder));
+}
+
+/// What a report says that the system killed a process for, which may come some minutes after.
+pub(super) async fn reported(tally: &KillTally, began: SystemTime) -> Option<KillCause> {
+    for _ in 0..LOOKS {
+        let tally = tally.clone();
+        let found = tokio::task::spawn_blocking(move || tally.report_since(began)).await;
+        match found.ok()? {
+            Ok(None) => tokio::time::sleep(APART).await,
+            Ok(cause) => return cause,
+            Err(error) => {
+                if error.kind() != io::ErrorKind::NotFound {
+                    tracing::warn!(%error, "reports of kills cannot be read: what they tell of is not counted");
+                }
+                return None;
+            }
+        }
+    }
+    None
 }
 
 #[cfg(test)]

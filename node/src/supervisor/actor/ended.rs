@@ -1,0 +1,99 @@
+//! What is done when the engine has ended, or the server that answers in its place.
+
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use pomona_common::Failure;
+use tokio::time::Instant;
+
+use super::Actor;
+use crate::supervisor::served::Served;
+
+/// First wait before a restart; doubled while the engine dies young.
+pub(super) const RESTART_FIRST: Duration = Duration::from_millis(100);
+/// Longest wait before a restart.
+const RESTART_LAST: Duration = Duration::from_secs(30);
+/// An engine that lived this long died of something new.
+const GROWN_UP: Duration = Duration::from_secs(10);
+/// Signals that end an engine that is short of memory: SIGKILL of the system, and SIGABRT when Metal or the
+/// allocator give up.
+const OF_MEMORY: [i32; 2] = [9, 6];
+impl Actor {
+    pub(super) async fn on_engine_end(&mut self) {
+        let Some(engine) = self.engine.take() else {
+            return;
+        };
+        let (status, enforced) = engine.end().await;
+        let signal = status.and_then(|status: ExitStatus| status.signal());
+        if std::mem::take(&mut self.closing) {
+            // What it said of models, while it was on its way out, is not true of the next one.
+            self.view.failed.clear();
+        }
+        let killed = self.wedged || signal.is_some();
+        self.view.kills += u64::from(killed);
+        // Not one that this node has ended, or an operator with a polite signal.
+        let of_memory = signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced;
+        let mut cause = None;
+        if of_memory {
+            if let Some(suspect) = self.view.suspect(true).cloned() {
+                self.view.blame(suspect);
+            }
+            cause = self.tally.cause().map(|cause| cause.to_string());
+        }
+        self.last_run.forget();
+        tracing::warn!(
+            ?status,
+            killed,
+            cause,
+            sequences = self.sequences.len(),
+            "engine ended"
+        );
+        self.view.pid = None;
+        self.view.serves = None;
+        self.served = None;
+        self.view.report = None;
+        self.view.speeds.steps_percent = None;
+        self.view.loaded.clear();
+        self.view.loading.clear();
+        self.wait_before_restart();
+        for sequence in self.sequences.park_all() {
+            self.sequences.fail(sequence, Failure::EngineLost);
+        }
+        self.publish();
+    }
+
+    pub(super) fn wait_before_restart(&mut self) {
+        // One that is found wedged has lived for as long as that takes.
+        let was_wedged = std::mem::take(&mut self.wedged);
+        self.restart_wait = if self.born.elapsed() > GROWN_UP && !was_wedged {
+            RESTART_FIRST
+        } else {
+            (self.restart_wait * 2).min(RESTART_LAST)
+        };
+        self.restart_at = Instant::now() + self.restart_wait;
+    }
+
+    /// Another process answers in the engine's place, or none: what became of the one before?
+    pub(super) fn on_serves(&mut self, pid: Option<u32>) {
+        self.view.serves = pid;
+        let before = std::mem::replace(&mut self.served, pid.map(Served::by));
+        if let Some(before) = before.filter(Served::is_gone)
+            && let Some(model) = self.view.suspect(true).cloned()
+        {
+            match before.cause() {
+                Some(cause) => {
+                    tracing::warn!(%model, %cause, "the server of a model was killed");
+                    self.view.kills += 1;
+                    self.view.blame(model);
+                }
+                None => {
+                    while self.reports.try_join_next().is_some() {}
+                    self.reports
+                        .spawn(before.find_report(model, self.requests.clone()));
+                }
+            }
+        }
+        self.publish();
+    }
+}
