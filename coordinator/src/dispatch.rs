@@ -321,7 +321,9 @@ impl Places for Dispatcher {
             ..generation.clone()
         };
         let tries = 1 + limits::RETRIES as usize;
-        for route in route(&fresh).into_iter().chain(route(&others)).take(tries) {
+        let class = generation.class;
+        let order = route(&fresh, class).into_iter().chain(route(&others, class));
+        for route in order.take(tries) {
             let Some(connected) = self.sessions.get(route.node) else {
                 continue;
             };

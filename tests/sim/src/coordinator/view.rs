@@ -86,7 +86,8 @@ impl Places<NodeId> for View<'_> {
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
-        let order = route(&fresh).into_iter().chain(route(&others));
+        let class = generation.class;
+        let order = route(&fresh, class).into_iter().chain(route(&others, class));
         order.map(|route| route.node).collect()
     }
 
@@ -97,7 +98,7 @@ impl Places<NodeId> for View<'_> {
     fn better(&self, generation: &Generation, than: NodeId) -> Option<NodeId> {
         let mut others = self.candidates(generation);
         others.retain(|one| one.node != than && !one.spared && !one.draining && !one.full);
-        route(&others).first().map(|route| route.node)
+        route(&others, generation.class).first().map(|route| route.node)
     }
 
     fn chosen(&self, place: NodeId) {
