@@ -241,7 +241,7 @@ impl Dispatcher {
                     spared: rung.spares(generation.class),
                     rank,
                     full: of_class >= slots,
-                    warm: if rung > Rung::Normal { 0 } else { known },
+                    warm: Candidate::warmth(known, rung, of_class >= slots, slots),
                 })
             })
             .collect()

@@ -18,10 +18,11 @@ pub fn enough() -> (Enough, Unwanted) {
 }
 
 impl Enough {
-    /// Whether whoever makes the answer hears it: it ends the answer then, and its last event says what it took.
-    /// Otherwise only dropping the answer ends it.
-    pub fn say(self) -> bool {
-        self.0.send(()).is_ok()
+    /// Whoever makes the answer ends it, and says in its last event what it took; unless it has ended already, or is an
+    /// older peer that only dropping the answer stops.
+    pub fn say(self) {
+        // Nobody hears it when the last event is there.
+        let _ = self.0.send(());
     }
 }
 

@@ -114,11 +114,9 @@ async fn last_word(running: &Running, stream: GenerationStream, tokens: u32) -> 
         }
         None
     };
-    let heard = match enough.say() {
-        true => tokio::time::timeout(LAST_WORD, finished).await.ok().flatten(),
-        false => None,
-    };
-    running.cut(heard, tokens)
+    enough.say();
+    let heard = tokio::time::timeout(LAST_WORD, finished).await;
+    running.cut(heard.ok().flatten(), tokens)
 }
 
 fn whole(running: &Running, choices: &[Choice]) -> Value {

@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use futures_util::stream::{self, SelectAll};
+use futures_util::stream::{self, AbortHandle, Abortable, SelectAll};
 use pomona_common::generation::{Chunk, GenerationEvent};
 use pomona_common::{Accounting, Failure, FinishReason, limits};
 use pomona_text::AnswerText;
@@ -29,6 +29,8 @@ struct Sse {
     answers: Vec<Option<AnswerText>>,
     /// Ends each of them, but for its last event.
     enough: Vec<Option<Enough>>,
+    /// Aborting one drops its events, which cancels its sequence wherever that is.
+    cancel: Vec<AbortHandle>,
     /// Those that a stop string ended and whose account is awaited, and until when.
     cut: BTreeMap<usize, Instant>,
     tokens: Vec<u32>,
@@ -45,10 +47,13 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
     let mut events = SelectAll::new();
     let mut answers = Vec::new();
     let mut enough = Vec::new();
+    let mut cancel = Vec::new();
     for (index, generation) in std::mem::take(&mut running.streams).into_iter().enumerate() {
         answers.push(running.answer());
         enough.push(Some(generation.enough));
-        events.push(numbered(index, generation.events));
+        let (handle, registration) = AbortHandle::new_pair();
+        cancel.push(handle);
+        events.push(Abortable::new(numbered(index, generation.events), registration).boxed());
     }
     let deadline = Instant::now() + limits::wall_clock(running.class);
     let sse = Sse {
@@ -56,6 +61,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
         tokens: vec![0; answers.len()],
         answers,
         enough,
+        cancel,
         cut: BTreeMap::new(),
         events,
         running,
@@ -116,16 +122,11 @@ impl Sse {
             let quiet = tokio::time::sleep(limits::SSE_KEEP_ALIVE);
             let last_word = self.cut.values().min().copied().unwrap_or(self.deadline);
             tokio::select! {
-                () = quiet => return Some(": keep-alive\n\n".to_owned()),
+                // What has come counts before what is late.
+                biased;
                 () = tokio::time::sleep_until(self.deadline) => {
                     let limit_s = limits::wall_clock(self.running.class).as_secs();
                     return Some(self.fail(&Failure::TimedOut { limit_s }));
-                }
-                () = tokio::time::sleep_until(last_word), if !self.cut.is_empty() => {
-                    let index = self.cut.iter().find(|(_, until)| **until <= last_word).map(|(index, _)| *index);
-                    if let Some(index) = index {
-                        return Some(self.last_word(index, None));
-                    }
                 }
                 event = self.events.next() => {
                     let Some((index, event)) = event else {
@@ -136,6 +137,13 @@ impl Sse {
                         return Some(text);
                     }
                 }
+                () = tokio::time::sleep_until(last_word), if !self.cut.is_empty() => {
+                    let index = self.cut.iter().find(|(_, until)| **until <= last_word).map(|(index, _)| *index);
+                    if let Some(index) = index {
+                        return Some(self.last_word(index, None));
+                    }
+                }
+                () = quiet => return Some(": keep-alive\n\n".to_owned()),
             }
         }
     }
@@ -205,21 +213,20 @@ impl Sse {
 
     /// A stop string ends an answer, of which this is the rest; its account is still to come, if anybody hears.
     fn cut(&mut self, index: usize, rest: String) -> String {
-        let heard = self.enough[index].take().is_some_and(Enough::say);
+        if let Some(enough) = self.enough[index].take() {
+            enough.say();
+        }
         self.cut.insert(index, Instant::now() + LAST_WORD);
-        let mut out = String::new();
-        if !rest.is_empty() {
-            self.first_byte();
-            out.push_str(&self.text(index, rest, Value::Null));
+        if rest.is_empty() {
+            return String::new();
         }
-        if !heard {
-            out.push_str(&self.last_word(index, None));
-        }
-        out
+        self.first_byte();
+        self.text(index, rest, Value::Null)
     }
 
     fn last_word(&mut self, index: usize, heard: Option<Accounting>) -> String {
         self.cut.remove(&index);
+        self.cancel[index].abort();
         let accounting = self.running.cut(heard, self.tokens[index]);
         self.account(index, accounting);
         self.end(index, String::new(), FinishReason::Stop)

@@ -68,7 +68,9 @@ impl Promise {
     pub(crate) fn enough(&mut self) {
         match &mut self.events {
             Events::Here { enough, .. } => {
-                enough.take().map(Enough::say);
+                if let Some(enough) = enough.take() {
+                    enough.say();
+                }
             }
             Events::There { send, .. } => {
                 if let Some(send) = send.take() {

@@ -1,6 +1,6 @@
 //! The other end of [`ask`](crate::ask).
 
-use pomona_api::{Enough, GenerationStream};
+use pomona_api::GenerationStream;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Failure, Maker};
 use pomona_link::{FrameReceiver, FrameSender, LinkError};
@@ -56,7 +56,9 @@ pub async fn serve(
             () = send.given_up() => return Ok(()),
             more = receive.next::<GenerationEvent>(), if enough.is_some() => match more {
                 Ok(None) => {
-                    enough.take().map(Enough::say);
+                    if let Some(enough) = enough.take() {
+                        enough.say();
+                    }
                     continue;
                 }
                 Ok(Some(_)) | Err(_) => return Ok(()),

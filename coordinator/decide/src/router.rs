@@ -2,7 +2,7 @@
 
 use std::cmp::Reverse;
 
-use pomona_common::{Class, NodeId};
+use pomona_common::{Class, NodeId, Rung};
 
 use crate::heard::Heard;
 
@@ -39,6 +39,14 @@ const WARM_SLACK: u32 = 2;
 const WORTH_WAITING: u32 = 1024;
 
 impl Candidate {
+    /// What of the tokens that a node has counts: nothing where it is relieved, nor where it is full and rests, so that
+    /// no slot comes free soon.
+    #[must_use]
+    pub fn warmth(tokens: u32, rung: Rung, full: bool, slots: u32) -> u32 {
+        let rests = full && slots < 2;
+        if rung > Rung::Normal || rests { 0 } else { tokens }
+    }
+
     fn load(&self) -> u32 {
         self.in_flight.max(self.queued)
     }
@@ -61,9 +69,9 @@ pub struct Route {
 
 /// Orders the candidates for an answer of this class, the best first: drained nodes last, before them spared ones, fresh
 /// before stale, free before full, kinds of machine in the order of the class's list; then who has most of the prompt's
-/// beginning, unless it is much busier than others, then the least loaded; ties by id so that the order is one. Where
-/// nobody waits for the answer, a node is not full that has much more of the prompt than those with free slots: by the
-/// time that they have prefilled it, one of its slots is free. The node has the last word: a refusal goes to the next.
+/// beginning, unless it is much busier than others, then the least loaded; ties by id so that the order is one. For batch,
+/// for which nobody waits, a node is not full that has much more of the prompt than those with free slots: one of its
+/// slots is free soon, and they are for others. The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let best = candidates.iter().min_by_key(|c| (c.misfit(c.full), c.load()));
     let least = best.map_or(0, Candidate::load);
@@ -71,11 +79,11 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
         let may_wait = c.load() <= least.saturating_add(WARM_SLACK);
         if may_wait { c.warm } else { 0 }
     };
-    let free = candidates.iter().filter(|c| !c.full && !c.draining && !c.spared);
-    let of_free = free.map(|c| c.warm).max().unwrap_or(0);
+    let is_free = |c: &&Candidate| !c.full && !c.draining && !c.spared && !c.heard.is_late();
+    let of_free = candidates.iter().filter(is_free).map(warm).max();
     let is_full = |c: &Candidate| {
-        let is_awaited = class == Class::Interactive;
-        c.full && (is_awaited || warm(c) < of_free.saturating_add(WORTH_WAITING))
+        let is_worth_it = of_free.is_some_and(|of_free| warm(c) >= of_free.saturating_add(WORTH_WAITING));
+        c.full && !(class == Class::Batch && is_worth_it)
     };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     order.sort_by_key(|c| (c.misfit(is_full(c)), Reverse(warm(c)), c.load(), c.node));
@@ -137,17 +145,30 @@ mod tests {
                 &[at(1, warm[0], false, 3), at(2, warm[1], true, in_flight)],
             )
         };
-        for class in [Class::Background, Class::Batch] {
-            assert_eq!(of(class, [0, 1024], 4), [2, 1]);
-            assert_eq!(of(class, [0, 1023], 4), [1, 2], "little");
-            assert_eq!(
-                of(class, [512, 1500], 4),
-                [1, 2],
-                "little more than a free one has"
-            );
-            assert_eq!(of(class, [512, 9000], 6), [1, 2], "too many wait there");
+        let batch = Class::Batch;
+        assert_eq!(of(batch, [0, 1024], 4), [2, 1]);
+        assert_eq!(of(batch, [0, 1023], 4), [1, 2], "little");
+        let little_more = of(batch, [512, 1500], 4);
+        assert_eq!(little_more, [1, 2], "little more than a free one has");
+        assert_eq!(of(batch, [512, 9000], 6), [1, 2], "too many wait there");
+        for class in [Class::Interactive, Class::Background] {
+            assert_eq!(of(class, [0, 9000], 4), [1, 2]);
         }
-        assert_eq!(of(Class::Interactive, [0, 9000], 4), [1, 2]);
+        // Where all are full the list of machines says who is asked.
+        let laptop = Candidate {
+            rank: 1,
+            ..at(1, 9000, true, 4)
+        };
+        assert_eq!(order_of(batch, &[laptop, at(2, 0, true, 4)]), [2, 1]);
+        // Nor does one that rests have a slot soon.
+        let warmth = |rung, full, slots| Candidate::warmth(7, rung, full, slots);
+        let of_one = [
+            warmth(Rung::Normal, true, 1),
+            warmth(Rung::Hold, false, 4),
+            warmth(Rung::Normal, true, 4),
+            warmth(Rung::Normal, false, 1),
+        ];
+        assert_eq!(of_one, [0, 0, 7, 7]);
     }
 
     #[test]

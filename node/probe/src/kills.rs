@@ -17,6 +17,8 @@ use crate::system;
 
 /// Where macOS leaves its reports.
 const REPORTS: &str = "/Library/Logs/DiagnosticReports";
+/// What the product's engine is called.
+const ENGINE: &str = "pomona-engine";
 /// Groups have this limit when they have none (version 1 says about 2^63).
 const NO_LIMIT: u64 = 1 << 60;
 
@@ -24,6 +26,9 @@ const NO_LIMIT: u64 = 1 << 60;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KillTally {
     pid: u32,
+    /// What the program is called; nothing for an engine.
+    #[serde(default)]
+    name: String,
     /// The name of this start of the system, as panics give it.
     boot: String,
     group: Option<Group>,
@@ -74,9 +79,18 @@ impl KillTally {
         Self::below(Path::new("/"), pid)
     }
 
+    /// As it stands for a process of another program.
+    pub fn of_program(pid: u32) -> Self {
+        Self {
+            name: system::name(pid),
+            ..Self::of(pid)
+        }
+    }
+
     fn below(root: &Path, pid: u32) -> Self {
         Self {
             pid,
+            name: String::new(),
             boot: system::boot_session(),
             group: group(root, pid),
             system: system_kills(root),
@@ -89,6 +103,15 @@ impl KillTally {
             let (before, now) = (self.system?, system_kills(Path::new("/"))?);
             (now > before).then_some(KillCause::System)
         })
+    }
+
+    /// Why a process is gone of which nobody was told how it ended: by a kill in its group, where it has one, since one
+    /// anywhere in the system need not have been its own.
+    pub fn cause_unseen(&self) -> Option<KillCause> {
+        match self.group {
+            Some(_) => self.of_group(),
+            None => self.cause(),
+        }
     }
 
     /// Whether processes of its group were killed. That a kill anywhere in the system was this one's is not
@@ -120,7 +143,11 @@ impl KillTally {
     /// # Errors
     /// There are none on this system, or they may not be read.
     pub fn report_since(&self, began: SystemTime) -> io::Result<Option<KillCause>> {
-        let found = reports::find(Path::new(REPORTS), self.pid, &self.boot, began)?;
+        let name = match self.name.as_str() {
+            "" => ENGINE,
+            name => name,
+        };
+        let found = reports::find(Path::new(REPORTS), (self.pid, name), &self.boot, began)?;
         Ok(found.map(KillCause::Report))
     }
 }

@@ -68,7 +68,7 @@ impl Probe {
     }
 
     /// One reading of everything, with the memory of what works as the engine. Takes well under a millisecond of
-    /// processor time, and every ten seconds some milliseconds where that has children.
+    /// processor time, and every ten seconds some milliseconds where its children count.
     pub fn sample(&mut self, engine: Option<Watched>) -> MachineReport {
         let mut report = MachineReport {
             chip: self.chip.clone(),

@@ -227,6 +227,12 @@ pub(crate) fn lives(pid: u32) -> bool {
     )
 }
 
+/// What a process is called, in 15 letters.
+pub(crate) fn name(pid: u32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/comm"))
+        .map_or_else(|_| String::new(), |name| name.trim().to_owned())
+}
+
 /// A battery that powers the machine, not a mouse.
 pub(crate) fn has_battery() -> bool {
     let supplies = fs::read_dir("/sys/class/power_supply").into_iter().flatten();

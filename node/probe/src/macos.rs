@@ -218,11 +218,35 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether a process is there, whoever's it is.
+/// Whether a process is there, whoever's it is; one that has ended and was not waited for is not.
 pub(crate) fn lives(pid: u32) -> bool {
+    if let Some(info) = information(pid) {
+        return info.pbi_status != libc::SZOMB;
+    }
     // SAFETY: signal 0 is sent to nobody; the call only says whether it could be.
     let status = unsafe { libc::kill(pid as libc::pid_t, 0) };
-    status == 0 || std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    status != 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+}
+
+/// What a process is called, as reports of jetsam have it.
+pub(crate) fn name(pid: u32) -> String {
+    let name = information(pid).map(|info| info.pbi_name.map(|letter| letter as u8));
+    let name = name.unwrap_or_default();
+    let letters = name.split(|letter| *letter == 0).next().unwrap_or_default();
+    String::from_utf8_lossy(letters).into_owned()
+}
+
+/// What the kernel tells of a process of this user.
+fn information(pid: u32) -> Option<libc::proc_bsdinfo> {
+    let size = size_of::<libc::proc_bsdinfo>() as libc::c_int;
+    let mut info = std::mem::MaybeUninit::<libc::proc_bsdinfo>::zeroed();
+    // SAFETY: the buffer is a proc_bsdinfo of the size that is given; the call fills it or fails.
+    let filled = unsafe {
+        let buffer = info.as_mut_ptr().cast();
+        libc::proc_pidinfo(pid as libc::c_int, libc::PROC_PIDTBSDINFO, 0, buffer, size)
+    };
+    // SAFETY: zeroed before and filled by a successful call; every bit pattern is valid.
+    (filled == size).then(|| unsafe { info.assume_init() })
 }
 
 /// What jetsam counts: `ri_phys_footprint` of `proc_pid_rusage`.

@@ -44,6 +44,8 @@ impl Processes {
             self.found = Some((watched, Instant::now()));
             self.pids = match watched {
                 Watched::Alone(pid) => vec![Pid::from_u32(pid)],
+                // Where the system itself listens for a server, what it has started is everything.
+                Watched::WithChildren(1) => vec![Pid::from_u32(1)],
                 Watched::WithChildren(pid) => family(system, Pid::from_u32(pid)),
             };
         }

@@ -210,12 +210,27 @@ impl KvPool {
             rows + 1
         };
         self.slabs.entry(key.clone()).or_default().rows = new_rows;
+        self.resize(key, new_rows);
+        Ok(())
+    }
+
+    /// A resize writes the whole slab anew: one that is to be followed by another is left out.
+    fn resize(&mut self, key: &(ModelName, u32), rows: u32) {
+        let is_its = |op: &KvOp| match op {
+            KvOp::Resize { model, capacity, .. } | KvOp::Move { model, capacity, .. } => {
+                (model, *capacity) == (&key.0, key.1)
+            }
+        };
+        if let Some(last) = self.ops.iter().rposition(is_its)
+            && matches!(self.ops[last], KvOp::Resize { .. })
+        {
+            self.ops.remove(last);
+        }
         self.ops.push(KvOp::Resize {
             model: key.0.clone(),
             capacity: key.1,
-            rows: new_rows,
+            rows,
         });
-        Ok(())
     }
 
     /// Gives back the rows that nobody uses.
@@ -223,17 +238,38 @@ impl KvPool {
         self.trim(None);
     }
 
+    /// Gives back those that nobody uses of slabs of which hardly any are: where as many come and go, nothing is written
+    /// anew.
+    pub fn shrink_idle(&mut self) {
+        let idle: Vec<(ModelName, u32)> = self
+            .slabs
+            .iter()
+            .filter(|(_, slab)| slab.rows >= 2 * slab.used.len() as u32)
+            .map(|(key, _)| key.clone())
+            .collect();
+        self.fit(idle);
+    }
+
     fn trim(&mut self, keep: Option<&(ModelName, u32)>) {
-        for (key, slab) in &mut self.slabs {
-            let used = slab.used.len() as u32;
-            if Some(key) != keep && slab.rows > used {
-                slab.rows = used;
-                self.ops.push(KvOp::Resize {
-                    model: key.0.clone(),
-                    capacity: key.1,
-                    rows: used,
-                });
-            }
+        let is_idle = |(key, slab): &(&(ModelName, u32), &Slab)| {
+            Some(*key) != keep && slab.rows > slab.used.len() as u32
+        };
+        let idle: Vec<(ModelName, u32)> = self
+            .slabs
+            .iter()
+            .filter(is_idle)
+            .map(|(key, _)| key.clone())
+            .collect();
+        self.fit(idle);
+    }
+
+    /// Gives back all rows of these slabs that nobody uses.
+    fn fit(&mut self, slabs: Vec<(ModelName, u32)>) {
+        for key in slabs {
+            let slab = self.slabs.entry(key.clone()).or_default();
+            slab.rows = slab.used.len() as u32;
+            let rows = slab.rows;
+            self.resize(&key, rows);
         }
         self.slabs.retain(|_, slab| slab.rows > 0);
     }
@@ -304,6 +340,26 @@ mod tests {
             256 * 6,
             "what others keep is theirs only until a row needs it"
         );
+        Ok(())
+    }
+
+    #[test]
+    fn a_slab_is_written_anew_once_whatever_comes_at_once() -> Result<(), Box<dyn std::error::Error>> {
+        let mut pool = KvPool::new(256 * 64);
+        pool.add_model(model()?, 1);
+        pool.set_kept(256 * 64);
+        for id in 0..16 {
+            pool.take(id, &model()?, 256)?;
+        }
+        assert_eq!(pool.drain_ops().len(), 1);
+        (0..4).for_each(|id| pool.release(id));
+        pool.drain_ops();
+        pool.shrink_idle();
+        assert_eq!(pool.drain_ops(), [], "twelve of sixteen are in use");
+        (4..10).for_each(|id| pool.release(id));
+        pool.drain_ops();
+        pool.shrink_idle();
+        assert_eq!((pool.drain_ops().len(), pool.allocated()), (1, 256 * 6));
         Ok(())
     }
 

@@ -115,8 +115,8 @@ impl<K> Prefixes<K> {
         if len < MIN_TOKENS {
             return None;
         }
-        // Of a longer one, what others have as well was found: a system prompt.
-        if 2 * len >= entry.tokens.len() {
+        // Else what others have as well was found: a system prompt, a file that is being edited.
+        if is_nearly_all(len, &entry.tokens) {
             entry.used = now;
             entry.proved = true;
         }
@@ -144,12 +144,13 @@ impl<K> Prefixes<K> {
         (shared >= found as usize + MIN_TOKENS && fits).then_some(shared as u32)
     }
 
-    /// Bytes of KV that so many tokens take.
+    /// Bytes that keeping these tokens would take, if they are not kept already and long enough.
     #[must_use]
-    pub fn bytes_of(&self, model: &ModelName, tokens: usize) -> u64 {
-        self.models
-            .get(model)
-            .map_or(0, |of| of.token_bytes * tokens as u64)
+    pub fn needs(&self, kin: Kin<'_>, tokens: &[u32]) -> Option<u64> {
+        let of_model = self.models.get(kin.model)?;
+        let serves = |entry: &Entry<K>| entry.salt == kin.salt && entry.tokens.starts_with(tokens);
+        let is_worth = tokens.len() >= MIN_TOKENS && !of_model.entries.iter().any(serves);
+        is_worth.then(|| tokens.len() as u64 * of_model.token_bytes)
     }
 
     /// Keeps these tokens, whose KV `save` copies, within `budget` bytes for all; what is of least worth gives way.
@@ -168,8 +169,10 @@ impl<K> Prefixes<K> {
         if tokens.len() < MIN_TOKENS || needs > budget {
             return;
         }
-        // A longer one serves every prompt that a shorter one did.
-        let is_within = |entry: &Entry<K>| entry.salt == kin.salt && tokens.starts_with(&entry.tokens);
+        // What goes on from another takes its place, also where its end was read in another way, or was edited.
+        let is_within = |entry: &Entry<K>| {
+            entry.salt == kin.salt && is_nearly_all(common(&entry.tokens, tokens), &entry.tokens)
+        };
         let serves = |entry: &Entry<K>| entry.salt == kin.salt && entry.tokens.starts_with(tokens);
         if let Some(entry) = of_model.entries.iter_mut().find(|entry| serves(entry)) {
             entry.used = now;
@@ -230,6 +233,11 @@ pub fn goes_on(class: Class, cached: u32) -> bool {
     class != Class::Batch || cached > 0
 }
 
+/// Whether so many of the first tokens are all but a sixteenth of them.
+fn is_nearly_all(len: usize, tokens: &[u32]) -> bool {
+    16 * len >= 15 * tokens.len()
+}
+
 fn common(a: &[u32], b: &[u32]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
@@ -248,8 +256,18 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    /// Prompts that differ by what they begin with.
     fn prompt(first: u32, len: u32) -> Vec<u32> {
         (0..len).map(|i| if i < 20 { first } else { i }).collect()
+    }
+
+    /// The beginning of one of these with another end.
+    fn branch(first: u32, len: u32) -> Vec<u32> {
+        let (prompt, turns) = (prompt(first, len), len / 2 + first);
+        let tokens = prompt.into_iter().zip(0..);
+        tokens
+            .map(|(token, i)| if i < turns { token } else { 1000 + len })
+            .collect()
     }
 
     #[test]
@@ -291,6 +309,38 @@ mod tests {
     }
 
     #[test]
+    fn completions_of_a_file_prove_nothing_and_the_next_turn_replaces_the_last() {
+        let name = model("m");
+        let kin = Kin {
+            model: &name,
+            salt: 1,
+        };
+        let mut prefixes = Prefixes::default();
+        prefixes.add_model(name.clone(), 1);
+        // The cursor is in the middle of a file, what is behind it comes after it.
+        let completion = |i: u32| [prompt(1, 100), vec![500 + i], vec![2; 60]].concat();
+        for i in 0..9 {
+            let found = prefixes
+                .find(kin, &completion(i), at(i.into()))
+                .map(|(len, _)| len);
+            assert_eq!(found, (i > 0).then_some(100));
+            prefixes.keep(kin, &completion(i), 10_000, at(i.into()), || Some(()));
+        }
+        let proved = |prefixes: &Prefixes<()>| {
+            let entries = &prefixes.models[&name].entries;
+            (entries.len(), entries.iter().filter(|entry| entry.proved).count())
+        };
+        assert_eq!(proved(&prefixes), (9, 0));
+        // The last two tokens of an answer are other ones when they are read again.
+        let turn = [prompt(5, 100), vec![7; 2]].concat();
+        prefixes.keep(kin, &turn, 10_000, at(20), || Some(()));
+        let next = [prompt(5, 100), vec![8; 40]].concat();
+        assert_eq!(prefixes.find(kin, &next, at(21)).map(|(len, _)| len), Some(100));
+        prefixes.keep(kin, &next, 10_000, at(22), || Some(()));
+        assert_eq!(proved(&prefixes), (10, 1));
+    }
+
+    #[test]
     fn a_prompt_like_a_recent_one_is_worth_keeping_under_the_same_salt() {
         let name = model("m");
         let (one, other) = (
@@ -327,7 +377,7 @@ mod tests {
         /// the longest there ever was, and bytes stay within the budget.
         #[test]
         fn what_is_found_was_kept_and_all_fits(
-            asked in proptest::collection::vec((0..3u32, 0..2u64, 1..90u32, 0..2usize, 0..400u64), 1..60),
+            asked in proptest::collection::vec((0..6u32, 0..2u64, 1..90u32, 0..2usize, 0..400u64), 1..60),
         ) {
             let names = [model("a"), model("b")];
             let mut prefixes = Prefixes::default();
@@ -335,7 +385,7 @@ mod tests {
             prefixes.add_model(names[1].clone(), 3);
             let mut kept: Vec<(usize, u64, Vec<u32>)> = Vec::new();
             for (step, (first, salt, len, of, budget)) in (0..).zip(asked) {
-                let tokens = prompt(first, len);
+                let tokens = if first < 3 { prompt(first, len) } else { branch(first - 3, len) };
                 let kin = Kin { model: &names[of], salt };
                 if let Some((found, kv)) = prefixes.find(kin, &tokens, at(step)) {
                     let kv: &Vec<u32> = kv;
@@ -344,6 +394,10 @@ mod tests {
                     prop_assert!(kept.iter().any(|one| one.0 == of && one.1 == salt && one.2 == *kv));
                 }
                 prefixes.keep(kin, &tokens, budget, at(step), || Some(tokens.clone()));
+                let longer = [&tokens[..], &[u32::MAX]].concat();
+                let found = prefixes.find(kin, &longer, at(step)).map_or(0, |(found, _)| found);
+                let fits = u64::from(len) * [1, 3][of] <= budget && tokens.len() >= MIN_TOKENS;
+                prop_assert!(!fits || found == len, "{} of {}", found, len);
                 kept.push((of, salt, tokens));
                 prefixes.trim(budget);
                 prop_assert!(prefixes.bytes() <= budget);

@@ -347,10 +347,15 @@ impl Scheduler {
         self.pool.place(id)
     }
 
-    /// Bytes of kept prefixes that fit beside the rows: the share that is theirs, and what no row has of the rest.
+    /// Bytes of kept prefixes that fit beside the rows: the share that is theirs, and what no row has of the rest. The
+    /// share alone while batch has no slots, since memory may be why.
     pub fn prefix_budget(&self) -> u64 {
-        crate::prefixes::prefix_share(self.pool.budget())
-            + self.pool.budget().saturating_sub(self.kv_allocated())
+        let rows = self.pool.budget();
+        let idle = match self.knobs.batch.max_slots {
+            0 => 0,
+            _ => rows.saturating_sub(self.kv_allocated()),
+        };
+        crate::prefixes::prefix_share(rows) + idle
     }
 
     /// Kept prefixes take so many bytes now.
@@ -359,9 +364,9 @@ impl Scheduler {
         self.pool.set_kept(bytes.saturating_sub(theirs));
     }
 
-    /// Gives back the rows that nobody uses, for prefixes to take their room.
+    /// Gives back rows of slabs that hardly anybody uses, for prefixes to take their room.
     pub fn give_back_idle_rows(&mut self) {
-        self.pool.shrink();
+        self.pool.shrink_idle();
     }
 
     /// Bytes of KV slabs.

@@ -441,6 +441,9 @@ impl Actor {
             // The client is gone, or so slow that every buffer is full.
             tracing::debug!(sequence, "stream given up");
             self.cancel(sequence);
+            if let Some(active) = self.sequences.get_mut(sequence) {
+                active.tells_nobody();
+            }
         }
     }
 

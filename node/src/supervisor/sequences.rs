@@ -36,6 +36,11 @@ impl Active {
         }
     }
 
+    /// Something of it did not reach its client: its end is not to look like a good one.
+    pub(super) fn tells_nobody(&mut self) {
+        (self.events, _) = mpsc::channel(1);
+    }
+
     /// The engine has it.
     pub(super) fn is_submitted(&mut self) {
         self.parked = None;

@@ -16,22 +16,30 @@ use super::last_run::reported;
 #[derive(Debug)]
 pub(super) struct Served {
     pid: u32,
+    /// What was counted when it was surely there: of the look before the latest.
     tally: KillTally,
+    latest: KillTally,
     began: SystemTime,
 }
 
 impl Served {
-    pub(super) fn by(pid: u32) -> Self {
-        Self {
+    /// None when it is gone already.
+    pub(super) fn by(pid: u32) -> Option<Self> {
+        let tally = KillTally::of_program(pid);
+        pomona_probe::lives(pid).then(|| Self {
             pid,
-            tally: KillTally::of(pid),
+            latest: tally.clone(),
+            tally,
             began: SystemTime::now(),
-        }
+        })
     }
 
-    /// What is counted while it is there was not it.
+    /// What is counted while it is there was not it. A process that is being killed is counted before it is gone.
     pub(super) fn look(&mut self) {
-        self.tally = self.tally.again();
+        if !self.is_gone() {
+            let again = self.latest.again();
+            self.tally = std::mem::replace(&mut self.latest, again);
+        }
     }
 
     pub(super) fn is_gone(&self) -> bool {
@@ -40,7 +48,7 @@ impl Served {
 
     /// What the kernel has counted since it was there.
     pub(super) fn cause(&self) -> Option<KillCause> {
-        self.tally.cause()
+        self.tally.cause_unseen()
     }
 
     /// Waits for a report of it.

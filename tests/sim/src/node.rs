@@ -147,6 +147,7 @@ impl Node {
         self.guards_memory = old.guards_memory;
         self.engine.tokens = old.engine.tokens;
         (self.engine.prefilled, self.busy_s) = (old.engine.prefilled, old.busy_s);
+        self.engine.cached = old.engine.cached;
     }
 
     /// When its engine has something to say, in milliseconds of the simulation.
@@ -453,6 +454,7 @@ impl Node {
         );
         let mut old = std::mem::replace(&mut self.engine, fresh);
         (self.engine.tokens, self.engine.prefilled) = (old.tokens, old.prefilled);
+        self.engine.cached = old.cached;
         wishes.extend(self.pass_on(old.die(), now));
         self.loading.clear();
         wishes.extend(self.follow_target(now));

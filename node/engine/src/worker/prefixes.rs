@@ -26,7 +26,8 @@ impl Worker {
             if let Some((len, saved)) = kept {
                 lane.kv.restore(place.capacity, place.row, saved, len)?;
                 self.scheduler.skip_prefix(*id, len);
-                found = len;
+                // More than the prompt, where an answer goes on that was begun here.
+                found = len.min(sequence.generation.prompt.len() as u32);
             }
             if !sequence.admitted_before {
                 sequence.cached = found;
@@ -69,13 +70,18 @@ impl Worker {
             return Ok(());
         };
         let tokens = sequence.span(0, len);
-        let model = &sequence.generation.model;
-        let needs = self.prefixes.bytes_of(model, tokens.len());
-        if self.prefixes.bytes() + needs > self.scheduler.prefix_budget() {
+        let needs = self.prefixes.needs(kin(sequence), &tokens);
+        let is_tight =
+            needs.is_some_and(|needs| self.prefixes.bytes() + needs > self.scheduler.prefix_budget());
+        if is_tight {
             self.scheduler.give_back_idle_rows();
         }
         // Rows that are still to move lie elsewhere than the scheduler says.
-        self.apply_kv_ops().map_err(|error| lost_rows(&error))?;
+        let gives_back = self.apply_kv_ops().map_err(|error| lost_rows(&error))?;
+        if is_tight && gives_back {
+            // Else MLX keeps what rows had for arrays of their size.
+            let _ = mlx_rs::memory::clear_cache();
+        }
         let budget = self.scheduler.prefix_budget();
         let (Some(sequence), Some(place)) = (self.sequences.get(&id), self.scheduler.place(id)) else {
             return Ok(());

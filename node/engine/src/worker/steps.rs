@@ -45,7 +45,7 @@ impl Worker {
         let now = self.now();
         self.expire(now)?;
         let admitted = self.scheduler.admit(now);
-        if let Err(error) = self.apply_kv_ops().and_then(|()| self.use_prefixes(&admitted)) {
+        if let Err(error) = self.apply_kv_ops().and_then(|_| self.use_prefixes(&admitted)) {
             return Err(lost_rows(&error));
         }
         self.drop_ended_passes();
@@ -112,9 +112,11 @@ impl Worker {
         self.passes.retain(|class, _| scheduler.is_interrupted(*class));
     }
 
-    pub(super) fn apply_kv_ops(&mut self) -> Result<(), Exception> {
+    /// Whether there was anything to do.
+    pub(super) fn apply_kv_ops(&mut self) -> Result<bool, Exception> {
         let ops = self.scheduler.kv_ops();
-        if !ops.is_empty() {
+        let any = !ops.is_empty();
+        if any {
             // What rows take, prefixes have no longer.
             self.trim_prefixes(self.scheduler.prefix_budget());
         }
@@ -141,7 +143,7 @@ impl Worker {
                 }
             }
         }
-        Ok(())
+        Ok(any)
     }
 
     fn begin(&self, step: &Step) -> Result<Running, Exception> {

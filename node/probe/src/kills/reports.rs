@@ -17,8 +17,6 @@ use serde::Deserialize;
 const REPORTS: usize = 64;
 /// A report is shorter: a jetsam report lists all processes, in some 300 kB.
 const BYTES: u64 = 8 * 1024 * 1024;
-/// Whom it ended; a number alone may be another's by then.
-const ENGINE: &str = "pomona-engine";
 /// What is told of a panic.
 const LINE: usize = 160;
 
@@ -40,8 +38,14 @@ struct Panic {
     panic_string: String,
 }
 
-/// What the reports since then say of an engine that was there: how the system ended it, if it did.
-pub(super) fn find(folder: &Path, pid: u32, boot: &str, since: SystemTime) -> io::Result<Option<String>> {
+/// What the reports since then say of a process of this name that was there: how the system ended it, if it did. A number
+/// alone may be another's by then.
+pub(super) fn find(
+    folder: &Path,
+    (pid, name): (u32, &str),
+    boot: &str,
+    since: SystemTime,
+) -> io::Result<Option<String>> {
     let entries = fs::read_dir(folder)?.filter_map(Result::ok);
     let mut reports: Vec<_> = entries
         .filter_map(|entry| {
@@ -52,12 +56,12 @@ pub(super) fn find(folder: &Path, pid: u32, boot: &str, since: SystemTime) -> io
         .filter(|(_, name)| name.starts_with("JetsamEvent-") || is_panic(name))
         .collect();
     reports.sort();
-    for (_, name) in reports.into_iter().rev().take(REPORTS) {
-        let text = read(&folder.join(&name))?;
-        let found = if is_panic(&name) {
+    for (_, report) in reports.into_iter().rev().take(REPORTS) {
+        let text = read(&folder.join(&report))?;
+        let found = if is_panic(&report) {
             of_panic(&text, pid, boot)
         } else {
-            of_jetsam(&text, pid)
+            of_jetsam(&text, pid, name)
         };
         if found.is_some() {
             return Ok(found);
@@ -84,12 +88,12 @@ fn body(text: &str) -> &str {
     text.split_once('\n').map_or("", |(_, body)| body)
 }
 
-fn of_jetsam(text: &str, pid: u32) -> Option<String> {
+fn of_jetsam(text: &str, pid: u32, name: &str) -> Option<String> {
     let report: Jetsam = serde_json::from_str(body(text)).ok()?;
     let process = report
         .processes
         .into_iter()
-        .find(|one| one.pid == pid && one.name == ENGINE)?;
+        .find(|one| one.pid == pid && one.name == name)?;
     Some(format!("jetsam ended it: {}", process.reason?))
 }
 
@@ -125,6 +129,7 @@ fn of_panic(text: &str, pid: u32, boot: &str) -> Option<String> {
 mod tests {
     use std::time::Duration;
 
+    use super::super::ENGINE;
     use super::*;
 
     const JETSAM: &str = r#"{"bug_type":"298","timestamp":"2026-11-20 10:11:12.00 +0100","os_version":"macOS 26.1"}
@@ -145,14 +150,21 @@ mod tests {
 
     #[test]
     fn jetsam_names_whom_it_ended_and_why() {
-        let told = of_jetsam(JETSAM, 812);
+        let told = of_jetsam(JETSAM, 812, ENGINE);
         assert_eq!(
             told.as_deref(),
             Some("jetsam ended it: vm-compressor-space-shortage")
         );
-        assert_eq!(of_jetsam(JETSAM, 90), None, "it was there, and was left alone");
-        assert_eq!(of_jetsam(JETSAM, 5), None);
-        assert_eq!(of_jetsam("{}\nno report", 812), None);
+        assert_eq!(
+            of_jetsam(JETSAM, 90, "Xcode"),
+            None,
+            "it was there, and was left alone"
+        );
+        assert_eq!(of_jetsam(JETSAM, 5, ENGINE), None);
+        assert_eq!(of_jetsam(JETSAM, 812, "ollama"), None, "the number was another's");
+        let server = JETSAM.replace("pomona-engine", "ollama");
+        assert!(of_jetsam(&server, 812, "ollama").is_some());
+        assert_eq!(of_jetsam("{}\nno report", 812, ENGINE), None);
     }
 
     #[test]
@@ -180,7 +192,7 @@ mod tests {
         write("Safari-2026-11-20-101112.ips", JETSAM)?;
         let hour = Duration::from_secs(3600);
         let (before, after) = (SystemTime::now() - hour, SystemTime::now() + hour);
-        let find = |since| find(folder.path(), 812, BOOT, since);
+        let find = |since| find(folder.path(), (812, ENGINE), BOOT, since);
         assert!(find(before)?.is_some());
         assert_eq!(find(after)?, None);
         fs::remove_file(folder.path().join("JetsamEvent-2026-11-20-101112.ips"))?;
@@ -190,7 +202,7 @@ mod tests {
             &panic("x @IOGPU", "OK", 1),
         )?;
         assert!(find(before)?.is_some());
-        assert!(super::find(&folder.path().join("none"), 812, BOOT, before).is_err());
+        assert!(super::find(&folder.path().join("none"), (812, ENGINE), BOOT, before).is_err());
         Ok(())
     }
 }

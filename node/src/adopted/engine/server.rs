@@ -106,7 +106,9 @@ impl Server {
                     Ok(()) => {
                         missed = 0;
                         // It may have been started anew between two looks.
-                        if known.is_none() || nth % WHOSE == 0 {
+                        let is_old = known
+                            .is_none_or(|pid: Option<u32>| pid.is_some_and(|pid| !pomona_probe::lives(pid)));
+                        if is_old || nth % WHOSE == 0 {
                             let port = client.address().port;
                             let pid = tokio::task::spawn_blocking(move || pomona_probe::listener(port)).await;
                             known = Some(pid.ok().flatten());

@@ -19,6 +19,9 @@ const GROWN_UP: Duration = Duration::from_secs(10);
 /// Signals that end an engine that is short of memory: SIGKILL of the system, and SIGABRT when Metal or the
 /// allocator give up.
 const OF_MEMORY: [i32; 2] = [9, 6];
+/// Servers at most of which reports are waited for at once.
+const REPORTS: usize = 4;
+
 impl Actor {
     pub(super) async fn on_engine_end(&mut self) {
         let Some(engine) = self.engine.take() else {
@@ -77,7 +80,7 @@ impl Actor {
     /// Another process answers in the engine's place, or none: what became of the one before?
     pub(super) fn on_serves(&mut self, pid: Option<u32>) {
         self.view.serves = pid;
-        let before = std::mem::replace(&mut self.served, pid.map(Served::by));
+        let before = std::mem::replace(&mut self.served, pid.and_then(Served::by));
         if let Some(before) = before.filter(Served::is_gone)
             && let Some(model) = self.view.suspect(true).cloned()
         {
@@ -89,6 +92,9 @@ impl Actor {
                 }
                 None => {
                     while self.reports.try_join_next().is_some() {}
+                    if self.reports.len() == REPORTS {
+                        self.reports.abort_all();
+                    }
                     self.reports
                         .spawn(before.find_report(model, self.requests.clone()));
                 }

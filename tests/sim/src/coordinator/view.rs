@@ -40,6 +40,7 @@ impl View<'_> {
             let of_class = engine.classes.get(&generation.class);
             let of_class = of_class.map_or(0, |class| class.running + class.waiting);
             let rung = state.relief(*id).rung;
+            let slots = engine.knobs.class(generation.class).max_slots;
             Some(Candidate {
                 node: *id,
                 heard: heard_ago(awake - at),
@@ -49,11 +50,8 @@ impl View<'_> {
                     || state.gates.relocates(*id, &generation.model, self.now_s),
                 spared: rung.spares(generation.class),
                 rank: state.rank(&list, (&generation.model, &generation.pools), *id)?,
-                full: of_class >= engine.knobs.class(generation.class).max_slots,
-                warm: match rung {
-                    Rung::Normal => warm.get(id).copied().unwrap_or(0),
-                    _ => 0,
-                },
+                full: of_class >= slots,
+                warm: Candidate::warmth(warm.get(id).copied().unwrap_or(0), rung, of_class >= slots, slots),
             })
         };
         self.coordinator.sessions.iter().filter_map(of_node).collect()

@@ -85,12 +85,17 @@ impl Load {
                 }
                 number += 1;
                 let elsewhere = if round == 0 { 0 } else { random.between(0, LENGTH) };
-                let begins = talk[0].at * HOURS + elsewhere;
+                let begins = (talk[0].at * HOURS + elsewhere) % LENGTH;
                 let owner = random.between(0, people.len().max(1) as u64) as usize;
                 for (turn, request) in talk.iter().enumerate() {
+                    let at = begins + request.at - talk[0].at;
+                    if at >= LENGTH {
+                        // The day is over.
+                        break;
+                    }
                     offered += u64::from(request.answer);
                     load.due.push(Due {
-                        at: (begins + request.at - talk[0].at) % LENGTH,
+                        at,
                         owner,
                         interactive: false,
                         conversation: number,
@@ -135,7 +140,7 @@ mod tests {
             );
             let there = |due: &&Due| !due.interactive || people[due.owner].is_open(due.at);
             assert!(load.due.iter().all(|due| there(&due) && due.at < LENGTH));
-            assert!(load.due.iter().filter(|due| due.interactive).count() > 7_000);
+            assert!(load.due.iter().filter(|due| due.interactive).count() > 6_000);
             assert!(load.too_long > 0 && load.too_long < hour.aggregate.len() / 5);
         }
     }

@@ -39,7 +39,10 @@ impl Recorded {
 
     /// The same lengths at the same time, of a conversation that has nothing in common with that of another round.
     pub fn in_other_words(&self, round: u32) -> Self {
-        let other = |block: &u32| block.wrapping_add(round << 20);
+        let other = |block: &u32| match round {
+            0 => *block,
+            _ => (block ^ round.wrapping_mul(0x9e37_79b9)).wrapping_mul(0x85eb_ca6b),
+        };
         Self {
             blocks: self.blocks.iter().map(other).collect(),
             ..self.clone()

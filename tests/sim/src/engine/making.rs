@@ -10,7 +10,7 @@ use crate::tokens;
 pub(super) struct Making {
     pub(super) asked: (Asker, u64),
     pub(super) generation: Generation,
-    /// Of its prompt, see [`tokens`](crate::tokens).
+    /// Of its prompt, see [`tokens`].
     pub(super) seed: u32,
     /// Tokens of the whole answer that are made.
     pub(super) emitted: u32,

@@ -22,7 +22,7 @@ impl Engine {
             if making.cached.is_none() {
                 let prompt = &making.generation.prompt;
                 making.keep = self.prefixes.remember(kin(making), prompt, found, budget);
-                making.cached = Some(found);
+                making.cached = Some(found.min(making.generation.prompt.len() as u32));
             }
         }
     }
@@ -49,8 +49,8 @@ impl Engine {
             return;
         };
         let tokens = making.known(len);
-        let needs = self.prefixes.bytes_of(&making.generation.model, tokens.len());
-        if self.prefixes.bytes() + needs > self.scheduler.prefix_budget() {
+        let needs = self.prefixes.needs(kin(making), &tokens);
+        if needs.is_some_and(|needs| self.prefixes.bytes() + needs > self.scheduler.prefix_budget()) {
             self.scheduler.give_back_idle_rows();
         }
         let (now, budget) = (Duration::from_micros(self.now), self.scheduler.prefix_budget());

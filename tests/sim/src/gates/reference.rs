@@ -2,7 +2,7 @@
 //! decide. Between what must have tripped and what must not lies what is not judged: readings at the limit, times in
 //! which nobody heard the node, swap of which nobody knows from where it counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pomona_common::gate::{Gate, Stage};
 use pomona_common::{Class, ModelName, NodeId};
@@ -110,6 +110,8 @@ pub(super) struct History {
     nodes: [Vec<Second>; NODES],
     levels: [Levels; NODES],
     kills: BTreeMap<(NodeId, ModelName), Vec<u64>>,
+    /// Gates that have acted.
+    opened: BTreeSet<(usize, Gate)>,
     pub(super) judged: BTreeMap<(Gate, Case), usize>,
 }
 
@@ -229,8 +231,14 @@ impl History {
                 () if lasts(line.clears_s + LATE + line.lag, &over) => Case::Clear,
                 () => continue,
             };
-            *self.judged.entry((line.gate, must)).or_default() += 1;
             let is = book.stage(id, &(line.gate, None));
+            if is != Stage::Clear {
+                self.opened.insert((node, line.gate));
+            }
+            // That one is clear which never was anything else says little.
+            if must != Case::Clear || self.opened.contains(&(node, line.gate)) {
+                *self.judged.entry((line.gate, must)).or_default() += 1;
+            }
             if line.gate == Gate::Swap && must == Case::Tripped && lasts(trips, &|one| !one.writes) {
                 *self.judged.entry((line.gate, Case::AboveLevel)).or_default() += 1;
             }
@@ -270,6 +278,7 @@ impl History {
             _ => None,
         });
         let mut broken = Vec::new();
+        let mut last: BTreeMap<_, (Stage, Option<usize>)> = BTreeMap::new();
         for one in transitions {
             let at = (one.at_s - BEGAN_S) as usize;
             let Some(node) = (0..NODES).find(|node| node_id(*node) == one.node) else {
@@ -287,6 +296,14 @@ impl History {
                     line.may_be_clear(one.counts[i])
                 })
             };
+            let subject = (one.node, one.subject.clone());
+            let (stage, before) = last.get(&subject).copied().unwrap_or((Stage::Clear, None));
+            let is_again = one.from == one.to && before.is_some_and(|before| at <= before + EDGE);
+            if stage != one.from || is_again {
+                // Proposed again before it was applied: nobody obeys it.
+                continue;
+            }
+            last.insert(subject, (one.to, Some(at)));
             let holds = match (line, one.from, one.to) {
                 (Some((i, line)), Stage::Clear, Stage::Tripped) => is_above(line.trips_s, (i, line)),
                 (Some(_), Stage::Clear, _) => false,
@@ -295,7 +312,11 @@ impl History {
                     *self.judged.entry((line.gate, Case::Away)).or_default() += 1;
                     self.is_away(node, at)
                 }
-                (Some((i, line)), ..) => line.second_s.is_some_and(|more| is_above(more, (i, line))),
+                (Some((i, line)), _, Stage::Escalated) => line.second_s.is_some_and(|more| {
+                    let is_time = before.is_some_and(|before| at + EDGE >= before + more);
+                    is_time && is_above(more, (i, line))
+                }),
+                (Some(_), _, Stage::Tripped) => false,
                 (None, _, Stage::Clear) => false,
                 (None, ..) => one.subject.0 == Gate::Kills && self.killed_by(one, at) >= 2,
             };
