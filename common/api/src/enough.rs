@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 /// Says it.
 #[derive(Debug)]
-pub struct Enough(oneshot::Sender<()>);
+pub struct Enough(Option<oneshot::Sender<()>>);
 
 /// Hears it.
 #[derive(Debug)]
@@ -14,15 +14,22 @@ pub struct Unwanted(Option<oneshot::Receiver<()>>);
 #[must_use]
 pub fn enough() -> (Enough, Unwanted) {
     let (say, hear) = oneshot::channel();
-    (Enough(say), Unwanted(Some(hear)))
+    (Enough(Some(say)), Unwanted(Some(hear)))
 }
 
 impl Enough {
     /// Whoever makes the answer ends it, and says in its last event what it took; unless it has ended already, or is an
-    /// older peer that only dropping the answer stops.
-    pub fn say(self) {
-        // Nobody hears it when the last event is there.
-        let _ = self.0.send(());
+    /// older peer that only dropping the answer stops. Once is enough.
+    pub fn say(&mut self) {
+        if let Some(say) = self.0.take() {
+            // Nobody hears it when the last event is there.
+            let _ = say.send(());
+        }
+    }
+
+    /// Whether it was said.
+    pub fn is_said(&self) -> bool {
+        self.0.is_none()
     }
 }
 

@@ -104,7 +104,9 @@ async fn collect(
 /// What an answer took that a stop string ended after so many tokens: as the engine says, or what is known here.
 async fn last_word(running: &Running, stream: GenerationStream, tokens: u32) -> Accounting {
     let GenerationStream {
-        mut events, enough, ..
+        mut events,
+        mut enough,
+        ..
     } = stream;
     let finished = async {
         while let Some(event) = events.recv().await {

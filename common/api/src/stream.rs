@@ -28,7 +28,7 @@ struct Sse {
     events: SelectAll<Events>,
     answers: Vec<Option<AnswerText>>,
     /// Ends each of them, but for its last event.
-    enough: Vec<Option<Enough>>,
+    enough: Vec<Enough>,
     /// Aborting one drops its events, which cancels its sequence wherever that is.
     cancel: Vec<AbortHandle>,
     /// Those that a stop string ended and whose account is awaited, and until when.
@@ -50,7 +50,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
     let mut cancel = Vec::new();
     for (index, generation) in std::mem::take(&mut running.streams).into_iter().enumerate() {
         answers.push(running.answer());
-        enough.push(Some(generation.enough));
+        enough.push(generation.enough);
         let (handle, registration) = AbortHandle::new_pair();
         cancel.push(handle);
         events.push(Abortable::new(numbered(index, generation.events), registration).boxed());
@@ -211,11 +211,9 @@ impl Sse {
         self.text(index, text, logprobs)
     }
 
-    /// A stop string ends an answer, of which this is the rest; its account is still to come, if anybody hears.
+    /// A stop string ends an answer, of which this is the rest; its account is still to come.
     fn cut(&mut self, index: usize, rest: String) -> String {
-        if let Some(enough) = self.enough[index].take() {
-            enough.say();
-        }
+        self.enough[index].say();
         self.cut.insert(index, Instant::now() + LAST_WORD);
         if rest.is_empty() {
             return String::new();

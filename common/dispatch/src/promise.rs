@@ -20,7 +20,7 @@ pub struct Promise {
 enum Events {
     Here {
         events: mpsc::Receiver<GenerationEvent>,
-        enough: Option<Enough>,
+        enough: Enough,
     },
     There {
         send: Option<FrameSender>,
@@ -33,10 +33,7 @@ impl Promise {
     pub fn here(node: NodeId, events: mpsc::Receiver<GenerationEvent>, enough: Enough) -> Self {
         Self {
             node,
-            events: Events::Here {
-                events,
-                enough: Some(enough),
-            },
+            events: Events::Here { events, enough },
             _held: None,
         }
     }
@@ -67,11 +64,7 @@ impl Promise {
     /// dropped.
     pub(crate) fn enough(&mut self) {
         match &mut self.events {
-            Events::Here { enough, .. } => {
-                if let Some(enough) = enough.take() {
-                    enough.say();
-                }
-            }
+            Events::Here { enough, .. } => enough.say(),
             Events::There { send, .. } => {
                 if let Some(send) = send.take() {
                     send.finish();

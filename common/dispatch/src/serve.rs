@@ -31,7 +31,6 @@ pub async fn serve(
     // A short answer may be there already: then it goes out in one packet.
     tokio::task::yield_now().await;
     let mut next = stream.events.try_recv().ok();
-    let mut enough = Some(stream.enough);
     loop {
         let mut last = false;
         while let Some(event) = next.take() {
@@ -54,11 +53,9 @@ pub async fn serve(
         next = tokio::select! {
             event = stream.events.recv() => event,
             () = send.given_up() => return Ok(()),
-            more = receive.next::<GenerationEvent>(), if enough.is_some() => match more {
+            more = receive.next::<GenerationEvent>(), if !stream.enough.is_said() => match more {
                 Ok(None) => {
-                    if let Some(enough) = enough.take() {
-                        enough.say();
-                    }
+                    stream.enough.say();
                     continue;
                 }
                 Ok(Some(_)) | Err(_) => return Ok(()),

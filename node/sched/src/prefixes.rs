@@ -49,6 +49,11 @@ impl<K> Entry<K> {
             false => self.used,
         }
     }
+
+    /// Whether it begins with all of these.
+    fn serves(&self, salt: u64, tokens: &[u32]) -> bool {
+        self.salt == salt && self.tokens.starts_with(tokens)
+    }
 }
 
 #[derive(Debug)]
@@ -144,13 +149,16 @@ impl<K> Prefixes<K> {
         (shared >= found as usize + MIN_TOKENS && fits).then_some(shared as u32)
     }
 
-    /// Bytes that keeping these tokens would take, if they are not kept already and long enough.
+    /// Bytes that all take with these tokens, if they are long enough and not kept already.
     #[must_use]
-    pub fn needs(&self, kin: Kin<'_>, tokens: &[u32]) -> Option<u64> {
+    pub fn bytes_with(&self, kin: Kin<'_>, tokens: &[u32]) -> Option<u64> {
         let of_model = self.models.get(kin.model)?;
-        let serves = |entry: &Entry<K>| entry.salt == kin.salt && entry.tokens.starts_with(tokens);
-        let is_worth = tokens.len() >= MIN_TOKENS && !of_model.entries.iter().any(serves);
-        is_worth.then(|| tokens.len() as u64 * of_model.token_bytes)
+        let is_kept = of_model
+            .entries
+            .iter()
+            .any(|entry| entry.serves(kin.salt, tokens));
+        let is_worth = tokens.len() >= MIN_TOKENS && !is_kept;
+        is_worth.then(|| self.bytes() + tokens.len() as u64 * of_model.token_bytes)
     }
 
     /// Keeps these tokens, whose KV `save` copies, within `budget` bytes for all; what is of least worth gives way.
@@ -173,8 +181,8 @@ impl<K> Prefixes<K> {
         let is_within = |entry: &Entry<K>| {
             entry.salt == kin.salt && is_nearly_all(common(&entry.tokens, tokens), &entry.tokens)
         };
-        let serves = |entry: &Entry<K>| entry.salt == kin.salt && entry.tokens.starts_with(tokens);
-        if let Some(entry) = of_model.entries.iter_mut().find(|entry| serves(entry)) {
+        let mut entries = of_model.entries.iter_mut();
+        if let Some(entry) = entries.find(|entry| entry.serves(kin.salt, tokens)) {
             entry.used = now;
             return;
         }

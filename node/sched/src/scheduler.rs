@@ -364,9 +364,14 @@ impl Scheduler {
         self.pool.set_kept(bytes.saturating_sub(theirs));
     }
 
-    /// Gives back rows of slabs that hardly anybody uses, for prefixes to take their room.
-    pub fn give_back_idle_rows(&mut self) {
-        self.pool.shrink_idle();
+    /// Where prefixes of so many bytes do not fit, gives back rows of slabs that hardly anybody uses. Whether it came to
+    /// that.
+    pub fn make_room_for_prefixes(&mut self, bytes: u64) -> bool {
+        let is_tight = bytes > self.prefix_budget();
+        if is_tight {
+            self.pool.shrink_idle();
+        }
+        is_tight
     }
 
     /// Bytes of KV slabs.

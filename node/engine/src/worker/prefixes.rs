@@ -70,12 +70,8 @@ impl Worker {
             return Ok(());
         };
         let tokens = sequence.span(0, len);
-        let needs = self.prefixes.needs(kin(sequence), &tokens);
-        let is_tight =
-            needs.is_some_and(|needs| self.prefixes.bytes() + needs > self.scheduler.prefix_budget());
-        if is_tight {
-            self.scheduler.give_back_idle_rows();
-        }
+        let with_it = self.prefixes.bytes_with(kin(sequence), &tokens);
+        let is_tight = with_it.is_some_and(|bytes| self.scheduler.make_room_for_prefixes(bytes));
         // Rows that are still to move lie elsewhere than the scheduler says.
         let gives_back = self.apply_kv_ops().map_err(|error| lost_rows(&error))?;
         if is_tight && gives_back {

@@ -49,16 +49,15 @@ impl Engine {
             return;
         };
         let tokens = making.known(len);
-        let needs = self.prefixes.needs(kin(making), &tokens);
-        if needs.is_some_and(|needs| self.prefixes.bytes() + needs > self.scheduler.prefix_budget()) {
-            self.scheduler.give_back_idle_rows();
+        if let Some(bytes) = self.prefixes.bytes_with(kin(making), &tokens) {
+            self.scheduler.make_room_for_prefixes(bytes);
         }
         let (now, budget) = (Duration::from_micros(self.now), self.scheduler.prefix_budget());
         self.prefixes.keep(kin(making), &tokens, budget, now, || Some(()));
         self.scheduler.set_prefix_bytes(self.prefixes.bytes());
     }
 
-    /// Forgets what rows have taken the room of.
+    /// Forgets what has no room in so many bytes.
     pub(super) fn trim_prefixes(&mut self, budget: u64) {
         self.prefixes.trim(budget);
         self.scheduler.set_prefix_bytes(self.prefixes.bytes());
