@@ -5,6 +5,7 @@ use pomona_decide::{Command, SpillId};
 use crate::client::{End, Request};
 use crate::mac::Person;
 use crate::machine::Machine;
+use crate::trouble::model;
 use crate::wire::Id;
 use crate::world::{World, addresses};
 
@@ -28,6 +29,8 @@ pub enum Action {
     Spill(u64),
     /// A cloud's answer took so many tokens.
     Settle(SpillId, u64),
+    /// A request with a key takes so many tokens at a node's endpoint.
+    Take(usize, u64),
     /// A coordinator's wall clock is off by so many seconds from now on.
     Steps(u64, i64),
     Commit(Command),
@@ -93,6 +96,12 @@ impl World {
             Action::SetPrivate(private) => self.set_private(private),
             Action::Spill(number) => self.spill(number),
             Action::Settle(id, tokens) => self.settle(id, tokens),
+            Action::Take(node, tokens) => {
+                if self.nodes[node].machine.runs() {
+                    let now_s = self.now_s();
+                    self.nodes[node].quota.take(&model(0), tokens, now_s);
+                }
+            }
             Action::Steps(number, seconds) => self.coordinator(number).clock_off_s = seconds,
             Action::Commit(command) => self.log.commit(command, &mut self.random),
             Action::Ask(entry, request) => {

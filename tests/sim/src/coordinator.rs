@@ -14,6 +14,7 @@ use pomona_common::generation::GenerationEvent;
 use pomona_common::plausible::keep_plausible;
 use pomona_common::report::NodeReport;
 use pomona_common::signs::{Signs, Speeds};
+use pomona_common::spending::{Batch, Charged, EntryId};
 use pomona_common::{Generation, ModelRecord, NodeId, Relief};
 use pomona_decide::gates::are_counted;
 use pomona_decide::{
@@ -24,6 +25,7 @@ use pomona_decide::{
 use crate::answers::{self, Answers};
 use crate::machine::Machine;
 use crate::policy::Router;
+use crate::quotas;
 use crate::wire::{End, IDLE, KEEP_ALIVE, Wire};
 use view::View;
 
@@ -39,6 +41,9 @@ pub struct Connected {
     report: Option<(u64, NodeReport)>,
     signs: Option<Arc<Signs>>,
     speeds: Option<Speeds>,
+    /// What keys took at its endpoint, and what it was told is counted of it.
+    spent: Option<Batch>,
+    told_spent: Option<Charged>,
     /// The node's process.
     instance: u64,
     since: u64,
@@ -217,13 +222,11 @@ impl Coordinator {
         for one in next {
             match one {
                 answers::Wish::Open(node, number, generation) => {
-                    match &mut self.router {
-                        Some(router) => router.asked(node, number, generation.class, now),
-                        None => {
-                            let at = Duration::from_millis(now);
-                            self.affinity.note(&Marks::of(&generation), node, at);
-                        }
+                    if let Some(router) = &mut self.router {
+                        router.asked(node, number, generation.class, now);
                     }
+                    let at = Duration::from_millis(now);
+                    self.affinity.note(&Marks::of(&generation), node, at);
                     wishes.push(Wish::Send(node, Wire::Open(number, generation)));
                 }
                 answers::Wish::Cancel(node, number) => wishes.push(Wish::Send(node, Wire::Cancel(number))),
@@ -262,6 +265,12 @@ impl Coordinator {
                 let applied = self.applied as u64;
                 tell(CoordinatorMessage::Relief { applied, relief });
             }
+            let charged = self.state.keys.charged.get(&EntryId::Node(*id));
+            let charged = charged.map(|counted| counted.latest);
+            if let Some(charged) = charged.filter(|_| connected.told_spent != charged) {
+                connected.told_spent = Some(charged);
+                tell(quotas::news(&self.state, *id, self.applied as u64, charged));
+            }
             let lease = self.state.leases.of_nodes.get(id);
             if lease.is_some_and(|lease| lease.evicting) && !connected.told_evict {
                 connected.told_evict = true;
@@ -277,6 +286,7 @@ impl Coordinator {
         let missing = missing.filter(|record| !self.state.catalogue.contains_key(&record.name));
         let mut due: Vec<Command> = missing.map(|record| Command::AddModel(record.clone())).collect();
         due.extend(lease::due(&self.state, now_s));
+        due.extend(self.charges(now_s));
         let (inventory, mut signals) = (self.inventory(now), self.signals(now));
         let awake = Duration::from_millis(self.machine.awake(now));
         let mut known = Known::of(&self.state, &due);
@@ -305,6 +315,17 @@ impl Coordinator {
             due.push(Command::Replan { step, now_s });
         }
         due.into_iter().map(Wish::Commit).collect()
+    }
+
+    /// Counts what keys took at nodes' endpoints.
+    fn charges(&self, now_s: u64) -> Option<Command> {
+        let of_node = |(node, connected): (&NodeId, &Connected)| {
+            let (entry, batch) = (EntryId::Node(*node), connected.spent.clone()?);
+            let is_new = !self.state.keys.has_counted(entry, &batch);
+            (is_new && self.state.keys_for(*node).is_some()).then_some((entry, batch))
+        };
+        let charges: Vec<(EntryId, Batch)> = self.sessions.iter().filter_map(of_node).collect();
+        (!charges.is_empty()).then_some(Command::ChargeKeys { charges, now_s })
     }
 
     /// Whether a node's reports come, one a second.
@@ -338,6 +359,8 @@ impl Coordinator {
             report: None,
             signs: None,
             speeds: None,
+            spent: None,
+            told_spent: None,
             instance: 0,
             since,
             told: None,
@@ -403,6 +426,7 @@ impl Coordinator {
                 connected.report = Some((awake, *report));
             }
             NodeMessage::Signs(signs) => connected.signs = Some(Arc::new(*signs)),
+            NodeMessage::Spent(batch) => connected.spent = Some(batch),
             NodeMessage::Speeds(speeds) => connected.speeds = Some(speeds),
             NodeMessage::Evicted => return vec![Wish::Commit(Command::RevokeNode { node, now_s })],
             _ => {}

@@ -4,6 +4,7 @@
 //! It lives in its own time, which stands still while its machine does, and works lazily: between two
 //! moments at which somebody else has a say, it does all steps at once.
 
+mod copies;
 mod making;
 mod prefixes;
 mod reported;
@@ -22,6 +23,7 @@ use pomona_sched::{
 
 use crate::mac::{Mac, Work};
 use crate::tokens;
+use copies::Copies;
 use making::Making;
 
 /// Tokens in the middle of answers are told at least so often, in microseconds: each step would be an event.
@@ -54,6 +56,7 @@ struct Running {
 pub struct Engine {
     scheduler: Scheduler,
     prefixes: Prefixes<()>,
+    copies: Copies,
     sequences: BTreeMap<SequenceId, Making>,
     ids: BTreeMap<(Asker, u64), SequenceId>,
     models: BTreeMap<ModelName, ModelRecord>,
@@ -85,6 +88,7 @@ impl Engine {
         Self {
             scheduler: Scheduler::new(with_prefix_share(knobs)),
             prefixes: Prefixes::default(),
+            copies: Copies::default(),
             sequences: BTreeMap::new(),
             ids: BTreeMap::new(),
             models: BTreeMap::new(),
@@ -343,7 +347,7 @@ impl Engine {
             let now = Duration::from_micros(self.now);
             self.expire(now, &mut out);
             let admitted = self.scheduler.admit(now);
-            if !self.scheduler.kv_ops().is_empty() {
+            if self.follow_kv_ops() {
                 self.trim_prefixes(self.scheduler.prefix_budget());
             }
             self.use_prefixes(&admitted);
@@ -366,7 +370,11 @@ impl Engine {
                     self.now = at;
                 }
                 Decision::Begin(step) => {
-                    let work = self.work_of(&step);
+                    let moved = self.copies.take();
+                    let work = Work {
+                        moved,
+                        ..self.work_of(&step)
+                    };
                     let (takes, watts) = mac.step(&work);
                     self.begin(step, takes, takes, watts);
                 }

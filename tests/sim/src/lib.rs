@@ -20,6 +20,7 @@ pub mod machine;
 pub mod node;
 pub mod policy;
 pub mod promises;
+pub mod quotas;
 pub mod side_by_side;
 pub mod spills;
 #[cfg(test)]

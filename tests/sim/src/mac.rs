@@ -102,6 +102,8 @@ pub struct Work {
     pub prefill: u32,
     /// Tokens of KV cache that are read.
     pub context: u64,
+    /// Bytes of KV caches that are read and written to move them.
+    pub moved: u64,
 }
 
 /// What a person does.
@@ -168,7 +170,7 @@ impl Mac {
     ///
     /// Weights are read once for all rows, and prompt tokens are worked on meanwhile; each row costs some time
     /// of its own, so that eight of them make `batch_8` times the tokens of one; KV caches are read as fast as
-    /// weights are.
+    /// weights are. What is moved takes what the memory's bandwidth makes of it.
     pub fn step(&self, work: &Work) -> (u64, f64) {
         let kind = &self.kind;
         let scale = work.weight_bytes as f64 / MEASURED_WEIGHTS;
@@ -183,11 +185,12 @@ impl Mac {
             true => (kind.slow_prefill.value, kind.slow_decode.value),
             false => (1.0, 1.0),
         };
+        let moves = work.moved as f64 / (kind.bandwidth_gb_s.value * 1e9);
         let beside = if self.person.builds { BESIDE_BUILD } else { 1.0 };
         let prefills = prompt > weights;
         let seconds = match prefills {
-            true => (prompt / slow_prefill + decode / slow_decode) / beside,
-            false => (weights + decode) / slow_decode / beside,
+            true => (prompt / slow_prefill + decode / slow_decode + moves) / beside,
+            false => ((weights + decode) / slow_decode + moves) / beside,
         };
         let cold = if prefills {
             kind.prefill_w.value

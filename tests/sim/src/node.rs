@@ -20,9 +20,11 @@ use pomona_decide::{EntryPlace, Pacer};
 use pomona_link::{Contacts, Source};
 
 use crate::answers::{self, Answers};
+use crate::cluster::BEGAN_S;
 use crate::engine::{Asker, Engine, Out};
 use crate::mac::Mac;
 use crate::machine::Machine;
+use crate::quotas::Quota;
 use crate::wire::{End, IDLE, Wire};
 use entry::View;
 
@@ -65,6 +67,8 @@ pub struct Node {
     pub joules: f64,
     /// Seconds in which aggregate work ran.
     pub busy_s: f64,
+    /// What its endpoint's key takes.
+    pub quota: Quota,
     /// How often the system killed its engine, by the model that is to blame.
     pub kills: BTreeMap<ModelName, u64>,
     /// Whether it takes nothing but what a person waits for when its system is short of memory.
@@ -126,6 +130,7 @@ impl Node {
             hot_s: (0.0, 0.0),
             joules: 0.0,
             busy_s: 0.0,
+            quota: Quota::new(id),
             kills: BTreeMap::new(),
             guards_memory: true,
             worked: None,
@@ -140,6 +145,7 @@ impl Node {
         let fresh = Self::new(self.id, self.mac.clone(), knobs, stored, coordinators);
         let old = std::mem::replace(self, fresh);
         self.machine = old.machine;
+        self.quota = old.quota.restarted();
         self.engine = Engine::new(self.knobs.clone(), self.machine.running(now) * 1000);
         (self.gone, self.passed, self.went_back) = (old.gone, old.passed, old.went_back);
         (self.hot_s, self.joules) = (old.hot_s, old.joules);
@@ -297,6 +303,7 @@ impl Node {
         }
     }
 
+    /// What is told each second.
     fn reports(&mut self) -> Vec<Wish> {
         let report = NodeMessage::Report(Box::new(self.report()));
         let (answers, first_tokens) = self.engine.first_tokens();
@@ -307,10 +314,17 @@ impl Node {
             first_tokens,
         }));
         let speeds = NodeMessage::Speeds(self.engine.speeds());
-        let messages = [report, signs, speeds].map(|message| Wire::FromNode(Box::new(message)));
-        let to = self.sessions.keys();
-        to.flat_map(|to| messages.clone().map(|wire| Wish::Send(*to, wire)))
-            .collect()
+        let spent = self.quota.batch().map(NodeMessage::Spent);
+        let messages: Vec<Wire> = [report, signs, speeds]
+            .into_iter()
+            .chain(spent)
+            .map(|message| Wire::FromNode(Box::new(message)))
+            .collect();
+        let send = |to: &u64| {
+            let to = *to;
+            messages.clone().into_iter().map(move |wire| Wish::Send(to, wire))
+        };
+        self.sessions.keys().flat_map(send).collect()
     }
 
     fn report(&mut self) -> NodeReport {
@@ -429,6 +443,14 @@ impl Node {
             CoordinatorMessage::Relief { applied, relief } if applied >= self.relief.0 => {
                 self.relief = (applied, relief);
                 self.engine.set_knobs(self.knobs.relieved(relief));
+                Vec::new()
+            }
+            CoordinatorMessage::Spent {
+                applied,
+                spent,
+                charged,
+            } => {
+                self.quota.learn(applied, spent, charged, BEGAN_S + now / 1000);
                 Vec::new()
             }
             CoordinatorMessage::Evict => {

@@ -1,6 +1,7 @@
 //! How others would route the same requests over the same Macs: what Pomona is compared with. Their rules are
 //! written down from their sources; what an operator would tune of them is in [`Tuning`].
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 
@@ -13,6 +14,8 @@ use serde::Serialize;
 /// (`router_strategy/lowest_latency.py`, 1.110.2: `max_latency_list_size`, `ttl`).
 const SAMPLES: usize = 10;
 const FORGET: u64 = 3_600_000;
+/// LiteLLM remembers prompts of so many tokens and more (`router_utils/prompt_caching_cache.py`).
+const PROMPT: u32 = 1024;
 /// Latencies of which Ollama Herd takes the 75th percentile.
 const HERD_SAMPLES: usize = 500;
 
@@ -30,6 +33,8 @@ pub enum Policy {
     RoundRobin,
     /// The machine with the fewest requests (LiteLLM `least-busy`).
     LeastBusy,
+    /// The same, but what begins with a prompt that a machine had lately goes there (LiteLLM `prompt_caching`).
+    Sticky,
     /// The machine with the lowest latency lately (LiteLLM `latency-based-routing`).
     Latency,
     /// A score of queue, waiting time, kind of machine and whether its person is busy (Ollama Herd 0.11.4).
@@ -37,7 +42,7 @@ pub enum Policy {
 }
 
 impl Policy {
-    pub const ALL: [Policy; 7] = [
+    pub const ALL: [Policy; 8] = [
         Policy::Pomona,
         Policy::Local,
         Policy::Split,
@@ -45,6 +50,7 @@ impl Policy {
         Policy::LeastBusy,
         Policy::Latency,
         Policy::Score,
+        Policy::Sticky,
     ];
 }
 
@@ -56,6 +62,7 @@ impl fmt::Display for Policy {
             Policy::Split => "static split",
             Policy::RoundRobin => "round robin",
             Policy::LeastBusy => "least busy",
+            Policy::Sticky => "sticky",
             Policy::Latency => "latency-based",
             Policy::Score => "score-based",
         })
@@ -89,6 +96,8 @@ pub struct Seen {
     pub calls: bool,
     /// Whether the processor is busy with other things.
     pub builds: bool,
+    /// Tokens of the prompt's beginning that it was asked for lately.
+    pub warm: u32,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -229,6 +238,10 @@ impl Router {
                 nodes.rotate_left(first);
             }
             Policy::LeastBusy => least_busy(&mut nodes),
+            Policy::Sticky => {
+                least_busy(&mut nodes);
+                nodes.sort_by_key(|one| Reverse(if one.warm < PROMPT { 0 } else { one.warm }));
+            }
             Policy::Latency => self.by_latency(generation.class, &mut nodes),
             Policy::Score => {
                 nodes.retain(|one| !one.calls);

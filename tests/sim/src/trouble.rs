@@ -9,6 +9,7 @@ use crate::client::{End, Request};
 use crate::cluster::{self, BEGAN_S, node_id};
 use crate::mac::{DATA, Mac, Person, kinds};
 use crate::node::Node;
+use crate::quotas;
 use crate::wire::Id;
 use crate::world::{World, addresses};
 
@@ -63,6 +64,7 @@ fn founding() -> Vec<Command> {
         ..ModelPolicy::default()
     };
     commands.push(cluster::place(model(0), policy));
+    commands.extend((0..NODES).map(|node| quotas::make_key(node_id(node))));
     commands
 }
 
@@ -220,6 +222,16 @@ pub fn trouble(world: &mut World) {
     }
     at = 6_000;
     while at < TROUBLE {
+        at += world.random.between(200, 4_000);
+        let node = world.random.between(0, NODES as u64) as usize;
+        let tokens = world.random.between(1, 5_000);
+        // Rented machines know no keys.
+        if role(node) != MachineRole::Rented {
+            world.at(at, Action::Take(node, tokens));
+        }
+    }
+    at = 6_000;
+    while at < TROUBLE {
         at += world.random.between(100, 1_500);
         let mut entry = Id::Coordinator(world.random.between(1, COORDINATORS + 1));
         let model = model(world.random.between(0, 2) as usize);
@@ -263,6 +275,7 @@ pub fn heal(world: &mut World, at: u64) {
 /// What does not hold although all is well again.
 pub fn broken(world: &World) -> Vec<String> {
     let mut broken = world.broken.clone();
+    broken.extend(world.miscounts());
     let mut check = |holds: bool, text: String| {
         if !holds {
             broken.push(text);

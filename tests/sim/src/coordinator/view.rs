@@ -22,17 +22,18 @@ pub(super) struct View<'a> {
 }
 
 impl View<'_> {
+    /// Tokens of the prompt's beginning that nodes have.
+    fn warm(&self, generation: &Generation) -> BTreeMap<NodeId, u32> {
+        let now = Duration::from_millis(self.now);
+        self.coordinator.affinity.warm(&Marks::of(generation), now)
+    }
+
     /// As `coordinator/src/dispatch.rs` has them.
     fn candidates(&self, generation: &Generation) -> Vec<Candidate> {
-        let Coordinator {
-            machine,
-            state,
-            affinity,
-            ..
-        } = self.coordinator;
+        let Coordinator { machine, state, .. } = self.coordinator;
         let awake = machine.awake(self.now);
         let list = state.fallback(generation.class);
-        let warm = affinity.warm(&Marks::of(generation), Duration::from_millis(self.now));
+        let warm = self.warm(generation);
         let of_node = |(id, connected): (&NodeId, &Connected)| {
             let (at, report) = connected.report.as_ref()?;
             let engine = report.engine.as_ref()?;
@@ -59,8 +60,9 @@ impl View<'_> {
 }
 
 impl View<'_> {
-    /// What another router goes by: who has the model, and what its person does.
+    /// What another router goes by: who has the model, who had the prompt, and what its person does.
     fn seen(&self, generation: &Generation) -> Vec<Seen> {
+        let warm = self.warm(generation);
         let of_node = |(id, connected): (&NodeId, &Connected)| {
             let (_, report) = connected.report.as_ref()?;
             let has = report.engine.as_ref()?.models.contains_key(&generation.model);
@@ -69,6 +71,7 @@ impl View<'_> {
                 node: *id,
                 calls: activity.capture.value() == Some(true),
                 builds: activity.indexing.value() == Some(true),
+                warm: warm.get(id).copied().unwrap_or(0),
             })
         };
         self.coordinator.sessions.iter().filter_map(of_node).collect()

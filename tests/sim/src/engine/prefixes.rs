@@ -1,7 +1,9 @@
 //! Beginnings of prompts that are kept, as the product's engine does it; without their KV.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pomona_common::{ModelName, ModelRecord};
 use pomona_sched::{Kin, RowWork, SequenceId, goes_on};
 
 use super::Engine;
@@ -18,6 +20,7 @@ impl Engine {
             let found = self.prefixes.find(kin(making), &known, now);
             let found = found.map_or(0, |(len, ())| len);
             self.scheduler.skip_prefix(*id, found);
+            self.copies.copy(found, bytes(&self.models, making));
             self.cached[making.generation.class.index()] += u64::from(found);
             if making.cached.is_none() {
                 let prompt = &making.generation.prompt;
@@ -53,8 +56,24 @@ impl Engine {
             self.scheduler.make_room_for_prefixes(bytes);
         }
         let (now, budget) = (Duration::from_micros(self.now), self.scheduler.prefix_budget());
-        self.prefixes.keep(kin(making), &tokens, budget, now, || Some(()));
+        let save = || {
+            self.copies.copy(len, bytes(&self.models, making));
+            Some(())
+        };
+        self.prefixes.keep(kin(making), &tokens, budget, now, save);
         self.scheduler.set_prefix_bytes(self.prefixes.bytes());
+    }
+
+    /// Writes slabs as the scheduler wants them; whether there was anything to do.
+    pub(super) fn follow_kv_ops(&mut self) -> bool {
+        let ops = self.scheduler.kv_ops();
+        let token = |model: &ModelName| {
+            self.models
+                .get(model)
+                .map_or(0, |record| record.kv_bytes_per_token)
+        };
+        self.copies.follow(&ops, token);
+        !ops.is_empty()
     }
 
     /// Forgets what has no room in so many bytes.
@@ -62,6 +81,12 @@ impl Engine {
         self.prefixes.trim(budget);
         self.scheduler.set_prefix_bytes(self.prefixes.bytes());
     }
+}
+
+/// That a token of its model takes.
+fn bytes(models: &BTreeMap<ModelName, ModelRecord>, making: &Making) -> u64 {
+    let model = &making.generation.model;
+    models.get(model).map_or(0, |record| record.kv_bytes_per_token)
 }
 
 fn kin(making: &Making) -> Kin<'_> {
