@@ -11,7 +11,7 @@ use crate::ladder::is_alone;
 
 /// Share of what is comfortable that is aimed at: below what the ladder calls calm (`COMFORT_LEFT`), so that a node
 /// that was relieved once is let go while it works at its pace, and its person's own answers have room above it.
-const AIM: f32 = 0.8;
+const AIM: f32 = 0.85;
 /// As that, where less is comfortable: who talks hears the fans first, and a chip that is warm already slows down
 /// for its person as well.
 const AIM_DELICATE: f32 = 0.7;
@@ -21,7 +21,7 @@ const GAIN: f32 = 5.0;
 /// Pace of batch work that has just come, percent: what comes of it is not known yet.
 const BEGIN: f32 = 20.0;
 /// The slowest, percent, of a machine that draws no more than is comfortable: nobody would relieve it of what stands
-/// still there.
+/// still there. What follows a build begins with it.
 const SLOWEST: f32 = 5.0;
 /// What a reading says is taken to have been so for no longer than this.
 const GAP: Duration = Duration::from_secs(5);
@@ -98,10 +98,14 @@ impl Pacer {
         } else {
             0.0
         };
-        let least = if watts.get() > comfort.get() { 0.0 } else { SLOWEST };
         let most = if works { 100.0 } else { BEGIN };
-        self.percent = (self.percent + GAIN * seconds * off).clamp(least, most);
-        self.percent.round() as u32
+        self.percent = (self.percent + GAIN * seconds * off).clamp(SLOWEST, most);
+        // Above it batch rests at once, whoever draws that.
+        if watts.get() > comfort.get() {
+            0
+        } else {
+            self.percent.round() as u32
+        }
     }
 }
 
@@ -163,10 +167,9 @@ mod tests {
     fn it_stops_for_a_build_and_picks_up_again() {
         let mut pacer = Pacer::default();
         let before = pacer.look(draws(20.0), COMFORT, true, at(0));
-        for second in 1..10 {
-            pacer.look(draws(60.0), COMFORT, true, at(second));
+        for second in 1..=10 {
+            assert_eq!(pacer.look(draws(60.0), COMFORT, true, at(second)), 0, "at once");
         }
-        assert_eq!(pacer.look(draws(60.0), COMFORT, true, at(10)), 0);
         // It does so whether or not anything has been waiting in a slot: nothing enters one meanwhile.
         let mut idle = pacer.clone();
         for second in 11..30 {
@@ -226,8 +229,8 @@ mod tests {
         assert_eq!(look(Warmth::default(), 10), pace);
         assert_eq!(look(Warmth::default(), 11), 100);
         // It begins anew, and one reading a minute is worth some seconds of it.
-        assert_eq!(look(draws(38.0), 12), 20);
-        assert_eq!(look(draws(38.0), 72), 13);
+        assert_eq!(look(draws(33.0), 12), 20);
+        assert_eq!(look(draws(33.0), 72), 18);
     }
 
     proptest! {

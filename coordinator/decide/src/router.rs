@@ -70,8 +70,8 @@ pub struct Route {
 /// Orders the candidates for an answer of this class, the best first: drained nodes last, before them spared ones, fresh
 /// before stale, free before full, kinds of machine in the order of the class's list; then who has most of the prompt's
 /// beginning, unless it is much busier than others, then the least loaded; ties by id so that the order is one. For batch,
-/// for which nobody waits, a node is not full that has much more of the prompt than those with free slots: one of its
-/// slots is free soon, and they are for others. The node has the last word: a refusal goes to the next.
+/// for which nobody waits, a node is not full that has much more of the prompt than those with free slots, if there are
+/// any: one of its slots is free soon, and they are for others. The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let best = candidates.iter().min_by_key(|c| (c.misfit(c.full), c.load()));
     let least = best.map_or(0, Candidate::load);
@@ -82,7 +82,7 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let is_free = |c: &&Candidate| !c.full && !c.draining && !c.spared && !c.heard.is_late();
     let of_free = candidates.iter().filter(is_free).map(warm).max();
     let is_full = |c: &Candidate| {
-        let is_worth_it = of_free.is_some_and(|of_free| warm(c) >= of_free.saturating_add(WORTH_WAITING));
+        let is_worth_it = warm(c) >= of_free.unwrap_or(0).saturating_add(WORTH_WAITING);
         c.full && !(class == Class::Batch && is_worth_it)
     };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
@@ -154,12 +154,14 @@ mod tests {
         for class in [Class::Interactive, Class::Background] {
             assert_eq!(of(class, [0, 9000], 4), [1, 2]);
         }
-        // Where all are full the list of machines says who is asked.
-        let laptop = Candidate {
+        // Where all are full it waits there as well, or where the list of machines says.
+        let laptop = |warm| Candidate {
             rank: 1,
-            ..at(1, 9000, true, 4)
+            ..at(1, warm, true, 4)
         };
-        assert_eq!(order_of(batch, &[laptop, at(2, 0, true, 4)]), [2, 1]);
+        assert_eq!(order_of(batch, &[laptop(9000), at(2, 0, true, 4)]), [1, 2]);
+        assert_eq!(order_of(batch, &[laptop(1000), at(2, 0, true, 4)]), [2, 1]);
+        assert_eq!(order_of(batch, &[laptop(9000), at(2, 1024, true, 4)]), [2, 1]);
         // Nor does one that rests have a slot soon.
         let warmth = |rung, full, slots| Candidate::warmth(7, rung, full, slots);
         let of_one = [

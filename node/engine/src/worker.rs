@@ -13,7 +13,9 @@ use pomona_common::failure::InvalidCode;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::EngineBuild;
 use pomona_common::{Class, EngineKnobs, Failure, FinishReason, Generation, ModelName};
-use pomona_sched::{NewSequence, Prefixes, Refusal, Scheduler, SequenceId, Steadiness, with_prefix_share};
+use pomona_sched::{
+    Kin, NewSequence, Prefixes, Refusal, Scheduler, SequenceId, Steadiness, with_prefix_share,
+};
 
 use crate::backend::Backend;
 use crate::kv::SavedKv;
@@ -205,6 +207,10 @@ impl Worker {
                 ),
             ));
         }
+        let kin = Kin {
+            model: &generation.model,
+            salt: generation.cache_salt,
+        };
         let new = NewSequence {
             id,
             model: generation.model.clone(),
@@ -214,6 +220,7 @@ impl Worker {
                 .max_tokens
                 .saturating_sub(generation.resume.len() as u32),
             begun: !generation.resume.is_empty(),
+            kept: self.prefixes.kept(kin, &generation.prompt),
         };
         if new.max_new == 0 {
             return Err(invalid("max_tokens", "nothing is left to generate"));

@@ -1,4 +1,4 @@
-//! Who enters a slot: classes in order of urgency, first come first served within a class,
+//! Who enters a slot: classes in order of urgency, by their places in line within a class,
 //! slots and KV budget permitting. The batch class waits for company within its window unless
 //! its batch is running already: then it joins.
 
@@ -19,7 +19,7 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
         let before = admitted.len();
         let queue: Vec<(Duration, SequenceId)> = scheduler.waiting[class.index()].iter().copied().collect();
         let idle = scheduler.population(Some(class), None).1 == 0;
-        for (arrived, id) in queue {
+        for (place, id) in queue {
             if scheduler.population(Some(class), None).1 >= paced.class(class).max_slots {
                 // Its own bound holds it, which is nothing to others.
                 break;
@@ -29,7 +29,7 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
                 // passing would take the memory that it waits for.
                 return admitted;
             }
-            enter(scheduler, class, id, arrived, now);
+            enter(scheduler, class, id, place, now);
             admitted.push(id);
         }
         if admitted.len() > before && idle {
@@ -153,12 +153,12 @@ fn preempt(scheduler: &mut Scheduler, id: SequenceId) {
     scheduler.vacate(id);
     if let Some(sequence) = scheduler.sequences.get_mut(&id) {
         sequence.phase = Phase::Waiting;
-        scheduler.waiting[sequence.class.index()].insert((sequence.arrived, id));
+        scheduler.waiting[sequence.class.index()].insert((sequence.place, id));
     }
 }
 
-fn enter(scheduler: &mut Scheduler, class: Class, id: SequenceId, arrived: Duration, now: Duration) {
-    scheduler.waiting[class.index()].remove(&(arrived, id));
+fn enter(scheduler: &mut Scheduler, class: Class, id: SequenceId, place: Duration, now: Duration) {
+    scheduler.waiting[class.index()].remove(&(place, id));
     scheduler.admissions += 1;
     let order = scheduler.admissions;
     let Some(sequence) = scheduler.sequences.get_mut(&id) else {

@@ -128,6 +128,18 @@ impl<K> Prefixes<K> {
         Some((len as u32, &entry.kv))
     }
 
+    /// How many of a prompt's first tokens are kept.
+    #[must_use]
+    pub fn kept(&self, kin: Kin<'_>, prompt: &[u32]) -> u32 {
+        let entries = self.models.get(kin.model).map(|of_model| &of_model.entries);
+        let entries = entries
+            .into_iter()
+            .flatten()
+            .filter(|entry| entry.salt == kin.salt);
+        let most = entries.map(|entry| common(&entry.tokens, prompt)).max();
+        most.unwrap_or(0) as u32
+    }
+
     /// Remembers a prompt, and says how many of its first tokens should be kept once they are in the KV cache: those
     /// it shares with a recent prompt beyond the `found` ones, unless they take more than `budget` bytes.
     pub fn remember(&mut self, kin: Kin<'_>, prompt: &[u32], found: u32, budget: u64) -> Option<u32> {

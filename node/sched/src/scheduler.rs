@@ -89,7 +89,7 @@ pub struct Scheduler {
     pub(crate) pool: KvPool,
     pub(crate) contexts: BTreeMap<ModelName, u32>,
     pub(crate) sequences: BTreeMap<SequenceId, Sequence>,
-    /// Waiting sequences by class, first come first served.
+    /// Waiting sequences by class, with their places in line.
     pub(crate) waiting: [BTreeSet<(Duration, SequenceId)>; 3],
     pub(crate) admissions: u64,
     pub(crate) turns: Turns,
@@ -147,7 +147,7 @@ impl Scheduler {
 
     /// The knobs in force as the pace leaves them: what a class may enter now. Who is in a slot keeps it.
     pub fn paced_knobs(&self) -> EngineKnobs {
-        self.knobs.paced(self.pace.percent())
+        self.knobs.paced(self.pace.slots())
     }
 
     /// The knobs in force.
@@ -208,15 +208,16 @@ impl Scheduler {
         if needed > budget {
             return Err(Refusal::TooLarge { needed, budget });
         }
-        let arrived = if new.begun { Duration::ZERO } else { now };
-        self.waiting[new.class.index()].insert((arrived, new.id));
+        let place = new.place(now);
+        self.waiting[new.class.index()].insert((place, new.id));
         let sequence = Sequence {
             model: new.model,
             class: new.class,
             known: new.prompt,
             left,
             phase: Phase::Waiting,
-            arrived,
+            place,
+            arrived: now,
             expires: now + queue.wait,
             admitted: 0,
         };
@@ -229,7 +230,7 @@ impl Scheduler {
         let Some(sequence) = self.sequences.remove(&id) else {
             return;
         };
-        self.waiting[sequence.class.index()].remove(&(sequence.arrived, id));
+        self.waiting[sequence.class.index()].remove(&(sequence.place, id));
         self.vacate(id);
     }
 

@@ -23,6 +23,25 @@ pub struct NewSequence {
     /// Whether it was begun on another node, which was lost: its client has part of the answer. It is
     /// the first of its class, and waits for as long as a request may take.
     pub begun: bool,
+    /// First tokens of the prompt that are kept of another one (see [`Prefixes::kept`](crate::Prefixes::kept)).
+    pub kept: u32,
+}
+
+/// Batch of which most is kept goes before what came so much earlier: nobody waits for either, and what is kept may be
+/// gone when its turn comes. SGLang goes by the longest prefix in its cache, without a bound (Zheng et al., "SGLang",
+/// 2024, 3). In the simulated day (`sim day`, 70 %) the machines answer a fiftieth more by it, with a minute nothing.
+const HEAD_START: Duration = Duration::from_secs(300);
+
+impl NewSequence {
+    /// Its place in line when it comes now: who has the least is the first of its class.
+    pub(crate) fn place(&self, now: Duration) -> Duration {
+        let is_mostly_kept = self.kept >= self.prompt.div_ceil(2);
+        match self.class {
+            _ if self.begun => Duration::ZERO,
+            Class::Batch if is_mostly_kept => now.saturating_sub(HEAD_START),
+            _ => now,
+        }
+    }
 }
 
 /// Where a sequence is.
@@ -48,8 +67,9 @@ pub(crate) struct Sequence {
     /// Tokens it may still add.
     pub(crate) left: u32,
     pub(crate) phase: Phase,
-    /// When it arrived, or zero for one that goes first; kept over a preemption, so that it does not
-    /// lose its place.
+    /// Its place in line; kept over a preemption, so that it does not lose it.
+    pub(crate) place: Duration,
+    /// When it arrived.
     pub(crate) arrived: Duration,
     /// It is ended when it still waits then.
     pub(crate) expires: Duration,

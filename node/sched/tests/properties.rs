@@ -123,6 +123,7 @@ impl World {
                     prompt: *prompt,
                     max_new: *max_new,
                     begun: false,
+                    kept: 0,
                 };
                 if self.scheduler.submit(new, self.now).is_ok() {
                     let context = if *model == 0 { 4096 } else { 1024 };
@@ -364,7 +365,7 @@ proptest! {
         let mut scheduler = Scheduler::new(EngineKnobs::default());
         scheduler.add_model(name(0), 1, 4096);
         for id in 0..batch {
-            let new = NewSequence { id: u64::from(id), model: name(0), class: Class::Batch, prompt: 300, max_new: 100, begun: false };
+            let new = NewSequence { id: u64::from(id), model: name(0), class: Class::Batch, prompt: 300, max_new: 100, begun: false, kept: 0 };
             prop_assert!(scheduler.submit(new, Duration::ZERO).is_ok());
         }
         let mut now = Duration::from_millis(60);
@@ -377,7 +378,7 @@ proptest! {
             }
             now += Duration::from_millis(50);
         }
-        let new = NewSequence { id: 99, model: name(0), class: Class::Interactive, prompt, max_new: 8, begun: false };
+        let new = NewSequence { id: 99, model: name(0), class: Class::Interactive, prompt, max_new: 8, begun: false, kept: 0 };
         prop_assert!(scheduler.submit(new, now).is_ok());
         scheduler.admit(now);
         let Decision::Begin(step) = scheduler.compose(now) else {
@@ -393,7 +394,7 @@ proptest! {
     fn a_short_prompt_does_not_wait_for_a_long_one(long in 300..4000u32, short in 1..=128u32, steps in 0..8u32) {
         let mut scheduler = Scheduler::new(EngineKnobs::default());
         scheduler.add_model(name(0), 1, 8192);
-        let new = |id, prompt| NewSequence { id, model: name(0), class: Class::Interactive, prompt, max_new: 8, begun: false };
+        let new = |id, prompt| NewSequence { id, model: name(0), class: Class::Interactive, prompt, max_new: 8, begun: false, kept: 0 };
         let now = Duration::ZERO;
         for id in 0..3 {
             prop_assert!(scheduler.submit(new(id, long), now).is_ok());
@@ -413,6 +414,45 @@ proptest! {
         prop_assert_eq!(row.map(|row| (row.len, row.emits)), Some((short, true)));
     }
 
+    /// Batch of which most is kept passes others, but nobody waits for one that came five minutes later; a person's
+    /// requests take no notice of it.
+    #[test]
+    fn who_is_kept_passes_others_but_not_for_long(
+        class in class(),
+        asked in prop::collection::vec((1..600_000u64, 1..400u32, 0..400u32), 2..20),
+    ) {
+        let mut knobs = EngineKnobs::default();
+        for one in [&mut knobs.interactive, &mut knobs.background, &mut knobs.batch] {
+            (one.max_slots, one.reserved_slots) = (1, 0);
+        }
+        let mut scheduler = Scheduler::new(knobs);
+        scheduler.add_model(name(0), 1, 4096);
+        let (mut now, mut came) = (Duration::ZERO, Vec::new());
+        for (id, (after, prompt, kept)) in asked.into_iter().enumerate() {
+            now += Duration::from_millis(after);
+            let kept = kept.min(prompt);
+            let new = NewSequence { id: id as u64, model: name(0), class, prompt, max_new: 1, begun: false, kept };
+            prop_assert!(scheduler.submit(new, now).is_ok());
+            came.push((now, class == Class::Batch && 2 * kept >= prompt));
+        }
+        now += Duration::from_secs(60);
+        let mut entered: Vec<u64> = Vec::new();
+        while entered.len() < came.len() {
+            let admitted = scheduler.admit(now);
+            prop_assert_eq!(admitted.len(), 1);
+            scheduler.end(admitted[0]);
+            entered.extend(admitted);
+        }
+        for (i, first) in entered.iter().enumerate() {
+            for second in &entered[i + 1..] {
+                let ((at, kept), (before, other_kept)) = (came[*first as usize], came[*second as usize]);
+                let passes = before < at;
+                prop_assert!(!passes || (kept && !other_kept && at - before <= Duration::from_secs(300)));
+                prop_assert!(passes || kept || !other_kept || before - at > Duration::from_secs(300));
+            }
+        }
+    }
+
     /// While one interactive stream decodes, batch work gets the turns that its share says.
     #[test]
     fn batch_gets_its_share_of_turns(share in 1..=100u32) {
@@ -420,7 +460,7 @@ proptest! {
         knobs.batch.step_share = share;
         let mut scheduler = Scheduler::new(knobs);
         scheduler.add_model(name(0), 1, 4096);
-        let new = |id, class, prompt| NewSequence { id, model: name(0), class, prompt, max_new: 2000, begun: false };
+        let new = |id, class, prompt| NewSequence { id, model: name(0), class, prompt, max_new: 2000, begun: false, kept: 0 };
         prop_assert!(scheduler.submit(new(1, Class::Interactive, 1), Duration::ZERO).is_ok());
         prop_assert!(scheduler.submit(new(2, Class::Batch, 2000), Duration::ZERO).is_ok());
         let now = Duration::from_secs(1);
@@ -456,6 +496,7 @@ fn a_batch_window_holds_the_first_and_lets_later_arrivals_join() {
             prompt: 10,
             max_new: 50,
             begun: false,
+            kept: 0,
         };
         scheduler.submit(new, Duration::from_millis(at)).unwrap();
     };
@@ -479,6 +520,7 @@ fn a_full_window_closes_at_once() {
             prompt: 10,
             max_new: 50,
             begun: false,
+            kept: 0,
         };
         scheduler.submit(new, Duration::ZERO).unwrap();
     }
@@ -503,6 +545,7 @@ fn batch_makes_way_when_all_slots_are_taken() {
             prompt: 10,
             max_new: 5,
             begun: false,
+            kept: 0,
         };
         scheduler.submit(new, Duration::ZERO).unwrap();
         scheduler.admit(Duration::ZERO);
@@ -528,6 +571,7 @@ fn an_answer_begun_elsewhere_goes_first_and_is_not_turned_away() {
             prompt: 10,
             max_new: 50,
             begun,
+            kept: 0,
         };
         scheduler.submit(new, at(id)).unwrap();
         scheduler.admit(at(id));
@@ -555,6 +599,7 @@ fn a_queue_takes_what_its_service_level_says() {
             prompt: 10,
             max_new: 50,
             begun: false,
+            kept: 0,
         };
         scheduler.submit(new, Duration::ZERO)
     };
