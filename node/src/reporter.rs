@@ -58,7 +58,7 @@ impl Reporter {
                     served.or(view.pid.map(Watched::Alone))
                 };
                 let machine = probe.sample(works);
-                supervisor.note_machine(&machine);
+                supervisor.note_machine(&machine, probe.started());
                 let mut report = report(sequence, machine, &engine, &entry_stats);
                 if let Some(not_brought) = &not_brought {
                     report.failed.extend(not_brought.borrow().iter().cloned());

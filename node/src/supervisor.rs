@@ -289,8 +289,8 @@ impl Supervisor {
     }
 
     /// The machine was read.
-    pub(crate) fn note_machine(&self, machine: &MachineReport) {
-        self.machine.note(machine);
+    pub(crate) fn note_machine(&self, machine: &MachineReport, started: Vec<u32>) {
+        self.machine.note(machine, started);
     }
 
     /// The engine as it is, and news of it.

@@ -98,6 +98,12 @@ impl Probe {
         report
     }
 
+    /// Processes that the engine's server has started, as of the last samples with its children; found anew every ten
+    /// seconds.
+    pub fn started(&self) -> Vec<u32> {
+        self.engine.started().collect()
+    }
+
     /// Bytes that the system has written to swap since it started.
     pub fn swapped_out(&self) -> Reading<Bytes> {
         match self.script.as_deref().and_then(script::swapped_out) {

@@ -29,6 +29,11 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
+    /// Those that the process has started whose memory was read last, and those that they have.
+    pub(crate) fn started(&self) -> impl Iterator<Item = u32> {
+        self.pids.iter().skip(1).map(|pid| pid.as_u32())
+    }
+
     /// RSS and footprint of all of them together.
     pub(crate) fn memory(
         &mut self,

@@ -460,9 +460,7 @@ impl Actor {
             engine.send(EngineCommand::Report);
             // What was killed in its group and was not this engine.
             self.tally = self.tally.again();
-            if let Some(served) = &mut self.served {
-                served.look();
-            }
+            self.look_at_served();
             self.watch();
         }
         for (sequence, model) in self.sequences.parked_longer_than(limits::QUEUE.wait) {

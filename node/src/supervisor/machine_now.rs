@@ -19,6 +19,7 @@ struct Read {
     at: Duration,
     short_of_memory: bool,
     warmth: Warmth,
+    started: Vec<u32>,
 }
 
 impl MachineNow {
@@ -29,13 +30,14 @@ impl MachineNow {
         }
     }
 
-    /// It was read.
-    pub(super) fn note(&self, machine: &MachineReport) {
+    /// It was read, and these are the processes that the engine's server has started.
+    pub(super) fn note(&self, machine: &MachineReport, started: Vec<u32>) {
         let pressure = machine.pressure.value();
         *self.read() = Read {
             at: self.began.elapsed(),
             short_of_memory: pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX),
             warmth: Warmth::of(machine),
+            started,
         };
     }
 
@@ -52,6 +54,11 @@ impl MachineNow {
     /// How warm it was.
     pub(super) fn warmth(&self) -> Warmth {
         self.read().warmth
+    }
+
+    /// Processes that the engine's server had started.
+    pub(super) fn started(&self) -> Vec<u32> {
+        self.read().started.clone()
     }
 
     fn read(&self) -> MutexGuard<'_, Read> {

@@ -8,7 +8,7 @@ use pomona_common::Failure;
 use tokio::time::Instant;
 
 use super::Actor;
-use crate::supervisor::served::Served;
+use crate::supervisor::served::{Seen, Served};
 
 /// First wait before a restart; doubled while the engine dies young.
 pub(super) const RESTART_FIRST: Duration = Duration::from_millis(100);
@@ -81,25 +81,42 @@ impl Actor {
     pub(super) fn on_serves(&mut self, pid: Option<u32>) {
         self.view.serves = pid;
         let before = std::mem::replace(&mut self.served, pid.and_then(Served::by));
-        if let Some(before) = before.filter(Served::is_gone)
-            && let Some(model) = self.view.suspect(true).cloned()
-        {
-            match before.cause() {
-                Some(cause) => {
-                    tracing::warn!(%model, %cause, "the server of a model was killed");
-                    self.view.kills += 1;
-                    self.view.blame(model);
-                }
-                None => {
-                    while self.reports.try_join_next().is_some() {}
-                    if self.reports.len() == REPORTS {
-                        self.reports.abort_all();
-                    }
-                    self.reports
-                        .spawn(before.find_report(model, self.requests.clone()));
-                }
-            }
+        if let Some(server) = before.and_then(Served::ended) {
+            self.find_out(server);
         }
         self.publish();
+    }
+
+    /// What the server has started may be killed without it.
+    pub(super) fn look_at_served(&mut self) {
+        let started = self.machine.started();
+        let ended = self.served.as_mut().map(|served| served.look(&started));
+        let ended = ended.unwrap_or_default();
+        if !ended.is_empty() {
+            ended.into_iter().for_each(|process| self.find_out(process));
+            self.publish();
+        }
+    }
+
+    /// Counts the end of a process of the server if it was a kill, perhaps when a report has come of it.
+    fn find_out(&mut self, process: Seen) {
+        let Some(model) = self.view.suspect(true).cloned() else {
+            return;
+        };
+        match process.cause() {
+            Some(cause) => {
+                tracing::warn!(%model, %cause, "the server of a model was killed");
+                self.view.kills += 1;
+                self.view.blame(model);
+            }
+            None => {
+                while self.reports.try_join_next().is_some() {}
+                if self.reports.len() == REPORTS {
+                    self.reports.abort_all();
+                }
+                self.reports
+                    .spawn(process.find_report(model, self.requests.clone()));
+            }
+        }
     }
 }
