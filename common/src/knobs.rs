@@ -250,9 +250,8 @@ impl EngineKnobs {
         knobs
     }
 
-    /// These knobs on a machine that works on batch for so many percent of the time, to stay cool. Batch has fewer
-    /// slots: in all of them each answer would take as much longer as the machine rests, and be far from done when
-    /// its person needs the machine. While it stands still, nothing new begins.
+    /// These knobs on a machine that is to stay cool, with so many percent of batch's slots, but one at least. At nothing
+    /// batch stands still, and nothing new begins.
     #[must_use]
     pub fn paced(&self, percent: u32) -> Self {
         let mut knobs = self.clone();

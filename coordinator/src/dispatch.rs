@@ -240,6 +240,7 @@ impl Dispatcher {
                         || state.gates.relocates(*id, &generation.model, now_s),
                     spared: rung.spares(generation.class),
                     rank,
+                    slots,
                     full: of_class >= slots,
                     warm: Candidate::warmth(known, rung, of_class >= slots, slots),
                 })
@@ -293,6 +294,7 @@ impl Dispatcher {
                 draining: state.availability(*id, now_s).is_draining(),
                 spared: state.relief(*id).rung.spares(generation.class),
                 rank,
+                slots: 0,
                 full: false,
                 warm: 0,
             })

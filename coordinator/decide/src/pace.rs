@@ -21,8 +21,11 @@ const GAIN: f32 = 5.0;
 /// Pace of batch work that has just come, percent: what comes of it is not known yet.
 const BEGIN: f32 = 20.0;
 /// The slowest, percent, of a machine that draws no more than is comfortable: nobody would relieve it of what stands
-/// still there. What follows a build begins with it.
+/// still there.
 const SLOWEST: f32 = 5.0;
+/// Where batch rests since more than is comfortable was drawn, it does until no more than this share of it is: a person
+/// who draws just so would have it begin and end each second.
+const COOL_AGAIN: f32 = 0.95;
 /// What a reading says is taken to have been so for no longer than this.
 const GAP: Duration = Duration::from_secs(5);
 /// Readings that fail for so long have failed for good: what cannot be read is not kept to.
@@ -58,6 +61,8 @@ impl Warmth {
 #[derive(Debug, Clone)]
 pub struct Pacer {
     percent: f32,
+    /// Whether it rests, whatever the pace is without that.
+    rests: bool,
     looked: Option<Duration>,
 }
 
@@ -65,6 +70,7 @@ impl Default for Pacer {
     fn default() -> Self {
         Self {
             percent: BEGIN,
+            rests: false,
             looked: None,
         }
     }
@@ -82,7 +88,7 @@ impl Pacer {
         let Some(watts) = warmth.watts else {
             let is_fresh = |looked: Duration| at.saturating_sub(looked) < HOLD;
             if self.looked.is_some_and(is_fresh) {
-                return self.percent.round() as u32;
+                return self.pace();
             }
             *self = Self::default();
             return 100;
@@ -101,7 +107,13 @@ impl Pacer {
         let most = if works { 100.0 } else { BEGIN };
         self.percent = (self.percent + GAIN * seconds * off).clamp(SLOWEST, most);
         // Above it batch rests at once, whoever draws that.
-        if watts.get() > comfort.get() {
+        let most = if self.rests { COOL_AGAIN } else { 1.0 };
+        self.rests = watts.get() > most * comfort.get();
+        self.pace()
+    }
+
+    fn pace(&self) -> u32 {
+        if self.rests {
             0
         } else {
             self.percent.round() as u32
@@ -196,8 +208,15 @@ mod tests {
             pacer.look(draws(34.0), COMFORT, true, at(second));
         }
         assert_eq!(pacer.look(draws(34.0), COMFORT, true, at(60)), 5);
-        assert_eq!(pacer.look(draws(70.0), COMFORT, true, at(61)), 0);
-        assert_eq!(pacer.look(draws(34.0), COMFORT, true, at(62)), 5);
+        // What is too much does, until it is a little less than comfortable, and while nothing can be read.
+        for (watts, second, pace) in [(36.0, 61, 0), (34.0, 62, 0), (33.0, 63, 5), (36.0, 64, 0)] {
+            assert_eq!(
+                pacer.look(draws(watts), COMFORT, true, at(second)),
+                pace,
+                "{watts} W"
+            );
+        }
+        assert_eq!(pacer.look(Warmth::default(), COMFORT, true, at(65)), 0);
     }
 
     #[test]

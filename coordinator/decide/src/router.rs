@@ -23,7 +23,9 @@ pub struct Candidate {
     pub spared: bool,
     /// The place of its kind of machine in the class's list of fallbacks.
     pub rank: usize,
-    /// Whether all slots of its class are taken there.
+    /// Slots of its class there.
+    pub slots: u32,
+    /// Whether all of them are taken.
     pub full: bool,
     /// Tokens of the prompt's beginning that it has, as far as known (see [`Affinity`](crate::Affinity)).
     pub warm: u32,
@@ -70,8 +72,9 @@ pub struct Route {
 /// Orders the candidates for an answer of this class, the best first: drained nodes last, before them spared ones, fresh
 /// before stale, free before full, kinds of machine in the order of the class's list; then who has most of the prompt's
 /// beginning, unless it is much busier than others, then the least loaded; ties by id so that the order is one. For batch,
-/// for which nobody waits, a node is not full that has much more of the prompt than those with free slots, if there are
-/// any: one of its slots is free soon, and they are for others. The node has the last word: a refusal goes to the next.
+/// for which nobody waits, a node is not full that has much more of the prompt than those with free slots, or where there
+/// are none those of the first kind of machine: one of its slots is free soon, and they are for others. The node has the
+/// last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let best = candidates.iter().min_by_key(|c| (c.misfit(c.full), c.load()));
     let least = best.map_or(0, Candidate::load);
@@ -79,10 +82,17 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
         let may_wait = c.load() <= least.saturating_add(WARM_SLACK);
         if may_wait { c.warm } else { 0 }
     };
-    let is_free = |c: &&Candidate| !c.full && !c.draining && !c.spared && !c.heard.is_late();
-    let of_free = candidates.iter().filter(is_free).map(warm).max();
+    let is_fit = |c: &&Candidate| !c.draining && !c.spared && !c.heard.is_late();
+    let fit = || candidates.iter().filter(is_fit);
+    let of_free = fit().filter(|c| !c.full).map(warm).max();
+    // Where nobody is free, those that would be asked first.
+    let first = fit().map(|c| c.rank).min();
+    let of_first = fit().filter(|c| Some(c.rank) == first).map(warm).max();
+    let elsewhere = of_free.or(of_first).unwrap_or(0);
     let is_full = |c: &Candidate| {
-        let is_worth_it = warm(c) >= of_free.unwrap_or(0).saturating_add(WORTH_WAITING);
+        // What waits there does not leave for who is free later.
+        let is_soon = c.load() < c.slots.saturating_mul(2);
+        let is_worth_it = is_soon && warm(c) >= elsewhere.saturating_add(WORTH_WAITING);
         c.full && !(class == Class::Batch && is_worth_it)
     };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
@@ -117,6 +127,7 @@ mod tests {
             draining: false,
             spared: false,
             rank: 0,
+            slots: 4,
             full: false,
             warm: 0,
         }
@@ -150,7 +161,16 @@ mod tests {
         assert_eq!(of(batch, [0, 1023], 4), [1, 2], "little");
         let little_more = of(batch, [512, 1500], 4);
         assert_eq!(little_more, [1, 2], "little more than a free one has");
-        assert_eq!(of(batch, [512, 9000], 6), [1, 2], "too many wait there");
+        assert_eq!(of(batch, [512, 9000], 6), [1, 2], "too much busier");
+        let waiting = |in_flight| {
+            let behind_rack = Candidate {
+                rank: 1,
+                ..at(2, 9000, true, in_flight)
+            };
+            order_of(batch, &[at(1, 0, true, 20), behind_rack])
+        };
+        assert_eq!(waiting(7), [2, 1]);
+        assert_eq!(waiting(8), [1, 2], "as many wait there as it has slots");
         for class in [Class::Interactive, Class::Background] {
             assert_eq!(of(class, [0, 9000], 4), [1, 2]);
         }
@@ -161,7 +181,8 @@ mod tests {
         };
         assert_eq!(order_of(batch, &[laptop(9000), at(2, 0, true, 4)]), [1, 2]);
         assert_eq!(order_of(batch, &[laptop(1000), at(2, 0, true, 4)]), [2, 1]);
-        assert_eq!(order_of(batch, &[laptop(9000), at(2, 1024, true, 4)]), [2, 1]);
+        assert_eq!(order_of(batch, &[laptop(9000), at(2, 1024, true, 4)]), [1, 2]);
+        assert_eq!(order_of(batch, &[laptop(9000), at(2, 8000, true, 4)]), [2, 1]);
         // Nor does one that rests have a slot soon.
         let warmth = |rung, full, slots| Candidate::warmth(7, rung, full, slots);
         let of_one = [

@@ -33,7 +33,8 @@ pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId>
             admitted.push(id);
         }
         if admitted.len() > before && idle {
-            let held = scheduler.sequences[&admitted[before]].arrived;
+            let arrived = |id: &SequenceId| scheduler.sequences[id].arrived;
+            let held = admitted[before..].iter().map(arrived).min().unwrap_or(now);
             let stats = &mut scheduler.stats[class.index()];
             stats.batches += 1;
             if scheduler.knobs.class(class).window_ms > 0 && stats.windows.len() < 1024 {
@@ -49,7 +50,7 @@ pub(crate) fn window_left(scheduler: &Scheduler, class: Class, now: Duration) ->
     let paced = scheduler.paced_knobs();
     let knobs = paced.class(class);
     let queue = &scheduler.waiting[class.index()];
-    let (first, id) = queue.first()?;
+    let (_, id) = queue.first()?;
     if knobs.is_paused() || knobs.window_ms == 0 || queue.len() as u32 >= knobs.max_slots {
         return None;
     }
@@ -57,7 +58,9 @@ pub(crate) fn window_left(scheduler: &Scheduler, class: Class, now: Duration) ->
     if batch_is_running(scheduler, class, model) {
         return None;
     }
-    let ends = *first + Duration::from_millis(u64::from(knobs.window_ms));
+    // Places in line are not of when somebody came.
+    let arrived = queue.iter().map(|(_, id)| scheduler.sequences[id].arrived);
+    let ends = arrived.min()? + Duration::from_millis(u64::from(knobs.window_ms));
     (ends > now).then_some(ends)
 }
 
@@ -152,7 +155,7 @@ pub(crate) fn give_back(scheduler: &mut Scheduler) {
 fn preempt(scheduler: &mut Scheduler, id: SequenceId) {
     scheduler.vacate(id);
     if let Some(sequence) = scheduler.sequences.get_mut(&id) {
-        sequence.phase = Phase::Waiting;
+        sequence.goes_back();
         scheduler.waiting[sequence.class.index()].insert((sequence.place, id));
     }
 }

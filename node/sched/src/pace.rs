@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+/// A pace below this, in percent, is slow.
+const SLOW: u32 = 20;
 /// While it stands still, batch is looked at so often.
 const LOOK: Duration = Duration::from_secs(1);
 /// The longest rest of batch that does not stand still: no watchdog is to take it for wedged.
@@ -36,10 +38,11 @@ impl Pace {
 
     /// Percent of batch's slots that who comes now may enter. In all of them each answer would take as much longer as the
     /// machine rests, and be far from done when its person needs the machine; but eight rows of a step take less power
-    /// than two steps of four, so that it is half of what the pace would leave out. Nothing begins while batch stands still.
+    /// than two steps of four, so that it is half of what the pace would leave out. A machine that hardly works has no
+    /// more than its share: nobody is to wait for its slots. Nothing begins while batch stands still.
     pub(crate) fn slots(&self) -> u32 {
         match self.percent {
-            0 => 0,
+            percent @ ..SLOW => percent,
             percent => u32::midpoint(100, percent),
         }
     }
@@ -104,7 +107,8 @@ mod tests {
     }
 
     proptest! {
-        /// Alone, batch works for as much of the time as its pace says, and leaves half as many slots free.
+        /// Alone, batch works for as much of the time as its pace says, and leaves half as many slots free, or all of
+        /// them that it would where it is slow.
         #[test]
         fn batch_works_for_its_share_of_the_time(percent in 1u32..=100, step_ms in 5u64..400) {
             let mut scheduler = scheduler(percent)?;
@@ -126,7 +130,8 @@ mod tests {
                     Decision::Idle => prop_assert!(false, "there is work"),
                 }
             }
-            prop_assert_eq!(most, (10 * u32::midpoint(100, percent)).div_ceil(100));
+            let slots = if percent < 20 { percent } else { u32::midpoint(100, percent) };
+            prop_assert_eq!(most, (10 * slots).div_ceil(100));
             // The longest rest bounds how slow it gets.
             let slowest = takes.as_secs_f64() / (takes + REST).as_secs_f64();
             let wanted = (f64::from(percent) / 100.0).max(slowest);

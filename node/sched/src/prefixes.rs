@@ -128,16 +128,17 @@ impl<K> Prefixes<K> {
         Some((len as u32, &entry.kv))
     }
 
-    /// How many of a prompt's first tokens are kept.
+    /// How many of a prompt's first tokens [`Prefixes::find`] would give.
     #[must_use]
     pub fn kept(&self, kin: Kin<'_>, prompt: &[u32]) -> u32 {
+        let usable = &prompt[..prompt.len().saturating_sub(1)];
         let entries = self.models.get(kin.model).map(|of_model| &of_model.entries);
         let entries = entries
             .into_iter()
             .flatten()
             .filter(|entry| entry.salt == kin.salt);
-        let most = entries.map(|entry| common(&entry.tokens, prompt)).max();
-        most.unwrap_or(0) as u32
+        let most = entries.map(|entry| common(&entry.tokens, usable)).max();
+        most.filter(|len| *len >= MIN_TOKENS).unwrap_or(0) as u32
     }
 
     /// Remembers a prompt, and says how many of its first tokens should be kept once they are in the KV cache: those

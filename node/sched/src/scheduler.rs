@@ -208,7 +208,7 @@ impl Scheduler {
         if needed > budget {
             return Err(Refusal::TooLarge { needed, budget });
         }
-        let place = new.place(now);
+        let place = new.place(now, self.queues[new.class.index()].wait);
         self.waiting[new.class.index()].insert((place, new.id));
         let sequence = Sequence {
             model: new.model,

@@ -29,16 +29,27 @@ pub struct NewSequence {
 
 /// Batch of which most is kept goes before what came so much earlier: nobody waits for either, and what is kept may be
 /// gone when its turn comes. SGLang goes by the longest prefix in its cache, without a bound (Zheng et al., "SGLang",
-/// 2024, 3). In the simulated day (`sim day`, 70 %) the machines answer a fiftieth more by it, with a minute nothing.
+/// 2024, section 3). In the simulated day (`sim day`, 70 %) the machines answer a fiftieth more by it, with a minute
+/// nothing.
 const HEAD_START: Duration = Duration::from_secs(300);
+/// Of the time for which requests wait at most, this part as a divisor: nobody is to wait in vain for those who pass.
+const HEAD_START_PART: u32 = 4;
+/// Fewer tokens are soon prefilled anew.
+const WORTH_PASSING: u32 = 256;
+/// Before everybody who has a place of the time at which it came.
+const FIRST: Duration = Duration::ZERO;
 
 impl NewSequence {
-    /// Its place in line when it comes now: who has the least is the first of its class.
-    pub(crate) fn place(&self, now: Duration) -> Duration {
-        let is_mostly_kept = self.kept >= self.prompt.div_ceil(2);
+    /// Its place in line when it comes now to others that wait for so long at most: who has the least is the first of its
+    /// class.
+    pub(crate) fn place(&self, now: Duration, wait: Duration) -> Duration {
+        let is_mostly_kept = self.kept >= WORTH_PASSING && self.kept >= self.prompt.div_ceil(2);
+        let head_start = HEAD_START.min(wait / HEAD_START_PART);
         match self.class {
-            _ if self.begun => Duration::ZERO,
-            Class::Batch if is_mostly_kept => now.saturating_sub(HEAD_START),
+            _ if self.begun => FIRST,
+            Class::Batch if is_mostly_kept => now
+                .saturating_sub(head_start)
+                .max(FIRST + Duration::from_nanos(1)),
             _ => now,
         }
     }
@@ -67,7 +78,7 @@ pub(crate) struct Sequence {
     /// Tokens it may still add.
     pub(crate) left: u32,
     pub(crate) phase: Phase,
-    /// Its place in line; kept over a preemption, so that it does not lose it.
+    /// Its place in line; see [`Sequence::goes_back`].
     pub(crate) place: Duration,
     /// When it arrived.
     pub(crate) arrived: Duration,
@@ -78,6 +89,12 @@ pub(crate) struct Sequence {
 }
 
 impl Sequence {
+    /// It is preempted, and waits again: before those who come now, whatever is kept of them.
+    pub(crate) fn goes_back(&mut self) {
+        self.phase = Phase::Waiting;
+        self.place = self.place.min(self.arrived.saturating_sub(HEAD_START));
+    }
+
     /// Tokens its KV row must hold.
     pub(crate) fn need(&self) -> u32 {
         self.known + self.left

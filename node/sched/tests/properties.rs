@@ -419,7 +419,7 @@ proptest! {
     #[test]
     fn who_is_kept_passes_others_but_not_for_long(
         class in class(),
-        asked in prop::collection::vec((1..600_000u64, 1..400u32, 0..400u32), 2..20),
+        asked in prop::collection::vec((1..600_000u64, 1..900u32, 0..900u32), 2..20),
     ) {
         let mut knobs = EngineKnobs::default();
         for one in [&mut knobs.interactive, &mut knobs.background, &mut knobs.batch] {
@@ -433,7 +433,7 @@ proptest! {
             let kept = kept.min(prompt);
             let new = NewSequence { id: id as u64, model: name(0), class, prompt, max_new: 1, begun: false, kept };
             prop_assert!(scheduler.submit(new, now).is_ok());
-            came.push((now, class == Class::Batch && 2 * kept >= prompt));
+            came.push((now, class == Class::Batch && kept >= 256 && 2 * kept >= prompt));
         }
         now += Duration::from_secs(60);
         let mut entered: Vec<u64> = Vec::new();
@@ -579,6 +579,50 @@ fn an_answer_begun_elsewhere_goes_first_and_is_not_turned_away() {
     assert_eq!(scheduler.expire(at(60)), [2], "the new one waited for too long");
     scheduler.end(1);
     assert_eq!(scheduler.admit(at(61)), [3]);
+}
+
+/// What was sent back to the queue goes before what came later, whatever is kept of that; and of those who wait for a
+/// minute at most nobody is passed by what comes a quarter of one later.
+#[test]
+fn who_is_kept_passes_nobody_that_was_begun_or_soon_waits_in_vain() {
+    let mut knobs = EngineKnobs {
+        total_slots: 1,
+        ..EngineKnobs::default()
+    };
+    for one in [&mut knobs.interactive, &mut knobs.background, &mut knobs.batch] {
+        (one.max_slots, one.reserved_slots, one.window_ms) = (1, 0, 0);
+    }
+    let mut scheduler = Scheduler::new(knobs);
+    scheduler.add_model(name(0), 1, 4096);
+    let at = |seconds: u64| Duration::from_secs(1000 + seconds);
+    let submit = |scheduler: &mut Scheduler, id: u64, class, kept, seconds| {
+        let new = NewSequence {
+            id,
+            model: name(0),
+            class,
+            prompt: 500,
+            max_new: 50,
+            begun: false,
+            kept,
+        };
+        scheduler.submit(new, at(seconds)).unwrap();
+    };
+    submit(&mut scheduler, 1, Class::Batch, 0, 0);
+    assert_eq!(scheduler.admit(at(0)), [1]);
+    submit(&mut scheduler, 2, Class::Interactive, 0, 1);
+    assert_eq!(scheduler.admit(at(1)), [2], "the first one is sent back");
+    submit(&mut scheduler, 3, Class::Batch, 500, 2);
+    scheduler.end(2);
+    assert_eq!(scheduler.admit(at(3)), [1]);
+    let mut slos = SloSet::default();
+    slos.batch.wait_s = 60;
+    scheduler.set_slos(&slos);
+    submit(&mut scheduler, 4, Class::Batch, 0, 10);
+    submit(&mut scheduler, 5, Class::Batch, 500, 26);
+    for (seconds, next) in [(27, 3), (28, 4), (29, 5)] {
+        scheduler.end(if next == 3 { 1 } else { next - 1 });
+        assert_eq!(scheduler.admit(at(seconds)), [next]);
+    }
 }
 
 /// Queues are as long, and as patient, as the service level of their class says from then on.

@@ -127,6 +127,12 @@ impl<P: Copy + Eq> Answers<P> {
         self.answers.insert(number, answer);
     }
 
+    /// What is to be made for one.
+    pub fn asked(&self, number: u64) -> Option<&Generation> {
+        let answer = self.answers.get(&number)?;
+        Some(answer.relay.as_ref().map_or(&answer.generation, Relay::rest))
+    }
+
     /// Its client has gone.
     pub fn drop_answer(&mut self, number: u64) -> Vec<Wish<P>> {
         let Some(answer) = self.answers.remove(&number) else {

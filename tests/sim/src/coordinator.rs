@@ -225,8 +225,6 @@ impl Coordinator {
                     if let Some(router) = &mut self.router {
                         router.asked(node, number, generation.class, now);
                     }
-                    let at = Duration::from_millis(now);
-                    self.affinity.note(&Marks::of(&generation), node, at);
                     wishes.push(Wish::Send(node, Wire::Open(number, generation)));
                 }
                 answers::Wish::Cancel(node, number) => wishes.push(Wish::Send(node, Wire::Cancel(number))),
@@ -395,6 +393,10 @@ impl Coordinator {
             Wire::Event(answer, event) => {
                 if let Some(router) = &mut self.router {
                     router.heard(answer, &event, now);
+                }
+                if let (GenerationEvent::Granted, Some(asked)) = (&event, self.answers.asked(answer)) {
+                    let at = Duration::from_millis(now);
+                    self.affinity.note(&Marks::of(asked), node, at);
                 }
                 let next = self.answers.on_event(node, node, answer, event, now);
                 self.follow(next, now)

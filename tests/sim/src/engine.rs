@@ -136,6 +136,7 @@ impl Engine {
         }
         let ended = self.scheduler.remove_model(model);
         self.prefixes.remove_model(model);
+        self.copies.forget(model);
         self.steadiness.forget(model);
         let failed = |making: Making| {
             let failure = Failure::ModelNotLoaded {
@@ -375,13 +376,11 @@ impl Engine {
                     self.now = at;
                 }
                 Decision::Begin(step) => {
-                    let moved = self.copies.take();
-                    let work = Work {
-                        moved,
-                        ..self.work_of(&step)
-                    };
+                    let mut work = self.work_of(&step);
+                    let (whole, _) = mac.step(&work);
+                    work.moved = self.copies.take();
                     let (takes, watts) = mac.step(&work);
-                    self.begin(step, takes, takes, watts);
+                    self.begin(step, takes, whole, watts);
                 }
                 Decision::Resume(step) => {
                     let work = self.work_of(&step);

@@ -65,7 +65,7 @@ pub fn seeds_of(hours: f64, first: u64) -> u64 {
 /// One seed's run, and what broke in it.
 pub fn run_one(seed: u64) -> (World, Vec<String>) {
     let world = match is_of_gates(seed) {
-        true => gates::run(seed),
+        true => gates::run(seed / OF_GATES),
         false => trouble::run(seed),
     };
     let broken = trouble::broken(&world);

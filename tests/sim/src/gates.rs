@@ -142,6 +142,7 @@ fn disturb(world: &mut World, seed: u64) {
 
 /// The machine to which nothing happens is drained, so that batch work is where something does.
 fn spread(world: &mut World) {
+    world.has_refuge = false;
     let until_s = BEGAN_S + LENGTH / 1000;
     let (node, availability) = (node_id(0), Availability::Draining { until_s });
     world.at(

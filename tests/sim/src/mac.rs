@@ -170,7 +170,7 @@ impl Mac {
     ///
     /// Weights are read once for all rows, and prompt tokens are worked on meanwhile; each row costs some time
     /// of its own, so that eight of them make `batch_8` times the tokens of one; KV caches are read as fast as
-    /// weights are. What is moved takes what the memory's bandwidth makes of it.
+    /// weights are, and moved.
     pub fn step(&self, work: &Work) -> (u64, f64) {
         let kind = &self.kind;
         let scale = work.weight_bytes as f64 / MEASURED_WEIGHTS;
@@ -178,19 +178,18 @@ impl Mac {
         let row = one * (8.0 / kind.batch_8.value - 1.0).max(0.0) / 7.0;
         let weights = (one - row).max(0.0);
         let prompt = scale * f64::from(work.prefill) / kind.prefill_tok_s.value;
-        let kv_bytes = work.context as f64 * work.kv_bytes_per_token as f64;
+        let kv_bytes = work.context as f64 * work.kv_bytes_per_token as f64 + work.moved as f64;
         let kv = kv_bytes / (MEASURED_WEIGHTS * kind.decode_tok_s.value);
         let decode = f64::from(work.rows) * row + kv;
         let (slow_prefill, slow_decode) = match self.hot {
             true => (kind.slow_prefill.value, kind.slow_decode.value),
             false => (1.0, 1.0),
         };
-        let moves = work.moved as f64 / (kind.bandwidth_gb_s.value * 1e9);
         let beside = if self.person.builds { BESIDE_BUILD } else { 1.0 };
         let prefills = prompt > weights;
         let seconds = match prefills {
-            true => (prompt / slow_prefill + decode / slow_decode + moves) / beside,
-            false => ((weights + decode) / slow_decode + moves) / beside,
+            true => (prompt / slow_prefill + decode / slow_decode) / beside,
+            false => (weights + decode) / slow_decode / beside,
         };
         let cold = if prefills {
             kind.prefill_w.value

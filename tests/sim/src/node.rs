@@ -314,17 +314,15 @@ impl Node {
             first_tokens,
         }));
         let speeds = NodeMessage::Speeds(self.engine.speeds());
-        let spent = self.quota.batch().map(NodeMessage::Spent);
-        let messages: Vec<Wire> = [report, signs, speeds]
-            .into_iter()
-            .chain(spent)
-            .map(|message| Wire::FromNode(Box::new(message)))
-            .collect();
-        let send = |to: &u64| {
-            let to = *to;
-            messages.clone().into_iter().map(move |wire| Wish::Send(to, wire))
-        };
-        self.sessions.keys().flat_map(send).collect()
+        let mut wishes = Vec::new();
+        for to in self.sessions.keys() {
+            let spent = self.quota.news(*to).map(NodeMessage::Spent);
+            let messages = [report.clone(), signs.clone(), speeds.clone()]
+                .into_iter()
+                .chain(spent);
+            wishes.extend(messages.map(|message| Wish::Send(*to, Wire::FromNode(Box::new(message)))));
+        }
+        wishes
     }
 
     fn report(&mut self) -> NodeReport {
@@ -356,6 +354,7 @@ impl Node {
             heard: awake,
         };
         self.sessions.insert(number, end);
+        self.quota.begins(number);
         let hello = NodeMessage::Hello {
             name: String::new(),
             version: String::new(),

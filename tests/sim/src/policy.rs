@@ -14,7 +14,7 @@ use serde::Serialize;
 /// (`router_strategy/lowest_latency.py`, 1.110.2: `max_latency_list_size`, `ttl`).
 const SAMPLES: usize = 10;
 const FORGET: u64 = 3_600_000;
-/// LiteLLM remembers prompts of so many tokens and more (`router_utils/prompt_caching_cache.py`).
+/// Prompts of fewer tokens LiteLLM does not remember; here, beginnings.
 const PROMPT: u32 = 1024;
 /// Latencies of which Ollama Herd takes the 75th percentile.
 const HERD_SAMPLES: usize = 500;
@@ -33,7 +33,8 @@ pub enum Policy {
     RoundRobin,
     /// The machine with the fewest requests (LiteLLM `least-busy`).
     LeastBusy,
-    /// The same, but what begins with a prompt that a machine had lately goes there (LiteLLM `prompt_caching`).
+    /// The same, but what begins with a prompt that a machine had lately goes there, as LiteLLM's check `prompt_caching`
+    /// has it, with Pomona's memory of prompts: longer, and of any beginning.
     Sticky,
     /// The machine with the lowest latency lately (LiteLLM `latency-based-routing`).
     Latency,

@@ -323,7 +323,9 @@ pub fn broken(world: &World) -> Vec<String> {
         let holds = match client.end {
             Some(End::Finished | End::WithEntry | End::GivenUp) => true,
             // An answer moves three times; one that is still unlucky ends with an error.
-            Some(End::Failed { moves }) => moves == 3 || client.entry != Id::Coordinator(1),
+            Some(End::Failed { moves }) => {
+                moves == 3 || client.entry != Id::Coordinator(1) || !world.has_refuge
+            }
             Some(End::TooLarge) | None => false,
         };
         let end = client.end;

@@ -60,6 +60,8 @@ pub struct World {
     /// What happened, line by line: the same for the same seed. Nothing is written down of a long run.
     pub trace: String,
     pub is_long: bool,
+    /// Whether there is a machine to which nothing happens and that takes work, so that whoever asks gets an answer.
+    pub has_refuge: bool,
     /// Promises that were broken.
     pub broken: Vec<String>,
     /// What operators said of the cloud.
@@ -95,6 +97,7 @@ impl World {
             ended: Vec::new(),
             trace: String::new(),
             is_long: false,
+            has_refuge: true,
             broken: Vec::new(),
             book: Book::default(),
             rungs: Vec::new(),
@@ -432,6 +435,10 @@ impl World {
                 let (to, why) = (relieved.relief.rung, &relieved.reason);
                 self.rungs.push((self.now, node, seen, to));
                 self.say(format_args!("{} {seen} to {to}: {why}", node.short()));
+            }
+            // Who hears no answer in time tells it again, which is another proposal.
+            if matches!(command, Command::ChargeKeys { .. }) && self.random.one_in(4) {
+                self.log.commit(command.clone(), &mut self.random);
             }
             self.log.commit(command, &mut self.random);
         }

@@ -51,6 +51,7 @@ impl View<'_> {
                     || state.gates.relocates(*id, &generation.model, self.now_s),
                 spared: rung.spares(generation.class),
                 rank: state.rank(&list, (&generation.model, &generation.pools), *id)?,
+                slots,
                 full: of_class >= slots,
                 warm: Candidate::warmth(warm.get(id).copied().unwrap_or(0), rung, of_class >= slots, slots),
             })

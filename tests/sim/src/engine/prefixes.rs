@@ -20,7 +20,7 @@ impl Engine {
             let found = self.prefixes.find(kin(making), &known, now);
             let found = found.map_or(0, |(len, ())| len);
             self.scheduler.skip_prefix(*id, found);
-            self.copies.copy(found, bytes(&self.models, making));
+            self.copies.restore(found, bytes(&self.models, making));
             self.cached[making.generation.class.index()] += u64::from(found);
             if making.cached.is_none() {
                 let prompt = &making.generation.prompt;
@@ -55,9 +55,13 @@ impl Engine {
         if let Some(bytes) = self.prefixes.bytes_with(kin(making), &tokens) {
             self.scheduler.make_room_for_prefixes(bytes);
         }
+        self.follow_kv_ops();
+        let Some(making) = self.sequences.get(&id) else {
+            return;
+        };
         let (now, budget) = (Duration::from_micros(self.now), self.scheduler.prefix_budget());
         let save = || {
-            self.copies.copy(len, bytes(&self.models, making));
+            self.copies.save(len, bytes(&self.models, making));
             Some(())
         };
         self.prefixes.keep(kin(making), &tokens, budget, now, save);

@@ -117,13 +117,10 @@ fn a_hot_laptop_cools_down_by_itself_and_loses_nothing() {
         let relieved = world.nodes[LAPTOP].mac.watts;
         assert!(relieved < COMFORTABLE, "seed {seed}: {relieved} W");
         let highest = world.rungs.iter().map(|(.., to)| *to).max();
-        // Where a session was lost its answers went elsewhere by that.
-        let enough = if seed % 2 == 1 {
-            Rung::Pause
-        } else {
-            Rung::MoveRunning
-        };
-        assert!(highest >= Some(enough), "seed {seed}: {highest:?}");
+        // Where a session was lost its answers may have gone elsewhere by that.
+        let moves = highest == Some(Rung::MoveRunning);
+        let by_itself = seed % 2 == 1 && highest == Some(Rung::Pause);
+        assert!(moves || by_itself, "seed {seed}: {highest:?}");
         // It comes to rest, and is let go.
         world.run_until(600_000);
         settled(&world, seed);
