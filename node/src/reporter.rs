@@ -14,7 +14,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::supervisor::{EngineView, Supervisor};
+use crate::supervisor::{EngineView, Family, Supervisor};
 
 /// A handle on the latest report; clones share it.
 #[derive(Debug, Clone)]
@@ -52,13 +52,17 @@ impl Reporter {
             let mut sequence = 0;
             loop {
                 sequence += 1;
-                let works = {
+                let (serves, pid) = {
                     let view = engine.borrow();
-                    let served = view.serves.map(Watched::WithChildren);
-                    served.or(view.pid.map(Watched::Alone))
+                    (view.serves, view.pid)
                 };
-                let machine = probe.sample(works);
-                supervisor.note_machine(&machine, probe.started());
+                let served = serves.map(Watched::WithChildren);
+                let machine = probe.sample(served.or(pid.map(Watched::Alone)));
+                let family = serves.map(|server| Family {
+                    server,
+                    started: probe.started(),
+                });
+                supervisor.note_machine(&machine, family.unwrap_or_default());
                 let mut report = report(sequence, machine, &engine, &entry_stats);
                 if let Some(not_brought) = &not_brought {
                     report.failed.extend(not_brought.borrow().iter().cloned());

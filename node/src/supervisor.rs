@@ -34,6 +34,8 @@ use crate::store::Store;
 use crate::supervisor::last_run::{LastRun, Left};
 use crate::supervisor::machine_now::MachineNow;
 
+pub(crate) use machine_now::Family;
+
 /// What is run as engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum EngineProgram {
@@ -289,8 +291,8 @@ impl Supervisor {
     }
 
     /// The machine was read.
-    pub(crate) fn note_machine(&self, machine: &MachineReport, started: Vec<u32>) {
-        self.machine.note(machine, started);
+    pub(crate) fn note_machine(&self, machine: &MachineReport, family: Family) {
+        self.machine.note(machine, family);
     }
 
     /// The engine as it is, and news of it.

@@ -23,9 +23,10 @@ const BEGIN: f32 = 20.0;
 /// The slowest, percent, of a machine that draws no more than is comfortable: nobody would relieve it of what stands
 /// still there.
 const SLOWEST: f32 = 5.0;
-/// Where batch rests since more than is comfortable was drawn, it does until no more than this share of it is: a person
-/// who draws just so would have it begin and end each second.
+/// Where batch rests since more than is comfortable was drawn, it does until no more than this share of it is, or until
+/// it was not more for so long: a person who draws just so would have it begin and end each second.
 const COOL_AGAIN: f32 = 0.95;
+const COOLS: Duration = Duration::from_secs(10);
 /// What a reading says is taken to have been so for no longer than this.
 const GAP: Duration = Duration::from_secs(5);
 /// Readings that fail for so long have failed for good: what cannot be read is not kept to.
@@ -61,8 +62,8 @@ impl Warmth {
 #[derive(Debug, Clone)]
 pub struct Pacer {
     percent: f32,
-    /// Whether it rests, whatever the pace is without that.
-    rests: bool,
+    /// When more than is comfortable was drawn last, while it rests for that.
+    above: Option<Duration>,
     looked: Option<Duration>,
 }
 
@@ -70,7 +71,7 @@ impl Default for Pacer {
     fn default() -> Self {
         Self {
             percent: BEGIN,
-            rests: false,
+            above: None,
             looked: None,
         }
     }
@@ -107,13 +108,16 @@ impl Pacer {
         let most = if works { 100.0 } else { BEGIN };
         self.percent = (self.percent + GAIN * seconds * off).clamp(SLOWEST, most);
         // Above it batch rests at once, whoever draws that.
-        let most = if self.rests { COOL_AGAIN } else { 1.0 };
-        self.rests = watts.get() > most * comfort.get();
+        let draws = |share: f32| watts.get() > share * comfort.get();
+        self.above = match self.above {
+            _ if draws(1.0) => Some(at),
+            above => above.filter(|above| draws(COOL_AGAIN) && at.saturating_sub(*above) < COOLS),
+        };
         self.pace()
     }
 
     fn pace(&self) -> u32 {
-        if self.rests {
+        if self.above.is_some() {
             0
         } else {
             self.percent.round() as u32
@@ -217,6 +221,13 @@ mod tests {
             );
         }
         assert_eq!(pacer.look(Warmth::default(), COMFORT, true, at(65)), 0);
+        for (second, pace) in [(66, 0), (73, 0), (74, 5), (75, 5)] {
+            assert_eq!(
+                pacer.look(draws(34.0), COMFORT, true, at(second)),
+                pace,
+                "{second}"
+            );
+        }
     }
 
     #[test]

@@ -98,8 +98,8 @@ impl Probe {
         report
     }
 
-    /// Processes that the engine's server has started, as of the last samples with its children; found anew every ten
-    /// seconds.
+    /// Processes that the engine's server has started, the largest first, as of the last sample if that was with its
+    /// children; found anew every ten seconds.
     pub fn started(&self) -> Vec<u32> {
         self.engine.started().collect()
     }

@@ -1,5 +1,6 @@
 //! The memory of a process, and of all that it started.
 
+use std::cmp::Reverse;
 use std::time::{Duration, Instant};
 
 use pomona_common::unit::{Bytes, Reading};
@@ -29,7 +30,7 @@ pub(crate) struct Processes {
 }
 
 impl Processes {
-    /// Those that the process has started whose memory was read last, and those that they have.
+    /// Those that the process has started whose memory was read last, and those that they have; the largest first.
     pub(crate) fn started(&self) -> impl Iterator<Item = u32> {
         self.pids.iter().skip(1).map(|pid| pid.as_u32())
     }
@@ -45,7 +46,8 @@ impl Processes {
             return (Reading::Unavailable, system::footprint(pid));
         };
         let is_fresh = |(of, at): (Watched, Instant)| of == watched && at.elapsed() < LOOKS;
-        if !self.found.is_some_and(is_fresh) {
+        let is_old = !self.found.is_some_and(is_fresh);
+        if is_old {
             self.found = Some((watched, Instant::now()));
             self.pids = match watched {
                 Watched::Alone(pid) => vec![Pid::from_u32(pid)],
@@ -57,6 +59,9 @@ impl Processes {
         let kind = ProcessRefreshKind::nothing().with_memory().without_tasks();
         system.refresh_processes_specifics(ProcessesToUpdate::Some(&self.pids), true, kind);
         let rss = |pid: &Pid| Some(system.process(*pid)?.memory());
+        if is_old && let Some((_, started)) = self.pids.split_first_mut() {
+            started.sort_by_key(|pid| Reverse(rss(pid)));
+        }
         let footprint = |pid: &Pid| Some(system::footprint(pid.as_u32()).value()?.get());
         (sum(&self.pids, rss), sum(&self.pids, footprint))
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use pomona_common::{Class, ModelName, limits};
 
 use crate::scheduler::Scheduler;
-use crate::sequence::{Phase, SequenceId};
+use crate::sequence::{FIRST, Phase, SequenceId};
 
 pub(crate) fn admit(scheduler: &mut Scheduler, now: Duration) -> Vec<SequenceId> {
     let mut admitted = Vec::new();
@@ -50,7 +50,11 @@ pub(crate) fn window_left(scheduler: &Scheduler, class: Class, now: Duration) ->
     let paced = scheduler.paced_knobs();
     let knobs = paced.class(class);
     let queue = &scheduler.waiting[class.index()];
-    let (_, id) = queue.first()?;
+    let (place, id) = queue.first()?;
+    if *place == FIRST {
+        // Its client has half of it.
+        return None;
+    }
     if knobs.is_paused() || knobs.window_ms == 0 || queue.len() as u32 >= knobs.max_slots {
         return None;
     }

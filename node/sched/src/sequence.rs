@@ -36,8 +36,9 @@ const HEAD_START: Duration = Duration::from_secs(300);
 const HEAD_START_PART: u32 = 4;
 /// Fewer tokens are soon prefilled anew.
 const WORTH_PASSING: u32 = 256;
-/// Before everybody who has a place of the time at which it came.
-const FIRST: Duration = Duration::ZERO;
+/// The place of what was begun elsewhere, before everybody who has one of the time at which it came.
+pub(crate) const FIRST: Duration = Duration::ZERO;
+const SECOND: Duration = Duration::from_nanos(1);
 
 impl NewSequence {
     /// Its place in line when it comes now to others that wait for so long at most: who has the least is the first of its
@@ -47,10 +48,8 @@ impl NewSequence {
         let head_start = HEAD_START.min(wait / HEAD_START_PART);
         match self.class {
             _ if self.begun => FIRST,
-            Class::Batch if is_mostly_kept => now
-                .saturating_sub(head_start)
-                .max(FIRST + Duration::from_nanos(1)),
-            _ => now,
+            Class::Batch if is_mostly_kept => now.saturating_sub(head_start).max(SECOND),
+            _ => now.max(SECOND),
         }
     }
 }
@@ -92,7 +91,8 @@ impl Sequence {
     /// It is preempted, and waits again: before those who come now, whatever is kept of them.
     pub(crate) fn goes_back(&mut self) {
         self.phase = Phase::Waiting;
-        self.place = self.place.min(self.arrived.saturating_sub(HEAD_START));
+        let before_others = self.arrived.saturating_sub(HEAD_START).max(SECOND);
+        self.place = self.place.min(before_others);
     }
 
     /// Tokens its KV row must hold.

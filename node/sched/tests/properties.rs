@@ -594,31 +594,35 @@ fn who_is_kept_passes_nobody_that_was_begun_or_soon_waits_in_vain() {
     }
     let mut scheduler = Scheduler::new(knobs);
     scheduler.add_model(name(0), 1, 4096);
-    let at = |seconds: u64| Duration::from_secs(1000 + seconds);
-    let submit = |scheduler: &mut Scheduler, id: u64, class, kept, seconds| {
+    // The engine is young, and places are near its beginning.
+    let at = |seconds: u64| Duration::from_secs(10 + seconds);
+    let submit = |scheduler: &mut Scheduler, id: u64, class, (kept, begun), seconds| {
         let new = NewSequence {
             id,
             model: name(0),
             class,
             prompt: 500,
             max_new: 50,
-            begun: false,
+            begun,
             kept,
         };
         scheduler.submit(new, at(seconds)).unwrap();
     };
-    submit(&mut scheduler, 1, Class::Batch, 0, 0);
+    submit(&mut scheduler, 1, Class::Batch, (0, false), 0);
     assert_eq!(scheduler.admit(at(0)), [1]);
-    submit(&mut scheduler, 2, Class::Interactive, 0, 1);
+    submit(&mut scheduler, 2, Class::Interactive, (0, false), 1);
     assert_eq!(scheduler.admit(at(1)), [2], "the first one is sent back");
-    submit(&mut scheduler, 3, Class::Batch, 500, 2);
-    scheduler.end(2);
-    assert_eq!(scheduler.admit(at(3)), [1]);
+    submit(&mut scheduler, 3, Class::Batch, (500, false), 2);
+    submit(&mut scheduler, 6, Class::Batch, (0, true), 2);
+    for (seconds, ended, next) in [(3, 2, 6), (4, 6, 1)] {
+        scheduler.end(ended);
+        assert_eq!(scheduler.admit(at(seconds)), [next]);
+    }
     let mut slos = SloSet::default();
     slos.batch.wait_s = 60;
     scheduler.set_slos(&slos);
-    submit(&mut scheduler, 4, Class::Batch, 0, 10);
-    submit(&mut scheduler, 5, Class::Batch, 500, 26);
+    submit(&mut scheduler, 4, Class::Batch, (0, false), 10);
+    submit(&mut scheduler, 5, Class::Batch, (500, false), 26);
     for (seconds, next) in [(27, 3), (28, 4), (29, 5)] {
         scheduler.end(if next == 3 { 1 } else { next - 1 });
         assert_eq!(scheduler.admit(at(seconds)), [next]);

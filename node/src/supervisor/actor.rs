@@ -229,7 +229,10 @@ impl Actor {
                 detail,
             },
             None => match self.sequences.add(generation, &events, unwanted) {
-                Some(sequence) => return self.submit(sequence),
+                Some(sequence) => {
+                    self.served.iter_mut().for_each(Served::works);
+                    return self.submit(sequence);
+                }
                 None => Failure::Overloaded {
                     detail: "the engine is starting and this node's queue is full".into(),
                     retry_after_s: 5,

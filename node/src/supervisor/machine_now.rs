@@ -19,7 +19,16 @@ struct Read {
     at: Duration,
     short_of_memory: bool,
     warmth: Warmth,
-    started: Vec<u32>,
+    family: Family,
+}
+
+/// A server that works in the engine's place, and what it has started, the largest first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Family {
+    /// The server's process; 0 for none.
+    pub(crate) server: u32,
+    /// The others.
+    pub(crate) started: Vec<u32>,
 }
 
 impl MachineNow {
@@ -30,14 +39,14 @@ impl MachineNow {
         }
     }
 
-    /// It was read, and these are the processes that the engine's server has started.
-    pub(super) fn note(&self, machine: &MachineReport, started: Vec<u32>) {
+    /// It was read, and what works in the engine's place.
+    pub(super) fn note(&self, machine: &MachineReport, family: Family) {
         let pressure = machine.pressure.value();
         *self.read() = Read {
             at: self.began.elapsed(),
             short_of_memory: pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX),
             warmth: Warmth::of(machine),
-            started,
+            family,
         };
     }
 
@@ -56,9 +65,9 @@ impl MachineNow {
         self.read().warmth
     }
 
-    /// Processes that the engine's server had started.
-    pub(super) fn started(&self) -> Vec<u32> {
-        self.read().started.clone()
+    /// What worked in the engine's place.
+    pub(super) fn family(&self) -> Family {
+        self.read().family.clone()
     }
 
     fn read(&self) -> MutexGuard<'_, Read> {

@@ -8,7 +8,7 @@ use pomona_common::Failure;
 use tokio::time::Instant;
 
 use super::Actor;
-use crate::supervisor::served::{Seen, Served};
+use crate::supervisor::served::{Ended, MOST, Served};
 
 /// First wait before a restart; doubled while the engine dies young.
 pub(super) const RESTART_FIRST: Duration = Duration::from_millis(100);
@@ -19,8 +19,8 @@ const GROWN_UP: Duration = Duration::from_secs(10);
 /// Signals that end an engine that is short of memory: SIGKILL of the system, and SIGABRT when Metal or the
 /// allocator give up.
 const OF_MEMORY: [i32; 2] = [9, 6];
-/// Servers at most of which reports are waited for at once.
-const REPORTS: usize = 4;
+/// Processes at most of which reports are waited for at once: one server's and the one's before.
+const REPORTS: usize = 2 * (MOST + 1);
 
 impl Actor {
     pub(super) async fn on_engine_end(&mut self) {
@@ -79,43 +79,46 @@ impl Actor {
 
     /// Another process answers in the engine's place, or none: what became of the one before?
     pub(super) fn on_serves(&mut self, pid: Option<u32>) {
+        self.look_at_served();
         self.view.serves = pid;
         let before = std::mem::replace(&mut self.served, pid.and_then(Served::by));
-        if let Some(server) = before.and_then(Served::ended) {
-            self.find_out(server);
+        if let Some(before) = before {
+            self.find_out(before.ended());
         }
         self.publish();
     }
 
     /// What the server has started may be killed without it.
     pub(super) fn look_at_served(&mut self) {
-        let started = self.machine.started();
-        let ended = self.served.as_mut().map(|served| served.look(&started));
-        let ended = ended.unwrap_or_default();
-        if !ended.is_empty() {
-            ended.into_iter().for_each(|process| self.find_out(process));
-            self.publish();
+        let Some(served) = &mut self.served else {
+            return;
+        };
+        if self.sequences.len() > 0 {
+            served.works();
         }
+        let ended = served.look(&self.machine.family());
+        self.find_out(ended);
     }
 
-    /// Counts the end of a process of the server if it was a kill, perhaps when a report has come of it.
-    fn find_out(&mut self, process: Seen) {
+    /// Counts a kill, perhaps when a report of it has come.
+    fn find_out(&mut self, ended: Ended) {
         let Some(model) = self.view.suspect(true).cloned() else {
             return;
         };
-        match process.cause() {
-            Some(cause) => {
+        match ended {
+            Ended::Killed(cause) => {
                 tracing::warn!(%model, %cause, "the server of a model was killed");
                 self.view.kills += 1;
                 self.view.blame(model);
+                self.publish();
             }
-            None => {
+            Ended::Unknown(gone) => {
                 while self.reports.try_join_next().is_some() {}
-                if self.reports.len() == REPORTS {
-                    self.reports.abort_all();
+                let room = REPORTS.saturating_sub(self.reports.len());
+                for process in gone.into_iter().take(room) {
+                    let report = process.find_report(model.clone(), self.requests.clone());
+                    self.reports.spawn(report);
                 }
-                self.reports
-                    .spawn(process.find_report(model, self.requests.clone()));
             }
         }
     }
