@@ -51,6 +51,8 @@ pub(super) struct Levels {
     within: (f64, f64),
     /// The gate had acted when who leads began to look: from where it counts nobody knows.
     is_blind: bool,
+    /// It was not heard meanwhile, and who leads may have forgotten it or not: then it counts from a level of before.
+    may_be_older: bool,
 }
 
 impl Levels {
@@ -75,6 +77,7 @@ impl Levels {
         } else if std::mem::take(&mut self.unheard) > 0 {
             // It may have been forgotten meanwhile, or not, and come back with batch work for a moment.
             self.is_blind |= seen.is_open;
+            self.may_be_older |= seen.is_open;
             if self.is_blind {
                 (self.quiet, self.still) = (0, 0);
             }
@@ -82,7 +85,9 @@ impl Levels {
             self.sightings = self.sightings.min(1);
         }
         if self.is_blind && !seen.is_open {
+            let may_be_older = self.may_be_older;
             self.begins(leader, false);
+            self.may_be_older = may_be_older;
         }
         self.quiet += 1;
         self.still = if seen.had_batch { 0 } else { self.still + 1 };
@@ -91,6 +96,7 @@ impl Levels {
             self.may_have_begun = false;
             self.sightings = 0;
             self.is_blind = false;
+            self.may_be_older = false;
         }
         if seen.batch {
             self.quiet = 0;
@@ -104,8 +110,9 @@ impl Levels {
         }
         match self.sightings {
             _ if self.is_blind || self.quiet + LATE > COLD && self.sightings > 0 => Level::Unknown,
-            0 if !self.may_have_begun => Level::All,
+            0 if !self.may_have_begun && !self.may_be_older => Level::All,
             0..=SIGHTINGS => Level::Unknown,
+            _ if self.may_be_older => Level::Within(0.0, self.within.1),
             _ => Level::Within(self.within.0, self.within.1),
         }
     }
