@@ -82,6 +82,14 @@ pub struct Batch {
     pub spent: Vec<Spent>,
 }
 
+impl Batch {
+    /// Whether it was counted, where the latest that was is `charged`.
+    #[must_use]
+    pub fn is_in(&self, charged: Charged) -> bool {
+        charged.0 == self.instance && charged.1 >= self.number
+    }
+}
+
 /// What was spent in one minute: it counts for that one, however late the cluster hears of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spent {

@@ -231,9 +231,8 @@ impl Meter {
 
     /// The cluster has counted up to this batch, says whoever knows.
     pub fn counted(&mut self, charged: Option<Charged>, now_s: u64) {
-        let is_counted =
-            |batch: &Batch| charged.is_some_and(|at| at.0 == batch.instance && at.1 >= batch.number);
-        let Some(batch) = self.sent.take_if(|batch| is_counted(batch)) else {
+        let is_counted = |batch: &mut Batch| charged.is_some_and(|charged| batch.is_in(charged));
+        let Some(batch) = self.sent.take_if(is_counted) else {
             return;
         };
         for one in batch.spent {

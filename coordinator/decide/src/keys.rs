@@ -34,8 +34,7 @@ pub struct Counted {
 
 impl Counted {
     fn has(&self, batch: &Batch) -> bool {
-        let is_older = self.latest.0 == batch.instance && self.latest.1 >= batch.number;
-        is_older || self.before == Some(batch.instance)
+        batch.is_in(self.latest) || self.before == Some(batch.instance)
     }
 }
 

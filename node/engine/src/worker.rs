@@ -207,10 +207,6 @@ impl Worker {
                 ),
             ));
         }
-        let kin = Kin {
-            model: &generation.model,
-            salt: generation.cache_salt,
-        };
         let new = NewSequence {
             id,
             model: generation.model.clone(),
@@ -220,7 +216,7 @@ impl Worker {
                 .max_tokens
                 .saturating_sub(generation.resume.len() as u32),
             begun: !generation.resume.is_empty(),
-            kept: self.prefixes.kept(kin, &generation.prompt),
+            kept: self.prefixes.kept(Kin::of(generation), &generation.prompt),
         };
         if new.max_new == 0 {
             return Err(invalid("max_tokens", "nothing is left to generate"));

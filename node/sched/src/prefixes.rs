@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use pomona_common::{Class, EngineKnobs, ModelName};
+use pomona_common::{Class, EngineKnobs, Generation, ModelName};
 
 /// Shortest beginning worth a copy: below it the copy costs as much as the tokens.
 const MIN_TOKENS: usize = 16;
@@ -29,6 +29,17 @@ pub struct Kin<'a> {
     pub model: &'a ModelName,
     /// The salt; see [`Generation::cache_salt`](pomona_common::Generation).
     pub salt: u64,
+}
+
+impl<'a> Kin<'a> {
+    /// The kin of a request's prompt.
+    #[must_use]
+    pub fn of(generation: &'a Generation) -> Self {
+        Self {
+            model: &generation.model,
+            salt: generation.cache_salt,
+        }
+    }
 }
 
 /// One that is kept.
@@ -108,18 +119,8 @@ impl<K> Prefixes<K> {
 
     /// How many of a prompt's first tokens are kept, at least [`MIN_TOKENS`] and less than the prompt, and their KV.
     pub fn find(&mut self, kin: Kin<'_>, prompt: &[u32], now: Duration) -> Option<(u32, &K)> {
-        let usable = prompt.len().saturating_sub(1);
-        let entries = self.models.get_mut(kin.model)?.entries.iter_mut();
-        let (entry, len) = entries
-            .filter(|entry| entry.salt == kin.salt)
-            .map(|entry| {
-                let len = common(&entry.tokens, &prompt[..usable]);
-                (entry, len)
-            })
-            .max_by_key(|(_, len)| *len)?;
-        if len < MIN_TOKENS {
-            return None;
-        }
+        let (index, len) = self.longest(kin, prompt)?;
+        let entry = self.models.get_mut(kin.model)?.entries.get_mut(index)?;
         // Else what others have as well was found: a system prompt, a file that is being edited.
         if is_nearly_all(len, &entry.tokens) {
             entry.used = now;
@@ -131,14 +132,18 @@ impl<K> Prefixes<K> {
     /// How many of a prompt's first tokens [`Prefixes::find`] would give.
     #[must_use]
     pub fn kept(&self, kin: Kin<'_>, prompt: &[u32]) -> u32 {
+        self.longest(kin, prompt).map_or(0, |(_, len)| len as u32)
+    }
+
+    /// The entry with most of a prompt's first tokens, and how many that are.
+    fn longest(&self, kin: Kin<'_>, prompt: &[u32]) -> Option<(usize, usize)> {
         let usable = &prompt[..prompt.len().saturating_sub(1)];
-        let entries = self.models.get(kin.model).map(|of_model| &of_model.entries);
-        let entries = entries
-            .into_iter()
-            .flatten()
-            .filter(|entry| entry.salt == kin.salt);
-        let most = entries.map(|entry| common(&entry.tokens, usable)).max();
-        most.filter(|len| *len >= MIN_TOKENS).unwrap_or(0) as u32
+        let entries = self.models.get(kin.model)?.entries.iter().enumerate();
+        entries
+            .filter(|(_, entry)| entry.salt == kin.salt)
+            .map(|(index, entry)| (index, common(&entry.tokens, usable)))
+            .max_by_key(|(_, len)| *len)
+            .filter(|(_, len)| *len >= MIN_TOKENS)
     }
 
     /// Remembers a prompt, and says how many of its first tokens should be kept once they are in the KV cache: those

@@ -37,6 +37,16 @@ pub(super) enum Ended {
     Unknown(Vec<Seen>),
 }
 
+impl Ended {
+    /// What became of these. They may have ended by one kill: those that need each other, a whole group.
+    fn of(gone: Vec<Seen>) -> Self {
+        match gone.iter().find_map(Seen::cause) {
+            Some(cause) => Self::Killed(cause),
+            None => Self::Unknown(gone),
+        }
+    }
+}
+
 impl Served {
     /// None when it is gone already.
     pub(super) fn by(pid: u32) -> Option<Self> {
@@ -75,24 +85,18 @@ impl Served {
         if self.asked.is_none_or(|asked| asked.elapsed() > LATELY) {
             return Ended::Unknown(Vec::new());
         }
-        match gone.iter().find_map(Seen::cause) {
-            Some(cause) => {
-                // Others end by one kill: those that need each other, a whole group. None of what is there was it.
-                self.server.forgive();
-                self.started.iter_mut().for_each(Seen::forgive);
-                Ended::Killed(cause)
-            }
-            None => Ended::Unknown(gone),
+        let ended = Ended::of(gone);
+        if matches!(ended, Ended::Killed(_)) {
+            // None of what is there was it.
+            self.server.forgive();
+            self.started.iter_mut().for_each(Seen::forgive);
         }
+        ended
     }
 
     /// What became of the server, if it is gone.
     pub(super) fn ended(self) -> Ended {
-        let gone = Some(self.server).filter(Seen::is_gone);
-        match gone.as_ref().and_then(Seen::cause) {
-            Some(cause) => Ended::Killed(cause),
-            None => Ended::Unknown(gone.into_iter().collect()),
-        }
+        Ended::of(Some(self.server).filter(Seen::is_gone).into_iter().collect())
     }
 }
 

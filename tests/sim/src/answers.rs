@@ -86,6 +86,13 @@ impl<P> Default for Answers<P> {
     }
 }
 
+impl<P: Copy + Eq> Answer<P> {
+    /// What is to be made of it still.
+    fn rest(&self) -> &Generation {
+        self.relay.as_ref().map_or(&self.generation, Relay::rest)
+    }
+}
+
 impl<P: Copy + Eq> Answers<P> {
     pub fn is_empty(&self) -> bool {
         self.answers.is_empty()
@@ -129,8 +136,7 @@ impl<P: Copy + Eq> Answers<P> {
 
     /// What is to be made for one.
     pub fn asked(&self, number: u64) -> Option<&Generation> {
-        let answer = self.answers.get(&number)?;
-        Some(answer.relay.as_ref().map_or(&answer.generation, Relay::rest))
+        self.answers.get(&number).map(Answer::rest)
     }
 
     /// Its client has gone.
@@ -196,7 +202,7 @@ impl<P: Copy + Eq> Answers<P> {
             return Vec::new();
         }
         let avoid = answer.relay.as_ref().map_or(&[][..], Relay::failed);
-        let generation = answer.relay.as_ref().map_or(&answer.generation, Relay::rest);
+        let generation = answer.rest();
         let order = places.order(generation, avoid);
         let best = order.into_iter().find(|place| !answer.refused.contains(place));
         let class = generation.class;

@@ -194,10 +194,6 @@ impl Engine {
         let again = (asked.1 % 3) as u32;
         let emitted = (generation.resume.len() as u32).saturating_sub(again);
         let id = self.last_id + 1;
-        let kin = Kin {
-            model: &generation.model,
-            salt: generation.cache_salt,
-        };
         let new = NewSequence {
             id,
             model: generation.model.clone(),
@@ -205,7 +201,7 @@ impl Engine {
             prompt: generation.prompt.len() as u32 + emitted,
             max_new: generation.max_tokens.saturating_sub(emitted),
             begun: !generation.resume.is_empty(),
-            kept: self.prefixes.kept(kin, &generation.prompt),
+            kept: self.prefixes.kept(Kin::of(&generation), &generation.prompt),
         };
         if let Err(refusal) = self.scheduler.submit(new, Duration::from_micros(self.now)) {
             return GenerationEvent::Failed(match refusal {

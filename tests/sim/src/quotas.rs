@@ -120,8 +120,7 @@ impl Quota {
         self.learned.fill_spent(&mut self.ring);
         self.meter.counted(self.ring.charged, now_s);
         let charged = self.ring.charged;
-        let is_counted =
-            |batch: &mut Batch| charged.is_some_and(|at| at.0 == batch.instance && at.1 >= batch.number);
+        let is_counted = |batch: &mut Batch| charged.is_some_and(|charged| batch.is_in(charged));
         if let Some(batch) = self.sent.take_if(is_counted) {
             self.uncounted -= tokens(&batch);
         }
@@ -155,7 +154,7 @@ fn counted(state: &ClusterState, node: NodeId, now_s: u64) -> u64 {
 impl World {
     /// What was counted twice or forgotten, when all is well again and everybody had time to tell. The coordinators'
     /// clocks may have been wrong by a day, which ends a day's count: by the right one it is what it should be.
-    pub(crate) fn miscounts(&self) -> Vec<String> {
+    pub(crate) fn miscounts(&self, agreed: &ClusterState) -> Vec<String> {
         let (mut state, now_s) = (ClusterState::default(), self.now_s());
         // What was ever told, each batch once.
         let mut told = BTreeMap::new();
@@ -171,7 +170,6 @@ impl World {
             }
             apply_proposal(&mut state, index as u64 + 1, &proposal);
         }
-        let agreed = self.agreed();
         let of_node = |quota: &Quota| {
             let Quota {
                 node, taken, lost, ..
@@ -180,7 +178,7 @@ impl World {
                 .iter()
                 .filter(|((entry, ..), _)| *entry == EntryId::Node(node));
             let (told, is) = (its.map(|(_, tokens)| tokens).sum(), counted(&state, node, now_s));
-            let by_their_clocks = counted(&agreed, node, now_s);
+            let by_their_clocks = counted(agreed, node, now_s);
             let holds = (taken - lost..=taken).contains(&is) && is.max(by_their_clocks) <= told;
             let name = &record(node).name;
             (!holds).then(|| {

@@ -274,14 +274,14 @@ pub fn heal(world: &mut World, at: u64) {
 
 /// What does not hold although all is well again.
 pub fn broken(world: &World) -> Vec<String> {
+    let agreed = world.agreed();
     let mut broken = world.broken.clone();
-    broken.extend(world.miscounts());
+    broken.extend(world.miscounts(&agreed));
     let mut check = |holds: bool, text: String| {
         if !holds {
             broken.push(text);
         }
     };
-    let agreed = world.agreed();
     let (now, now_s) = (world.now, world.now_s());
     for coordinator in &world.coordinators {
         let number = coordinator.number;

@@ -3,7 +3,6 @@
 use mlx_rs::error::Exception;
 use pomona_sched::{Kin, RowWork, SequenceId, goes_on};
 
-use crate::lane::Sequence;
 use crate::worker::steps::lost_rows;
 use crate::worker::{Disconnected, Worker};
 
@@ -22,7 +21,9 @@ impl Worker {
             };
             sequence.prefill_started.get_or_insert(now);
             let mut found = 0;
-            let kept = self.prefixes.find(kin(sequence), &sequence.known(), now);
+            let kept = self
+                .prefixes
+                .find(Kin::of(&sequence.generation), &sequence.known(), now);
             if let Some((len, saved)) = kept {
                 lane.kv.restore(place.capacity, place.row, saved, len)?;
                 self.scheduler.skip_prefix(*id, len);
@@ -32,7 +33,9 @@ impl Worker {
             if !sequence.admitted_before {
                 sequence.cached = found;
                 let prompt = &sequence.generation.prompt;
-                sequence.keep = self.prefixes.remember(kin(sequence), prompt, found, budget);
+                sequence.keep = self
+                    .prefixes
+                    .remember(Kin::of(&sequence.generation), prompt, found, budget);
                 sequence.admitted_before = true;
             }
         }
@@ -70,7 +73,7 @@ impl Worker {
             return Ok(());
         };
         let tokens = sequence.span(0, len);
-        let with_it = self.prefixes.bytes_with(kin(sequence), &tokens);
+        let with_it = self.prefixes.bytes_with(Kin::of(&sequence.generation), &tokens);
         let is_tight = with_it.is_some_and(|bytes| self.scheduler.make_room_for_prefixes(bytes));
         // Rows that are still to move lie elsewhere than the scheduler says.
         let gives_back = self.apply_kv_ops().map_err(|error| lost_rows(&error))?;
@@ -84,7 +87,8 @@ impl Worker {
         };
         if let Some(lane) = self.lanes.get_mut(&place.model) {
             let save = || lane.kv.save(place.capacity, place.row, len).ok();
-            self.prefixes.keep(kin(sequence), &tokens, budget, now, save);
+            self.prefixes
+                .keep(Kin::of(&sequence.generation), &tokens, budget, now, save);
             self.scheduler.set_prefix_bytes(self.prefixes.bytes());
         }
         Ok(())
@@ -94,12 +98,5 @@ impl Worker {
     pub(super) fn trim_prefixes(&mut self, budget: u64) {
         self.prefixes.trim(budget);
         self.scheduler.set_prefix_bytes(self.prefixes.bytes());
-    }
-}
-
-fn kin(sequence: &Sequence) -> Kin<'_> {
-    Kin {
-        model: &sequence.generation.model,
-        salt: sequence.generation.cache_salt,
     }
 }

@@ -7,7 +7,6 @@ use pomona_common::{ModelName, ModelRecord};
 use pomona_sched::{Kin, RowWork, SequenceId, goes_on};
 
 use super::Engine;
-use super::making::Making;
 
 impl Engine {
     pub(super) fn use_prefixes(&mut self, admitted: &[SequenceId]) {
@@ -17,14 +16,17 @@ impl Engine {
                 continue;
             };
             let known = making.known(making.generation.prompt.len() as u32 + making.emitted);
-            let found = self.prefixes.find(kin(making), &known, now);
+            let found = self.prefixes.find(Kin::of(&making.generation), &known, now);
             let found = found.map_or(0, |(len, ())| len);
             self.scheduler.skip_prefix(*id, found);
-            self.copies.restore(found, bytes(&self.models, making));
+            self.copies
+                .restore(found, token_bytes(&self.models, &making.generation.model));
             self.cached[making.generation.class.index()] += u64::from(found);
             if making.cached.is_none() {
                 let prompt = &making.generation.prompt;
-                making.keep = self.prefixes.remember(kin(making), prompt, found, budget);
+                making.keep = self
+                    .prefixes
+                    .remember(Kin::of(&making.generation), prompt, found, budget);
                 making.cached = Some(found.min(making.generation.prompt.len() as u32));
             }
         }
@@ -52,7 +54,7 @@ impl Engine {
             return;
         };
         let tokens = making.known(len);
-        if let Some(bytes) = self.prefixes.bytes_with(kin(making), &tokens) {
+        if let Some(bytes) = self.prefixes.bytes_with(Kin::of(&making.generation), &tokens) {
             self.scheduler.make_room_for_prefixes(bytes);
         }
         self.follow_kv_ops();
@@ -61,22 +63,19 @@ impl Engine {
         };
         let (now, budget) = (Duration::from_micros(self.now), self.scheduler.prefix_budget());
         let save = || {
-            self.copies.save(len, bytes(&self.models, making));
+            self.copies
+                .save(len, token_bytes(&self.models, &making.generation.model));
             Some(())
         };
-        self.prefixes.keep(kin(making), &tokens, budget, now, save);
+        self.prefixes
+            .keep(Kin::of(&making.generation), &tokens, budget, now, save);
         self.scheduler.set_prefix_bytes(self.prefixes.bytes());
     }
 
     /// Writes slabs as the scheduler wants them; whether there was anything to do.
     pub(super) fn follow_kv_ops(&mut self) -> bool {
         let ops = self.scheduler.kv_ops();
-        let token = |model: &ModelName| {
-            self.models
-                .get(model)
-                .map_or(0, |record| record.kv_bytes_per_token)
-        };
-        self.copies.follow(&ops, token);
+        self.copies.follow(&ops, |model| token_bytes(&self.models, model));
         !ops.is_empty()
     }
 
@@ -87,15 +86,7 @@ impl Engine {
     }
 }
 
-/// That a token of its model takes.
-fn bytes(models: &BTreeMap<ModelName, ModelRecord>, making: &Making) -> u64 {
-    let model = &making.generation.model;
+/// What a token of a model takes.
+fn token_bytes(models: &BTreeMap<ModelName, ModelRecord>, model: &ModelName) -> u64 {
     models.get(model).map_or(0, |record| record.kv_bytes_per_token)
-}
-
-fn kin(making: &Making) -> Kin<'_> {
-    Kin {
-        model: &making.generation.model,
-        salt: making.generation.cache_salt,
-    }
 }
