@@ -31,14 +31,19 @@ pub struct Candidate {
     pub warm: u32,
 }
 
-/// A node that has the prompt's beginning may have so many more answers than the least loaded one: they slow
-/// this answer less than its prefill would, and with more one node would do all the work for a system prompt
-/// that everybody sends.
+/// A node that has the prompt's beginning may have so many more answers than the least loaded one of its kind: they
+/// slow this answer less than its prefill would, and with more one node would do all the work for a system prompt
+/// that everybody sends. Of batch, for which nobody waits, it may have as many more as it has slots.
 const WARM_SLACK: u32 = 2;
 /// Prompt tokens that are worth waiting for a slot: a mini prefills so many of an 8B model in four seconds, and of four
 /// answers of half a minute one ends every eight. In the simulated day (`sim day`, 70 %) the machines answer a twentieth
 /// more by it.
 const WORTH_WAITING: u32 = 1024;
+/// Answers for each slot of a full node, those that run among them, with which nobody waits there any more, whatever
+/// it has: a mini makes some six a minute in four slots, so that they are what it has to do for five minutes. As long
+/// such a prompt passes others there (`node/sched/src/sequence.rs`). With half of it the simulated day's machines answer
+/// 3 % less, with more nothing changes.
+const QUEUE_A_SLOT: u32 = 8;
 
 impl Candidate {
     /// What of the tokens that a node has counts: nothing where it is relieved, nor where it is full and rests, so that
@@ -53,10 +58,27 @@ impl Candidate {
         self.in_flight.max(self.queued)
     }
 
-    /// What comes before load: who is to be asked last.
+    /// Who is to be asked last.
+    fn unfit(&self) -> [bool; 3] {
+        [self.draining, self.spared, self.heard.is_late()]
+    }
+
+    /// What comes before load.
     fn misfit(&self, full: bool) -> impl Ord + use<> {
-        let last = (self.draining, self.spared, self.heard.is_late());
-        (last, (full, self.rank))
+        (self.unfit(), (full, self.rank))
+    }
+
+    /// What it has of the prompt, where it is not much busier than others of its kind of machine, or of a better one.
+    fn warm_for(&self, class: Class, candidates: &[Self]) -> u32 {
+        let is_before = |other: &&Self| other.unfit() <= self.unfit() && other.rank <= self.rank;
+        let others = || candidates.iter().filter(is_before).map(Self::load);
+        let slack = match class {
+            Class::Batch => self.slots.max(WARM_SLACK),
+            Class::Interactive | Class::Background => WARM_SLACK,
+        };
+        let is_near = |least: u32| self.load() <= least.saturating_add(slack);
+        let counts = self.warm > 0 && others().min().is_none_or(is_near);
+        if counts { self.warm } else { 0 }
     }
 }
 
@@ -71,19 +93,13 @@ pub struct Route {
 
 /// Orders the candidates for an answer of this class, the best first: drained nodes last, before them spared ones, fresh
 /// before stale, free before full, kinds of machine in the order of the class's list; then who has most of the prompt's
-/// beginning, unless it is much busier than others, then the least loaded; ties by id so that the order is one. For batch,
-/// for which nobody waits, a node is not full that has much more of the prompt than those with free slots, or where there
-/// are none those of the first kind of machine: one of its slots is free soon, and they are for others. The node has the
-/// last word: a refusal goes to the next.
+/// beginning, unless it is much busier than others of its kind, then the least loaded; ties by id so that the order is
+/// one. For batch, for which nobody waits, a node is not full that has much more of the prompt than those with free slots,
+/// or where there are none those of the first kind of machine: one of its slots is free soon, and they are for others. The
+/// node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
-    let best = candidates.iter().min_by_key(|c| (c.misfit(c.full), c.load()));
-    let least = best.map_or(0, Candidate::load);
-    let warm = |c: &Candidate| {
-        let may_wait = c.load() <= least.saturating_add(WARM_SLACK);
-        if may_wait { c.warm } else { 0 }
-    };
-    let is_fit = |c: &&Candidate| !c.draining && !c.spared && !c.heard.is_late();
-    let fit = || candidates.iter().filter(is_fit);
+    let warm = |c: &Candidate| c.warm_for(class, candidates);
+    let fit = || candidates.iter().filter(|c| c.unfit() == [false; 3]);
     let of_free = fit().filter(|c| !c.full).map(warm).max();
     // Where nobody is free, those that would be asked first.
     let first = fit().map(|c| c.rank).min();
@@ -91,7 +107,7 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let elsewhere = of_free.or(of_first).unwrap_or(0);
     let is_full = |c: &Candidate| {
         // What waits there does not leave for who is free later.
-        let is_soon = c.load() < c.slots.saturating_mul(2);
+        let is_soon = c.load() < c.slots.saturating_mul(QUEUE_A_SLOT);
         let is_worth_it = is_soon && warm(c) >= elsewhere.saturating_add(WORTH_WAITING);
         c.full && !(class == Class::Batch && is_worth_it)
     };
@@ -161,16 +177,30 @@ mod tests {
         assert_eq!(of(batch, [0, 1023], 4), [1, 2], "little");
         let little_more = of(batch, [512, 1500], 4);
         assert_eq!(little_more, [1, 2], "little more than a free one has");
-        assert_eq!(of(batch, [512, 9000], 6), [1, 2], "too much busier");
+        assert_eq!(of(batch, [512, 9000], 7), [2, 1]);
+        assert_eq!(of(batch, [512, 9000], 8), [1, 2], "too much busier");
         let waiting = |in_flight| {
             let behind_rack = Candidate {
                 rank: 1,
                 ..at(2, 9000, true, in_flight)
             };
-            order_of(batch, &[at(1, 0, true, 20), behind_rack])
+            order_of(batch, &[at(1, 0, true, 40), behind_rack])
         };
-        assert_eq!(waiting(7), [2, 1]);
-        assert_eq!(waiting(8), [1, 2], "as many wait there as it has slots");
+        assert_eq!(waiting(31), [2, 1]);
+        assert_eq!(waiting(32), [1, 2], "too many wait there");
+        // What a free laptop could do at once waits for the mini that has most of it, unless another mini is free.
+        let free_laptop = Candidate {
+            rank: 1,
+            ..at(3, 0, false, 0)
+        };
+        let minis = |loads: [u32; 2]| {
+            let [one, other] = loads;
+            let minis = [at(1, 9000, true, one), at(2, 0, other >= 4, other)];
+            order_of(batch, &[&minis[..], std::slice::from_ref(&free_laptop)].concat())
+        };
+        assert_eq!(minis([25, 22]), [1, 3, 2]);
+        assert_eq!(minis([25, 20]), [3, 2, 1]);
+        assert_eq!(minis([5, 0]), [2, 3, 1]);
         for class in [Class::Interactive, Class::Background] {
             assert_eq!(of(class, [0, 9000], 4), [1, 2]);
         }

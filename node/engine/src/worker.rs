@@ -207,6 +207,7 @@ impl Worker {
                 ),
             ));
         }
+        let now = self.started.elapsed();
         let new = NewSequence {
             id,
             model: generation.model.clone(),
@@ -216,21 +217,21 @@ impl Worker {
                 .max_tokens
                 .saturating_sub(generation.resume.len() as u32),
             begun: !generation.resume.is_empty(),
-            kept: self.prefixes.kept(Kin::of(generation), &generation.prompt),
+            kept: self
+                .prefixes
+                .await_use(Kin::of(generation), &generation.prompt, now),
         };
         if new.max_new == 0 {
             return Err(invalid("max_tokens", "nothing is left to generate"));
         }
-        self.scheduler
-            .submit(new, self.started.elapsed())
-            .map_err(|refusal| match refusal {
-                Refusal::UnknownModel => Failure::EngineLost,
-                Refusal::TooLarge { needed, budget } => Failure::TooLarge { needed, budget },
-                Refusal::QueueFull(capacity) => Failure::Overloaded {
-                    detail: format!("{capacity} requests are waiting on this node"),
-                    retry_after_s: 5,
-                },
-            })
+        self.scheduler.submit(new, now).map_err(|refusal| match refusal {
+            Refusal::UnknownModel => Failure::EngineLost,
+            Refusal::TooLarge { needed, budget } => Failure::TooLarge { needed, budget },
+            Refusal::QueueFull(capacity) => Failure::Overloaded {
+                detail: format!("{capacity} requests are waiting on this node"),
+                retry_after_s: 5,
+            },
+        })
     }
 
     fn cancel(&mut self, id: SequenceId) -> Result<(), Disconnected> {

@@ -129,10 +129,10 @@ impl<K> Prefixes<K> {
         Some((len as u32, &entry.kv))
     }
 
-    /// How many of a prompt's first tokens [`Prefixes::find`] would give.
-    #[must_use]
-    pub fn kept(&self, kin: Kin<'_>, prompt: &[u32]) -> u32 {
-        self.longest(kin, prompt).map_or(0, |(_, len)| len as u32)
+    /// How many of a prompt's first tokens are kept, where it is to wait for a slot. They count as used, so that what
+    /// others leave behind meanwhile does not push them out.
+    pub fn await_use(&mut self, kin: Kin<'_>, prompt: &[u32], now: Duration) -> u32 {
+        self.find(kin, prompt, now).map_or(0, |(len, _)| len)
     }
 
     /// The entry with most of a prompt's first tokens, and how many that are.
@@ -332,6 +332,25 @@ mod tests {
             prefixes.find(kin, &prompt(7, 200), at(1300)).is_none(),
             "not for ever"
         );
+    }
+
+    #[test]
+    fn what_somebody_waits_for_outlives_what_was_used_before_that() {
+        let (name, budget) = (model("m"), 250);
+        let kin = Kin {
+            model: &name,
+            salt: 1,
+        };
+        let mut prefixes = Prefixes::default();
+        prefixes.add_model(name.clone(), 1);
+        let [awaited, other, new] = [1, 2, 3].map(|first| prompt(first, 100));
+        prefixes.keep(kin, &awaited, budget, at(0), || Some(()));
+        prefixes.keep(kin, &other, budget, at(1), || Some(()));
+        assert_eq!(prefixes.await_use(kin, &prompt(1, 120), at(2)), 100);
+        assert_eq!(prefixes.await_use(kin, &prompt(9, 120), at(2)), 0);
+        prefixes.keep(kin, &new, budget, at(3), || Some(()));
+        assert!(prefixes.find(kin, &prompt(1, 120), at(4)).is_some());
+        assert!(prefixes.find(kin, &prompt(2, 120), at(4)).is_none());
     }
 
     #[test]

@@ -194,6 +194,7 @@ impl Engine {
         let again = (asked.1 % 3) as u32;
         let emitted = (generation.resume.len() as u32).saturating_sub(again);
         let id = self.last_id + 1;
+        let now = Duration::from_micros(self.now);
         let new = NewSequence {
             id,
             model: generation.model.clone(),
@@ -201,9 +202,11 @@ impl Engine {
             prompt: generation.prompt.len() as u32 + emitted,
             max_new: generation.max_tokens.saturating_sub(emitted),
             begun: !generation.resume.is_empty(),
-            kept: self.prefixes.kept(Kin::of(&generation), &generation.prompt),
+            kept: self
+                .prefixes
+                .await_use(Kin::of(&generation), &generation.prompt, now),
         };
-        if let Err(refusal) = self.scheduler.submit(new, Duration::from_micros(self.now)) {
+        if let Err(refusal) = self.scheduler.submit(new, now) {
             return GenerationEvent::Failed(match refusal {
                 Refusal::UnknownModel => Failure::ModelNotLoaded {
                     model: generation.model.to_string(),
