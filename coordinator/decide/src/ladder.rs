@@ -21,7 +21,7 @@ use crate::lasting::Lasting;
 use crate::offload::Relieved;
 use crate::smoothed::Smoothed;
 use crate::state::ClusterState;
-use stress::{Before, Limits, Stress, stress};
+use stress::{Before, LITTLE_COMFORT, Limits, Stress, stress};
 
 /// A node is stressed for so long before anything is done. It rests by itself within seconds ([`Pacer`](crate::Pacer)),
 /// and most builds are over before anybody else need know.
@@ -119,6 +119,7 @@ impl Ladder {
                 // Where nobody is, nobody minds.
                 comfort: state.comfort(*id, &node.chip).filter(|_| !node.is_alone),
                 watts: watched.smooth(node, now),
+                has_substitutes: has_substitutes(*id, node, state, signals, now_s),
                 gates: state.gates.rungs(*id).collect(),
             };
             let stress = watched.look(node, limits, before.relief.rung, now);
@@ -351,6 +352,26 @@ fn can_go(
     };
     let has = |other: &NodeSignals| node.busy.iter().any(|model| other.loaded.contains(model));
     signals.iter().any(|(id, other)| takes(id, other) && has(other))
+}
+
+/// Whether others have all its models that have more room for batch, be it taken or not.
+fn has_substitutes(
+    of: NodeId,
+    node: &NodeSignals,
+    state: &ClusterState,
+    signals: &BTreeMap<NodeId, NodeSignals>,
+    now_s: u64,
+) -> bool {
+    let is_roomy = |(id, other): &(&NodeId, &NodeSignals)| {
+        let comfort = state.comfort(**id, &other.chip).filter(|_| !other.is_alone);
+        **id != of
+            && !other.heard.is_late()
+            && !state.availability(**id, now_s).is_draining()
+            && comfort.is_none_or(|comfort| comfort >= LITTLE_COMFORT)
+    };
+    let others = || signals.iter().filter(is_roomy);
+    let has = |model| others().any(|(_, other)| other.loaded.contains(model));
+    node.loaded.iter().all(has)
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use crate::ladder::is_alone;
 
 /// Share of what is comfortable that is aimed at: below what the ladder calls calm (`COMFORT_LEFT`), so that a node
 /// that was relieved once is let go while it works at its pace, and its person's own answers have room above it.
-const AIM: f32 = 0.85;
+const AIM: f32 = 0.82;
 /// As that, where less is comfortable: who talks hears the fans first, and a chip that is warm already slows down
 /// for its person as well.
 const AIM_DELICATE: f32 = 0.7;
@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(look(Warmth::default(), 11), 100);
         // It begins anew, and one reading a minute is worth some seconds of it.
         assert_eq!(look(draws(33.0), 12), 20);
-        assert_eq!(look(draws(33.0), 72), 18);
+        assert_eq!(look(draws(33.0), 72), 17);
     }
 
     proptest! {

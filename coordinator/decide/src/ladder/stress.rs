@@ -20,6 +20,11 @@ const SLOWED: u32 = 80;
 /// They did until they are above this.
 const SLOWED_LEFT: u32 = 88;
 
+/// Where less than this is comfortable, a screen and its person's own requests leave batch next to nothing: a sixth of
+/// a MacBook Air's time, which has no fan. What warmth batch adds there slows down its person's requests for minutes: of
+/// the simulated day (`sim day`) Airs made a hundredth of the tokens, and had three quarters of the missed minutes.
+pub(super) const LITTLE_COMFORT: Watts = Watts(10.0);
+
 /// Too much.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Stress {
@@ -42,6 +47,8 @@ pub(super) struct Limits {
     pub(super) comfort: Option<Watts>,
     /// Power, smoothed.
     pub(super) watts: Option<f32>,
+    /// Whether others have all its models that have more room for batch.
+    pub(super) has_substitutes: bool,
     /// How far its gates want it relieved, and why.
     pub(super) gates: Vec<(Rung, String)>,
 }
@@ -73,6 +80,18 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, before: Before) -> O
             let text = format!("{watts:.0} W{how}, comfortable are {comfort:.0} W");
             reasons.push((Rung::MoveRunning, text));
         }
+    }
+    if let Some(comfort) = limits
+        .comfort
+        .filter(|comfort| *comfort < LITTLE_COMFORT)
+        .map(Watts::get)
+        && limits.has_substitutes
+    {
+        lasts = true;
+        let text = format!(
+            "its {comfort:.0} W of comfort leave no room while its person is there, and others have its models"
+        );
+        reasons.push((Rung::MoveRunning, text));
     }
     if let Some(thermal) = signals.thermal.filter(|thermal| *thermal >= Thermal::Serious) {
         sudden_to = Rung::MoveRunning;

@@ -477,3 +477,35 @@ fn a_chip_that_throttles_is_relieved_whatever_it_says() {
     world.run(60);
     assert_eq!(world.rung(0), Rung::Normal);
 }
+
+#[test]
+fn a_machine_without_a_fan_leaves_batch_to_others_while_its_person_is_there() {
+    let mut world = World::new(2, 1);
+    world.node(0).chip = "Apple M4".into();
+    world.node(0).power = Reading::Measured(Watts(4.0));
+    world.works(0, 2, 0);
+    world.run(19);
+    assert_eq!(world.rungs(), []);
+    world.run(61);
+    assert_eq!(world.rung(0), Rung::MoveRunning);
+    let why = world.steps.first().map(|(.., why)| why.as_str());
+    assert!(why.is_some_and(|why| why.contains("8 W of comfort")), "{why:?}");
+    world.works(0, 0, 0);
+    world.node(0).is_alone = true;
+    world.run(60);
+    assert_eq!(world.rung(0), Rung::Normal);
+    // Nor where nobody else has all that it has.
+    world.node(0).is_alone = false;
+    for i in 1..3 {
+        world.node(i).loaded.clear();
+    }
+    world.run(60);
+    assert_eq!(world.rung(0), Rung::Normal);
+    world.node(1).loaded = [model()].into();
+    world.run(60);
+    assert_eq!(world.rung(0), Rung::Hold);
+    // Another one without a fan is no better.
+    world.node(1).chip = "Apple M4".into();
+    world.run(90);
+    assert_eq!(world.rung(0), Rung::Normal);
+}
