@@ -1,5 +1,6 @@
 //! What happens to the world from outside.
 
+use pomona_common::signs::FirstToken;
 use pomona_decide::{Command, SpillId};
 
 use crate::client::{End, Request};
@@ -44,6 +45,8 @@ pub enum Action {
     SaysResident(usize, Option<f32>),
     /// Swap in use in MB, and whether more is being written, likewise.
     SaysSwap(usize, Option<(f32, bool)>),
+    /// Its engine says that an interactive answer began, when none did.
+    SaysBegan(usize, FirstToken),
     /// Its engine dies, and is started anew.
     Crash(usize),
     /// The system kills its engine, for want of memory.
@@ -53,7 +56,7 @@ pub enum Action {
 
 impl World {
     pub fn act(&mut self, action: Action) {
-        if !matches!(action, Action::Ask(..)) {
+        if !matches!(action, Action::Ask(..) | Action::SaysBegan(..)) {
             self.say(format_args!("{action:?}"));
         }
         let now = self.now;
@@ -79,6 +82,7 @@ impl World {
             Action::Pressed(node, percent) => self.nodes[node].mac.says.pressure = percent,
             Action::SaysResident(node, percent) => self.nodes[node].mac.says.resident = percent,
             Action::SaysSwap(node, swap) => self.nodes[node].mac.says.swap = swap,
+            Action::SaysBegan(node, first) => self.nodes[node].engine.note(Some(first)),
             Action::Crash(node) => self.crash(node),
             Action::Kills(node) => {
                 if self.nodes[node].machine.runs() {

@@ -542,7 +542,7 @@ impl Engine {
     }
 
     /// What an interactive answer's first token took.
-    fn note(&mut self, first: Option<FirstToken>) {
+    pub fn note(&mut self, first: Option<FirstToken>) {
         let Some(first) = first else {
             return;
         };

@@ -1,10 +1,11 @@
 //! Whether gates trip in their time, and no other does: machines say made-up things of themselves for longer and
 //! shorter than gates wait for, while leaders die and nodes sleep, and a reference judges what came of it.
 //!
-//! Nobody waits for an answer here, so no tail may trip.
+//! Nobody waits for an answer in these runs, so no tail may trip; in some others ([`tails`]) answers are late.
 
 mod level;
 mod reference;
+mod tails;
 
 use pomona_common::Class;
 use pomona_decide::{Availability, Command};
@@ -20,9 +21,15 @@ use reference::History;
 pub const LENGTH: u64 = 2_400_000;
 const HEALS: u64 = 90_000;
 
+/// One run in so many is of late answers only.
+const OF_TAILS: u64 = 5;
+
 /// One run; what is broken is in the world.
 pub fn run(seed: u64) -> World {
-    judge(seed).0
+    match seed % OF_TAILS {
+        0 => tails::judge(seed).0,
+        _ => judge(seed).0,
+    }
 }
 
 fn judge(seed: u64) -> (World, History) {
@@ -174,6 +181,21 @@ mod tests {
 
     use super::reference::Case;
     use super::*;
+
+    #[test]
+    fn tails_trip_and_clear_in_their_time_and_nothing_else_does() {
+        let mut judged = std::collections::BTreeMap::new();
+        for seed in 0..10 {
+            let (world, of_seed) = tails::judge(seed);
+            assert_eq!(world.broken, Vec::<String>::new(), "seed {seed}");
+            for (what, count) in of_seed {
+                *judged.entry(what).or_insert(0) += count;
+            }
+        }
+        for stage in ["tripped", "escalated", "clear"] {
+            assert!(judged.get(stage) > Some(&5), "{judged:?}");
+        }
+    }
 
     #[test]
     fn gates_trip_and_clear_in_their_time_and_no_other_does() {

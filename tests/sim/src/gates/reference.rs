@@ -16,7 +16,7 @@ use crate::world::World;
 /// Seconds until a report is written, sent, looked at and acted on.
 pub(super) const LATE: usize = 5;
 /// What came or went within so many seconds before a transition may not have been seen by it.
-const EDGE: usize = 3;
+pub(super) const EDGE: usize = 3;
 /// Watts count as the mean of so many seconds here. Leaders smooth them in another way, and see what comes and goes so
 /// much later.
 const MEAN_OF: usize = 5;
@@ -24,8 +24,8 @@ const SMOOTHED: usize = 12;
 /// More is being written to swap for so many seconds after it was.
 const WRITING: usize = 30;
 /// A node that is away for so many seconds begins anew; its session ends so much later than it is heard last.
-const AWAY: usize = 600;
-const SESSION: usize = 30;
+pub(super) const AWAY: usize = 600;
+pub(super) const SESSION: usize = 30;
 
 /// A line of the table: what trips the gate when it is passed for how many seconds, for how many more it does its second
 /// thing, and at or below what for how many it is clear again.
