@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
 use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, TextAsk, limits};
-use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, plan, route};
+use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, Warm, plan, route};
 use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
@@ -230,7 +230,6 @@ impl Dispatcher {
                 let of_class = class.map_or(0, |class| class.running + class.waiting);
                 let slots = engine.knobs.class(generation.class).max_slots;
                 let rung = state.relief(*id).rung;
-                let known = warm.get(id).copied().unwrap_or(0);
                 Some(Candidate {
                     node: *id,
                     heard: connected.heard(),
@@ -242,7 +241,7 @@ impl Dispatcher {
                     rank,
                     slots,
                     full: of_class >= slots,
-                    warm: Candidate::warmth(known, rung, of_class >= slots, slots),
+                    warm: Candidate::warmth(warm.get(id), generation.class, rung, of_class >= slots, slots),
                 })
             })
             .collect()
@@ -296,7 +295,7 @@ impl Dispatcher {
                 rank,
                 slots: 0,
                 full: false,
-                warm: 0,
+                warm: Warm::default(),
             })
             .collect()
     }

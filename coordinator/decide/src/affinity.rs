@@ -19,6 +19,9 @@ const KEPT: Duration = Duration::from_secs(15 * 60);
 const MOST: usize = 32_768;
 /// Nodes that a mark names, the latest ones: a shared system prompt is soon everywhere.
 const NODES: usize = 4;
+/// Prompts that went on in so many more ways than one have their beginning in common for another reason than that they
+/// are turns of one conversation, of which one may be asked anew in other words.
+const BRANCHES: u32 = 2;
 
 /// The marks of a prompt: one hash for every [`BLOCK`] tokens, over all tokens so far. Prompts with a mark in
 /// common begin alike, for the same model, contents and salt.
@@ -41,31 +44,67 @@ impl Marks {
     }
 }
 
+/// What a node has of a prompt, in tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Warm {
+    /// Of its beginning.
+    pub tokens: u32,
+    /// Of those, the ones behind what many prompts begin with: a conversation's own, of no use to others.
+    pub own: u32,
+}
+
+/// Who had the prompts that came by a mark.
+#[derive(Debug, Default)]
+struct Seen {
+    nodes: Vec<(NodeId, Duration)>,
+    /// The mark that followed first, and how often another one did.
+    next: Option<u64>,
+    branches: u32,
+}
+
+impl Seen {
+    fn last(&self) -> Duration {
+        self.nodes.last().map_or(Duration::ZERO, |(_, at)| *at)
+    }
+}
+
 /// See the module's documentation. Times are of one clock.
 #[derive(Debug, Default)]
 pub struct Affinity {
-    seen: HashMap<u64, Vec<(NodeId, Duration)>>,
+    seen: HashMap<u64, Seen>,
 }
 
 impl Affinity {
-    /// How many tokens of a prompt's beginning each node has prefilled not long ago. Nodes that are not in it
-    /// have none.
-    pub fn warm(&self, marks: &Marks, now: Duration) -> BTreeMap<NodeId, u32> {
-        let mut warm = BTreeMap::new();
+    /// What each node has prefilled of a prompt's beginning not long ago. Nodes that are not in it have nothing.
+    pub fn warm(&self, marks: &Marks, now: Duration) -> BTreeMap<NodeId, Warm> {
+        let (mut warm, mut shared) = (BTreeMap::new(), 0);
         for (tokens, mark) in (BLOCK as u32..).step_by(BLOCK).zip(&marks.0) {
-            let Some(nodes) = self.seen.get(mark) else {
+            let Some(seen) = self.seen.get(mark) else {
                 break;
             };
-            let fresh = nodes.iter().filter(|(_, at)| now.saturating_sub(*at) < KEPT);
-            warm.extend(fresh.map(|(node, _)| (*node, tokens)));
+            if seen.branches >= BRANCHES {
+                shared = tokens;
+            }
+            let own = tokens - shared;
+            let fresh = seen.nodes.iter();
+            let fresh = fresh.filter(|(_, at)| now.saturating_sub(*at) < KEPT);
+            warm.extend(fresh.map(|(node, _)| (*node, Warm { tokens, own })));
         }
         warm
     }
 
     /// A node has taken a prompt.
     pub fn note(&mut self, marks: &Marks, node: NodeId, now: Duration) {
-        for mark in &marks.0 {
-            let nodes = self.seen.entry(*mark).or_default();
+        for (i, mark) in marks.0.iter().enumerate() {
+            let seen = self.seen.entry(*mark).or_default();
+            if now.saturating_sub(seen.last()) >= KEPT {
+                *seen = Seen::default();
+            }
+            let next = marks.0.get(i + 1).copied();
+            let is_other = next.is_some() && seen.next.is_some() && next != seen.next;
+            seen.branches += u32::from(is_other);
+            seen.next = seen.next.or(next);
+            let nodes = &mut seen.nodes;
             nodes.retain(|(other, _)| *other != node);
             if nodes.len() == NODES {
                 nodes.remove(0);
@@ -78,11 +117,10 @@ impl Affinity {
     }
 
     fn forget(&mut self) {
-        let last = |nodes: &Vec<(NodeId, Duration)>| nodes.last().map_or(Duration::ZERO, |(_, at)| *at);
-        let mut times: Vec<Duration> = self.seen.values().map(last).collect();
+        let mut times: Vec<Duration> = self.seen.values().map(Seen::last).collect();
         let (_, middle, _) = times.select_nth_unstable(MOST / 2);
         let middle = *middle;
-        self.seen.retain(|_, nodes| last(nodes) > middle);
+        self.seen.retain(|_, seen| seen.last() > middle);
     }
 }
 
@@ -116,7 +154,8 @@ mod tests {
         let next = Marks::of(&ask(system.clone().chain(500..900)));
         // 300 tokens are the same at one, and a hundred at the other: whole blocks of them count.
         let warm = affinity.warm(&next, 2 * SECOND);
-        assert_eq!(warm, BTreeMap::from([(one, 256), (other, 64)]));
+        let all_own = |tokens| Warm { tokens, own: tokens };
+        assert_eq!(warm, BTreeMap::from([(one, all_own(256)), (other, all_own(64))]));
         assert!(affinity.warm(&next, SECOND + KEPT).is_empty(), "after a while");
         for foreign in [
             Generation {
@@ -128,6 +167,47 @@ mod tests {
         ] {
             assert!(affinity.warm(&Marks::of(&foreign), SECOND).is_empty());
         }
+    }
+
+    /// A conversation of ever longer turns has its own beginning, prompts of one template do not.
+    #[test]
+    fn what_many_prompts_begin_with_is_nobody_s_own() {
+        let mut affinity = Affinity::default();
+        let template = 0..640;
+        for (i, turn) in (1..=9u32).enumerate() {
+            let prompt = template.clone().chain(10_000..10_000 + 640 * turn);
+            affinity.note(&Marks::of(&ask(prompt)), node(1), SECOND * i as u32);
+        }
+        let next = Marks::of(&ask(template.clone().chain(10_000..17_000)));
+        let warm = |affinity: &Affinity| affinity.warm(&next, 9 * SECOND)[&node(1)];
+        let whole = Warm {
+            tokens: 6400,
+            own: 6400,
+        };
+        assert_eq!(warm(&affinity), whole);
+        // Once asked anew in other words it still is one.
+        let anew = template.clone().chain(10_000..12_000).chain(3..900);
+        affinity.note(&Marks::of(&ask(anew)), node(1), 9 * SECOND);
+        assert_eq!(warm(&affinity), whole);
+        for other in 2..4 {
+            let document = template.clone().chain(other * 100_000..other * 100_000 + 900);
+            affinity.note(&Marks::of(&ask(document)), node(2), 9 * SECOND);
+        }
+        let of_template = Warm { tokens: 640, own: 0 };
+        let of_both = affinity.warm(&next, 9 * SECOND);
+        assert_eq!(of_both[&node(2)], of_template);
+        assert_eq!(of_both[&node(1)], Warm { own: 5760, ..whole });
+        // What nobody has any more is forgotten with that.
+        let document = template.chain(900_000..900_900);
+        affinity.note(&Marks::of(&ask(document)), node(3), 9 * SECOND + KEPT);
+        let later = affinity.warm(&next, 9 * SECOND + KEPT);
+        assert_eq!(
+            later[&node(3)],
+            Warm {
+                own: 640,
+                ..of_template
+            }
+        );
     }
 
     #[test]
@@ -144,7 +224,8 @@ mod tests {
             assert!(affinity.seen.len() <= MOST + MARKS);
         }
         let newest = affinity.warm(&prompt(prompts - 1), SECOND * prompts);
-        assert_eq!(newest.values().copied().max(), Some((MARKS * BLOCK) as u32));
+        let most = newest.values().map(|warm| warm.tokens).max();
+        assert_eq!(most, Some((MARKS * BLOCK) as u32));
         // A mark that everybody sees names a few nodes.
         let shared = Marks::of(&ask(0..64));
         for bits in 0..100 {

@@ -119,7 +119,8 @@ impl Ladder {
                 // Where nobody is, nobody minds.
                 comfort: state.comfort(*id, &node.chip).filter(|_| !node.is_alone),
                 watts: watched.smooth(node, now),
-                has_substitutes: has_substitutes(*id, node, state, signals, now_s),
+                has_substitutes: has_substitutes(node, state, signals, now_s),
+                can_go,
                 gates: state.gates.rungs(*id).collect(),
             };
             let stress = watched.look(node, limits, before.relief.rung, now);
@@ -354,24 +355,31 @@ fn can_go(
     signals.iter().any(|(id, other)| takes(id, other) && has(other))
 }
 
-/// Whether others have all its models that have more room for batch, be it taken or not.
+/// Whether batch has no need of a node where little is comfortable: others that take it have all its models, and are at
+/// least as many as there are such nodes.
 fn has_substitutes(
-    of: NodeId,
     node: &NodeSignals,
     state: &ClusterState,
     signals: &BTreeMap<NodeId, NodeSignals>,
     now_s: u64,
 ) -> bool {
-    let is_roomy = |(id, other): &(&NodeId, &NodeSignals)| {
-        let comfort = state.comfort(**id, &other.chip).filter(|_| !other.is_alone);
-        **id != of
-            && !other.heard.is_late()
-            && !state.availability(**id, now_s).is_draining()
-            && comfort.is_none_or(|comfort| comfort >= LITTLE_COMFORT)
+    let is_cramped = |(id, other): &(&NodeId, &NodeSignals)| {
+        let comfort = state.comfort(**id, &other.chip).filter(|_| other.is_attended);
+        comfort.is_some_and(|comfort| comfort < LITTLE_COMFORT)
     };
-    let others = || signals.iter().filter(is_roomy);
-    let has = |model| others().any(|(_, other)| other.loaded.contains(model));
-    node.loaded.iter().all(has)
+    let cramped = signals.iter().filter(is_cramped).count();
+    let substitutes = |model| {
+        let takes_it = |(id, other): &(&NodeId, &NodeSignals)| {
+            other.loaded.contains(model)
+                && !other.heard.is_late()
+                && !state.spares(**id)
+                && !state.gates.relocates(**id, model, now_s)
+                && !state.availability(**id, now_s).is_draining()
+        };
+        let others = signals.iter().filter(|one| !is_cramped(one));
+        others.filter(takes_it).count()
+    };
+    !node.loaded.is_empty() && node.loaded.iter().all(|model| substitutes(model) >= cramped)
 }
 
 #[cfg(test)]

@@ -35,7 +35,7 @@ pub mod state;
 pub mod telemetry;
 mod upgrade;
 
-pub use affinity::{Affinity, Marks};
+pub use affinity::{Affinity, Marks, Warm};
 pub use apply::apply;
 pub use audit::{AuditBook, AuditEntry, AuditHash, Audited, Deed};
 pub use clouds::{Approval, CloudBook, Month, Reserved, Spill, SpillId, Took};

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use pomona_common::{Class, NodeId, Rung};
 
+use crate::affinity::Warm;
 use crate::heard::Heard;
 
 /// A node that has the model loaded.
@@ -27,31 +28,33 @@ pub struct Candidate {
     pub slots: u32,
     /// Whether all of them are taken.
     pub full: bool,
-    /// Tokens of the prompt's beginning that it has, as far as known (see [`Affinity`](crate::Affinity)).
-    pub warm: u32,
+    /// What it has of the prompt's beginning, as far as known (see [`Affinity`](crate::Affinity)).
+    pub warm: Warm,
 }
 
 /// A node that has the prompt's beginning may have so many more answers than the least loaded one of its kind: they
 /// slow this answer less than its prefill would, and with more one node would do all the work for a system prompt
-/// that everybody sends. Of batch, for which nobody waits, it may have as many more as it has slots.
+/// that everybody sends. Of batch, for which nobody waits, the one that has its conversation may have as many more as it
+/// has slots.
 const WARM_SLACK: u32 = 2;
-/// Prompt tokens that are worth waiting for a slot: a mini prefills so many of an 8B model in four seconds, and of four
-/// answers of half a minute one ends every eight. In the simulated day (`sim day`, 70 %) the machines answer a twentieth
-/// more by it.
+/// Tokens of a conversation's own that are worth waiting for a slot: a mini prefills so many of an 8B model in four
+/// seconds, and of four answers of half a minute one ends every eight. In the simulated day (`sim day`, 70 %) the machines
+/// answer a twentieth more by it.
 const WORTH_WAITING: u32 = 1024;
-/// Answers for each slot of a full node, those that run among them, with which nobody waits there any more, whatever
-/// it has: a mini makes some six a minute in four slots, so that they are what it has to do for five minutes. As long
-/// such a prompt passes others there (`node/sched/src/sequence.rs`). With half of it the simulated day's machines answer
-/// 3 % less, with more nothing changes.
-const QUEUE_A_SLOT: u32 = 8;
+/// With as many answers that wait there as it has slots nobody waits at a full node any more, whatever it has; at machines
+/// of the first kind, while none of any kind stands idle, with so many: others wait there as well, which this one passes
+/// (`node/sched/src/sequence.rs`), and free slots elsewhere are for them. A mini makes so many in some four minutes. With
+/// half of it the simulated day's machines answer 3 % less.
+const DEEP_QUEUE: u32 = 24;
 
 impl Candidate {
-    /// What of the tokens that a node has counts: nothing where it is relieved, nor where it is full and rests, so that
-    /// no slot comes free soon.
+    /// What of the tokens that a node has counts: nothing where work of this class is spared or stands still, nor where
+    /// it is full and rests, so that no slot comes free soon.
     #[must_use]
-    pub fn warmth(tokens: u32, rung: Rung, full: bool, slots: u32) -> u32 {
+    pub fn warmth(known: Option<&Warm>, class: Class, rung: Rung, full: bool, slots: u32) -> Warm {
         let rests = full && slots < 2;
-        if rung > Rung::Normal || rests { 0 } else { tokens }
+        let counts = !rung.spares(class) && !rests;
+        known.filter(|_| counts).copied().unwrap_or_default()
     }
 
     fn load(&self) -> u32 {
@@ -72,13 +75,18 @@ impl Candidate {
     fn warm_for(&self, class: Class, candidates: &[Self]) -> u32 {
         let is_before = |other: &&Self| other.unfit() <= self.unfit() && other.rank <= self.rank;
         let others = || candidates.iter().filter(is_before).map(Self::load);
-        let slack = match class {
-            Class::Batch => self.slots.max(WARM_SLACK),
-            Class::Interactive | Class::Background => WARM_SLACK,
+        let slack = if self.is_worth_waiting(class) {
+            self.slots.max(WARM_SLACK)
+        } else {
+            WARM_SLACK
         };
         let is_near = |least: u32| self.load() <= least.saturating_add(slack);
-        let counts = self.warm > 0 && others().min().is_none_or(is_near);
-        if counts { self.warm } else { 0 }
+        let counts = self.warm.tokens > 0 && others().min().is_none_or(is_near);
+        if counts { self.warm.tokens } else { 0 }
+    }
+
+    fn is_worth_waiting(&self, class: Class) -> bool {
+        class == Class::Batch && self.warm.own >= WORTH_WAITING
     }
 }
 
@@ -94,9 +102,9 @@ pub struct Route {
 /// Orders the candidates for an answer of this class, the best first: drained nodes last, before them spared ones, fresh
 /// before stale, free before full, kinds of machine in the order of the class's list; then who has most of the prompt's
 /// beginning, unless it is much busier than others of its kind, then the least loaded; ties by id so that the order is
-/// one. For batch, for which nobody waits, a node is not full that has much more of the prompt than those with free slots,
-/// or where there are none those of the first kind of machine: one of its slots is free soon, and they are for others. The
-/// node has the last word: a refusal goes to the next.
+/// one. For batch, for which nobody waits, a node is not full that has its conversation, much more of it than those with
+/// free slots, or where there are none those of the first kind of machine: one of its slots is free soon, and they are for
+/// others. The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let warm = |c: &Candidate| c.warm_for(class, candidates);
     let fit = || candidates.iter().filter(|c| c.unfit() == [false; 3]);
@@ -105,11 +113,14 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let first = fit().map(|c| c.rank).min();
     let of_first = fit().filter(|c| Some(c.rank) == first).map(warm).max();
     let elsewhere = of_free.or(of_first).unwrap_or(0);
+    let is_any_idle = fit().any(|c| c.load() == 0);
     let is_full = |c: &Candidate| {
         // What waits there does not leave for who is free later.
-        let is_soon = c.load() < c.slots.saturating_mul(QUEUE_A_SLOT);
-        let is_worth_it = is_soon && warm(c) >= elsewhere.saturating_add(WORTH_WAITING);
-        c.full && !(class == Class::Batch && is_worth_it)
+        let is_deep = Some(c.rank) == first && !is_any_idle;
+        let queue = if is_deep { c.slots.max(DEEP_QUEUE) } else { c.slots };
+        let is_soon = c.load() < c.slots.saturating_add(queue);
+        let saves = warm(c) >= elsewhere.saturating_add(WORTH_WAITING);
+        c.full && !(c.is_worth_waiting(class) && is_soon && saves)
     };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
     order.sort_by_key(|c| (c.misfit(is_full(c)), Reverse(warm(c)), c.load(), c.node));
@@ -145,8 +156,13 @@ mod tests {
             rank: 0,
             slots: 4,
             full: false,
-            warm: 0,
+            warm: Warm::default(),
         }
+    }
+
+    /// Of a conversation that nobody else goes on with.
+    fn own(tokens: u32) -> Warm {
+        Warm { tokens, own: tokens }
     }
 
     fn order_of(class: Class, candidates: &[Candidate]) -> Vec<u128> {
@@ -161,7 +177,7 @@ mod tests {
     #[test]
     fn who_has_most_of_the_prompt_is_worth_waiting_for_unless_somebody_waits() {
         let at = |id, warm, full, in_flight| Candidate {
-            warm,
+            warm: own(warm),
             full,
             in_flight,
             ..idle(id)
@@ -184,23 +200,10 @@ mod tests {
                 rank: 1,
                 ..at(2, 9000, true, in_flight)
             };
-            order_of(batch, &[at(1, 0, true, 40), behind_rack])
+            order_of(batch, &[at(1, 0, true, 20), behind_rack])
         };
-        assert_eq!(waiting(31), [2, 1]);
-        assert_eq!(waiting(32), [1, 2], "too many wait there");
-        // What a free laptop could do at once waits for the mini that has most of it, unless another mini is free.
-        let free_laptop = Candidate {
-            rank: 1,
-            ..at(3, 0, false, 0)
-        };
-        let minis = |loads: [u32; 2]| {
-            let [one, other] = loads;
-            let minis = [at(1, 9000, true, one), at(2, 0, other >= 4, other)];
-            order_of(batch, &[&minis[..], std::slice::from_ref(&free_laptop)].concat())
-        };
-        assert_eq!(minis([25, 22]), [1, 3, 2]);
-        assert_eq!(minis([25, 20]), [3, 2, 1]);
-        assert_eq!(minis([5, 0]), [2, 3, 1]);
+        assert_eq!(waiting(7), [2, 1]);
+        assert_eq!(waiting(8), [1, 2], "as many wait there as it has slots");
         for class in [Class::Interactive, Class::Background] {
             assert_eq!(of(class, [0, 9000], 4), [1, 2]);
         }
@@ -214,14 +217,55 @@ mod tests {
         assert_eq!(order_of(batch, &[laptop(9000), at(2, 1024, true, 4)]), [1, 2]);
         assert_eq!(order_of(batch, &[laptop(9000), at(2, 8000, true, 4)]), [2, 1]);
         // Nor does one that rests have a slot soon.
-        let warmth = |rung, full, slots| Candidate::warmth(7, rung, full, slots);
+        let known = own(7);
+        let warmth =
+            |class, rung, full, slots| Candidate::warmth(Some(&known), class, rung, full, slots).tokens;
         let of_one = [
-            warmth(Rung::Normal, true, 1),
-            warmth(Rung::Hold, false, 4),
-            warmth(Rung::Normal, true, 4),
-            warmth(Rung::Normal, false, 1),
+            warmth(batch, Rung::Normal, true, 1),
+            warmth(batch, Rung::Hold, false, 4),
+            warmth(Class::Interactive, Rung::Hold, false, 4),
+            warmth(batch, Rung::Normal, true, 4),
+            warmth(batch, Rung::Normal, false, 1),
         ];
-        assert_eq!(of_one, [0, 0, 7, 7]);
+        assert_eq!(of_one, [0, 0, 7, 7, 7]);
+    }
+
+    /// A free slot of a laptop is for others while the minis are full, and while the laptops work anyway.
+    #[test]
+    fn a_conversation_waits_in_the_rack_for_as_long_as_its_own_kind_does() {
+        let of = |minis: [(u32, Warm); 2], laptop: u32| {
+            let mini = |id, (in_flight, warm)| Candidate {
+                warm,
+                in_flight,
+                full: in_flight >= 4,
+                ..idle(id)
+            };
+            let laptop = Candidate {
+                rank: 1,
+                in_flight: laptop,
+                ..idle(3)
+            };
+            let nodes = [mini(1, minis[0]), mini(2, minis[1]), laptop];
+            order_of(Class::Batch, &nodes)
+        };
+        let (its, none) = (own(9000), Warm::default());
+        assert_eq!(of([(25, its), (22, none)], 2), [1, 3, 2]);
+        assert_eq!(of([(28, its), (27, none)], 2), [3, 1, 2], "too many wait there");
+        assert_eq!(
+            of([(25, its), (20, none)], 2),
+            [3, 2, 1],
+            "much busier than the other one"
+        );
+        assert_eq!(of([(5, its), (0, none)], 2), [2, 3, 1], "that is free");
+        // With a laptop that stands idle it waits for a slot, and no longer.
+        assert_eq!(of([(7, its), (5, none)], 0), [1, 3, 2]);
+        assert_eq!(of([(8, its), (5, none)], 0), [3, 1, 2]);
+        // What many prompts begin with is worth no wait, and no machine's whole work.
+        let template = Warm { tokens: 9000, own: 0 };
+        assert_eq!(of([(5, template), (5, none)], 2), [3, 1, 2]);
+        assert_eq!(of([(2, template), (0, none)], 2), [1, 2, 3]);
+        assert_eq!(of([(3, template), (0, none)], 2), [2, 1, 3]);
+        assert_eq!(of([(3, its), (0, none)], 2), [1, 2, 3]);
     }
 
     #[test]
@@ -250,11 +294,11 @@ mod tests {
         assert_eq!(order(&nodes), [4, 3, 1, 7, 9, 8, 2, 6, 5]);
         // Having the prompt's beginning makes up for none of that.
         let warm = nodes.map(|node| Candidate {
-            warm: if matches!(node.node.bits(), 2 | 5..=9) {
+            warm: own(if matches!(node.node.bits(), 2 | 5..=9) {
                 900
             } else {
                 0
-            },
+            }),
             ..node
         });
         assert_eq!(order(&warm), [4, 3, 1, 7, 9, 8, 2, 6, 5]);
@@ -263,7 +307,7 @@ mod tests {
     #[test]
     fn a_conversation_stays_where_its_prefix_is_unless_that_node_is_much_busier() {
         let at = |id, warm, in_flight| Candidate {
-            warm,
+            warm: own(warm),
             in_flight,
             ..idle(id)
         };

@@ -217,9 +217,7 @@ impl Worker {
                 .max_tokens
                 .saturating_sub(generation.resume.len() as u32),
             begun: !generation.resume.is_empty(),
-            kept: self
-                .prefixes
-                .await_use(Kin::of(generation), &generation.prompt, now),
+            kept: self.prefixes.kept(Kin::of(generation), &generation.prompt),
         };
         if new.max_new == 0 {
             return Err(invalid("max_tokens", "nothing is left to generate"));

@@ -119,6 +119,17 @@ impl<K> Prefixes<K> {
 
     /// How many of a prompt's first tokens are kept, at least [`MIN_TOKENS`] and less than the prompt, and their KV.
     pub fn find(&mut self, kin: Kin<'_>, prompt: &[u32], now: Duration) -> Option<(u32, &K)> {
+        let (len, entry) = self.using(kin, prompt, now)?;
+        Some((len, &entry.kv))
+    }
+
+    /// A prompt waits for a slot: what it will use counts as used, so that what others leave behind meanwhile does not
+    /// push it out.
+    pub fn await_use(&mut self, kin: Kin<'_>, prompt: &[u32], now: Duration) {
+        self.using(kin, prompt, now);
+    }
+
+    fn using(&mut self, kin: Kin<'_>, prompt: &[u32], now: Duration) -> Option<(u32, &Entry<K>)> {
         let (index, len) = self.longest(kin, prompt)?;
         let entry = self.models.get_mut(kin.model)?.entries.get_mut(index)?;
         // Else what others have as well was found: a system prompt, a file that is being edited.
@@ -126,13 +137,13 @@ impl<K> Prefixes<K> {
             entry.used = now;
             entry.proved = true;
         }
-        Some((len as u32, &entry.kv))
+        Some((len as u32, entry))
     }
 
-    /// How many of a prompt's first tokens are kept, where it is to wait for a slot. They count as used, so that what
-    /// others leave behind meanwhile does not push them out.
-    pub fn await_use(&mut self, kin: Kin<'_>, prompt: &[u32], now: Duration) -> u32 {
-        self.find(kin, prompt, now).map_or(0, |(len, _)| len)
+    /// How many of a prompt's first tokens [`Prefixes::find`] would give.
+    #[must_use]
+    pub fn kept(&self, kin: Kin<'_>, prompt: &[u32]) -> u32 {
+        self.longest(kin, prompt).map_or(0, |(_, len)| len as u32)
     }
 
     /// The entry with most of a prompt's first tokens, and how many that are.
@@ -346,8 +357,10 @@ mod tests {
         let [awaited, other, new] = [1, 2, 3].map(|first| prompt(first, 100));
         prefixes.keep(kin, &awaited, budget, at(0), || Some(()));
         prefixes.keep(kin, &other, budget, at(1), || Some(()));
-        assert_eq!(prefixes.await_use(kin, &prompt(1, 120), at(2)), 100);
-        assert_eq!(prefixes.await_use(kin, &prompt(9, 120), at(2)), 0);
+        assert_eq!(prefixes.kept(kin, &prompt(1, 120)), 100);
+        for waiting in [1, 9] {
+            prefixes.await_use(kin, &prompt(waiting, 120), at(2));
+        }
         prefixes.keep(kin, &new, budget, at(3), || Some(()));
         assert!(prefixes.find(kin, &prompt(1, 120), at(4)).is_some());
         assert!(prefixes.find(kin, &prompt(2, 120), at(4)).is_none());

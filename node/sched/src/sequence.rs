@@ -23,7 +23,7 @@ pub struct NewSequence {
     /// Whether it was begun on another node, which was lost: its client has part of the answer. It is
     /// the first of its class, and waits for as long as a request may take.
     pub begun: bool,
-    /// First tokens of the prompt that are kept of another one (see [`Prefixes::await_use`](crate::Prefixes::await_use)).
+    /// First tokens of the prompt that are kept of another one (see [`Prefixes::kept`](crate::Prefixes::kept)).
     pub kept: u32,
 }
 

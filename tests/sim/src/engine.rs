@@ -202,9 +202,7 @@ impl Engine {
             prompt: generation.prompt.len() as u32 + emitted,
             max_new: generation.max_tokens.saturating_sub(emitted),
             begun: !generation.resume.is_empty(),
-            kept: self
-                .prefixes
-                .await_use(Kin::of(&generation), &generation.prompt, now),
+            kept: self.prefixes.kept(Kin::of(&generation), &generation.prompt),
         };
         if let Err(refusal) = self.scheduler.submit(new, now) {
             return GenerationEvent::Failed(match refusal {
@@ -219,6 +217,8 @@ impl Engine {
                 },
             });
         }
+        self.prefixes
+            .await_use(Kin::of(&generation), &generation.prompt, now);
         self.last_id = id;
         self.interrupt_for(generation.class);
         let making = Making {

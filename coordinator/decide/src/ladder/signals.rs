@@ -40,6 +40,8 @@ pub struct NodeSignals {
     pub occupied: bool,
     /// Whether it is known that nobody is at it.
     pub is_alone: bool,
+    /// Whether it is known that somebody is.
+    pub is_attended: bool,
     /// Batch sequences in a slot.
     pub running: u32,
     /// Batch sequences that wait for one.
@@ -86,6 +88,7 @@ impl NodeSignals {
             pressure: machine.pressure.value().map(|percent| percent.get()),
             occupied: !is_alone && activity.indexing.value() == Some(true),
             is_alone,
+            is_attended: !is_alone && activity.idle_s.value().is_some(),
             swap_used: machine.swap_used.value().map(Bytes::get),
             swapped_out: signs
                 .as_ref()

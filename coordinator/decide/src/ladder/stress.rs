@@ -47,8 +47,10 @@ pub(super) struct Limits {
     pub(super) comfort: Option<Watts>,
     /// Power, smoothed.
     pub(super) watts: Option<f32>,
-    /// Whether others have all its models that have more room for batch.
+    /// Whether batch has no need of a machine where little is comfortable.
     pub(super) has_substitutes: bool,
+    /// Whether another node takes what works there.
+    pub(super) can_go: bool,
     /// How far its gates want it relieved, and why.
     pub(super) gates: Vec<(Rung, String)>,
 }
@@ -81,17 +83,22 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, before: Before) -> O
             reasons.push((Rung::MoveRunning, text));
         }
     }
-    if let Some(comfort) = limits
-        .comfort
-        .filter(|comfort| *comfort < LITTLE_COMFORT)
-        .map(Watts::get)
+    if let Some(comfort) = limits.comfort.filter(|comfort| *comfort < LITTLE_COMFORT)
+        && signals.is_attended
         && limits.has_substitutes
     {
         lasts = true;
         let text = format!(
-            "its {comfort:.0} W of comfort leave no room while its person is there, and others have its models"
+            "its {:.0} W of comfort leave no room while its person is there, and others have its models",
+            comfort.get()
         );
-        reasons.push((Rung::MoveRunning, text));
+        // What nobody takes goes on at its pace.
+        let up_to = if limits.can_go {
+            Rung::MoveRunning
+        } else {
+            Rung::Hold
+        };
+        reasons.push((up_to, text));
     }
     if let Some(thermal) = signals.thermal.filter(|thermal| *thermal >= Thermal::Serious) {
         sudden_to = Rung::MoveRunning;

@@ -481,8 +481,12 @@ fn a_chip_that_throttles_is_relieved_whatever_it_says() {
 #[test]
 fn a_machine_without_a_fan_leaves_batch_to_others_while_its_person_is_there() {
     let mut world = World::new(2, 1);
-    world.node(0).chip = "Apple M4".into();
-    world.node(0).power = Reading::Measured(Watts(4.0));
+    let cramp = |world: &mut World, i: usize| {
+        let node = world.node(i);
+        (node.chip, node.is_attended) = ("Apple M4".into(), true);
+        node.power = Reading::Measured(Watts(4.0));
+    };
+    cramp(&mut world, 0);
     world.works(0, 2, 0);
     world.run(19);
     assert_eq!(world.rungs(), []);
@@ -490,22 +494,51 @@ fn a_machine_without_a_fan_leaves_batch_to_others_while_its_person_is_there() {
     assert_eq!(world.rung(0), Rung::MoveRunning);
     let why = world.steps.first().map(|(.., why)| why.as_str());
     assert!(why.is_some_and(|why| why.contains("8 W of comfort")), "{why:?}");
-    world.works(0, 0, 0);
-    world.node(0).is_alone = true;
-    world.run(60);
-    assert_eq!(world.rung(0), Rung::Normal);
-    // Nor where nobody else has all that it has.
-    world.node(0).is_alone = false;
+    // What nobody takes goes on at its own pace.
     for i in 1..3 {
-        world.node(i).loaded.clear();
+        world.node(i).free_slots = 0;
     }
-    world.run(60);
-    assert_eq!(world.rung(0), Rung::Normal);
-    world.node(1).loaded = [model()].into();
-    world.run(60);
+    world.run(120);
     assert_eq!(world.rung(0), Rung::Hold);
-    // Another one without a fan is no better.
-    world.node(1).chip = "Apple M4".into();
-    world.run(90);
-    assert_eq!(world.rung(0), Rung::Normal);
+    world.works(0, 0, 0);
+    world.node(0).is_attended = false;
+    world.run(120);
+    assert_eq!(
+        world.rung(0),
+        Rung::Normal,
+        "nobody knows whether somebody is there"
+    );
+    // Those who have what it has are needed, are there, and take batch themselves.
+    type Change = fn(&mut World);
+    let cases: [(Change, Rung); 6] = [
+        (|_| {}, Rung::Hold),
+        (|world| world.node(1).supply = Some(Supply::Battery), Rung::Normal),
+        (|world| world.node(1).loaded.clear(), Rung::Normal),
+        (|world| world.node(0).loaded.clear(), Rung::Normal),
+        (|world| world.node(1).heard.age_ms = 9_000, Rung::Normal),
+        (
+            |world| (world.node(1).chip, world.node(1).is_attended) = ("Apple M4".into(), true),
+            Rung::Normal,
+        ),
+    ];
+    for (number, (change, rung)) in cases.into_iter().enumerate() {
+        let mut world = World::new(2, 0);
+        change(&mut world);
+        world.run(60);
+        cramp(&mut world, 0);
+        world.run(60);
+        assert_eq!(world.rung(0), rung, "case {number}");
+    }
+    // Of three such machines beside two others none is held.
+    let mut world = World::new(5, 0);
+    (0..3).for_each(|i| cramp(&mut world, i));
+    world.run(60);
+    assert_eq!(world.rungs(), []);
+    cramp(&mut world, 0);
+    world.node(2).is_attended = false;
+    world.run(60);
+    assert_eq!(
+        [0, 1, 2].map(|i| world.rung(i)),
+        [Rung::Hold, Rung::Hold, Rung::Normal]
+    );
 }

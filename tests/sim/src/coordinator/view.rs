@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use pomona_common::{Generation, NodeId, Rung};
-use pomona_decide::{Candidate, Marks, route};
+use pomona_decide::{Candidate, Marks, Warm, route};
 
 use super::{Connected, Coordinator, heard_ago};
 use crate::answers::Places;
@@ -23,7 +23,7 @@ pub(super) struct View<'a> {
 
 impl View<'_> {
     /// Tokens of the prompt's beginning that nodes have.
-    fn warm(&self, generation: &Generation) -> BTreeMap<NodeId, u32> {
+    fn warm(&self, generation: &Generation) -> BTreeMap<NodeId, Warm> {
         let now = Duration::from_millis(self.now);
         self.coordinator.affinity.warm(&Marks::of(generation), now)
     }
@@ -53,7 +53,7 @@ impl View<'_> {
                 rank: state.rank(&list, (&generation.model, &generation.pools), *id)?,
                 slots,
                 full: of_class >= slots,
-                warm: Candidate::warmth(warm.get(id).copied().unwrap_or(0), rung, of_class >= slots, slots),
+                warm: Candidate::warmth(warm.get(id), generation.class, rung, of_class >= slots, slots),
             })
         };
         self.coordinator.sessions.iter().filter_map(of_node).collect()
@@ -72,7 +72,7 @@ impl View<'_> {
                 node: *id,
                 calls: activity.capture.value() == Some(true),
                 builds: activity.indexing.value() == Some(true),
-                warm: warm.get(id).copied().unwrap_or(0),
+                warm: warm.get(id).map_or(0, |warm| warm.tokens),
             })
         };
         self.coordinator.sessions.iter().filter_map(of_node).collect()

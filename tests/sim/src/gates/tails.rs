@@ -117,10 +117,9 @@ pub(super) fn judge(seed: u64) -> (World, Judged) {
     spread(&mut world);
     heal(&mut world, LENGTH - HEALS);
     let mut history = History::default();
-    for second in 1..=(LENGTH / 1000) as usize {
+    for (second, moods) in (1..).zip(moods) {
         world.run_until(second as u64 * 1000);
-        for node in 1..NODES {
-            let mood = moods[node][second];
+        for (node, mood) in moods.into_iter().enumerate().skip(1) {
             let answer = mood.answer(second);
             let is_late = answer.ttft_ms > 1_000.0 && mood != Mood::Long;
             let tells = world.nodes[node].machine.runs();
@@ -137,17 +136,18 @@ pub(super) fn judge(seed: u64) -> (World, Judged) {
     (world, history.judged)
 }
 
-/// Draws what people's answers are like, second by second, and batch work that is there all the time.
-fn excursions(world: &mut World) -> Vec<Vec<Mood>> {
+/// Draws what people's answers are like at each node, second by second, and batch work that is there all the time.
+fn excursions(world: &mut World) -> Vec<[Mood; NODES]> {
     let length = (LENGTH / 1000) as usize;
     let until = length - 3 * (HEALS / 1000) as usize;
-    let mut moods = vec![vec![Mood::Fine; length + 1]; NODES];
-    for of_node in &mut moods[1..] {
+    let mut moods = vec![[Mood::Fine; NODES]; length];
+    for node in 1..NODES {
         let mut draw = |low: usize, high: usize| world.random.between(low as u64, high as u64) as usize;
         let mut at = draw(60, 200);
         while at < until {
             let (mood, span) = (Mood::ALL[draw(0, Mood::ALL.len())], draw(20, 420));
-            of_node[at..(at + span).min(until)].fill(mood);
+            let seconds = &mut moods[at..(at + span).min(until)];
+            seconds.iter_mut().for_each(|second| second[node] = mood);
             at += span + draw(60, 600);
         }
     }
