@@ -19,14 +19,18 @@ const KEPT: Duration = Duration::from_secs(15 * 60);
 const MOST: usize = 32_768;
 /// Nodes that a mark names, the latest ones: a shared system prompt is soon everywhere.
 const NODES: usize = 4;
-/// Prompts that went on in so many more ways than one have their beginning in common for another reason than that they
-/// are turns of one conversation, of which one may be asked anew in other words.
-const BRANCHES: u32 = 2;
+/// Prompts that go on in so many ways have their beginning in common for another reason than that they are turns of one
+/// conversation: of that one turn ends there, the next one goes on, and one may be asked anew in other words.
+const WAYS: usize = 4;
 
 /// The marks of a prompt: one hash for every [`BLOCK`] tokens, over all tokens so far. Prompts with a mark in
 /// common begin alike, for the same model, contents and salt.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Marks(Vec<u64>);
+pub struct Marks {
+    marks: Vec<u64>,
+    /// Of what comes after the last one, as far as the next.
+    end: u64,
+}
 
 impl Marks {
     /// Of a request's prompt.
@@ -35,12 +39,15 @@ impl Marks {
         generation.model.hash(&mut hasher);
         generation.digests.weights.hash(&mut hasher);
         generation.cache_salt.hash(&mut hasher);
-        let blocks = generation.prompt.chunks_exact(BLOCK).take(MARKS);
-        let mark = |block: &[u32]| {
+        let mut mark = |block: &[u32]| {
             block.hash(&mut hasher);
             hasher.finish()
         };
-        Self(blocks.map(mark).collect())
+        let blocks = generation.prompt.chunks_exact(BLOCK).take(MARKS);
+        let marks: Vec<u64> = blocks.map(&mut mark).collect();
+        let rest = &generation.prompt[marks.len() * BLOCK..];
+        let end = mark(&rest[..rest.len().min(BLOCK)]);
+        Self { marks, end }
     }
 }
 
@@ -57,9 +64,8 @@ pub struct Warm {
 #[derive(Debug, Default)]
 struct Seen {
     nodes: Vec<(NodeId, Duration)>,
-    /// The mark that followed first, and how often another one did.
-    next: Option<u64>,
-    branches: u32,
+    /// What followed, at most [`WAYS`].
+    next: Vec<u64>,
 }
 
 impl Seen {
@@ -78,11 +84,11 @@ impl Affinity {
     /// What each node has prefilled of a prompt's beginning not long ago. Nodes that are not in it have nothing.
     pub fn warm(&self, marks: &Marks, now: Duration) -> BTreeMap<NodeId, Warm> {
         let (mut warm, mut shared) = (BTreeMap::new(), 0);
-        for (tokens, mark) in (BLOCK as u32..).step_by(BLOCK).zip(&marks.0) {
+        for (tokens, mark) in (BLOCK as u32..).step_by(BLOCK).zip(&marks.marks) {
             let Some(seen) = self.seen.get(mark) else {
                 break;
             };
-            if seen.branches >= BRANCHES {
+            if seen.next.len() >= WAYS {
                 shared = tokens;
             }
             let own = tokens - shared;
@@ -95,15 +101,15 @@ impl Affinity {
 
     /// A node has taken a prompt.
     pub fn note(&mut self, marks: &Marks, node: NodeId, now: Duration) {
-        for (i, mark) in marks.0.iter().enumerate() {
+        let nexts = marks.marks.iter().skip(1).chain([&marks.end]);
+        for (mark, next) in marks.marks.iter().zip(nexts) {
             let seen = self.seen.entry(*mark).or_default();
             if now.saturating_sub(seen.last()) >= KEPT {
                 *seen = Seen::default();
             }
-            let next = marks.0.get(i + 1).copied();
-            let is_other = next.is_some() && seen.next.is_some() && next != seen.next;
-            seen.branches += u32::from(is_other);
-            seen.next = seen.next.or(next);
+            if seen.next.len() < WAYS && !seen.next.contains(next) {
+                seen.next.push(*next);
+            }
             let nodes = &mut seen.nodes;
             nodes.retain(|(other, _)| *other != node);
             if nodes.len() == NODES {
@@ -185,11 +191,13 @@ mod tests {
             own: 6400,
         };
         assert_eq!(warm(&affinity), whole);
-        // Once asked anew in other words it still is one.
-        let anew = template.clone().chain(10_000..12_000).chain(3..900);
-        affinity.note(&Marks::of(&ask(anew)), node(1), 9 * SECOND);
+        // Asked anew in other words, and gone on with for some turns, it still is one.
+        for turn in 1..4 {
+            let anew = template.clone().chain(10_000..12_000).chain(3..900 * turn);
+            affinity.note(&Marks::of(&ask(anew)), node(1), 9 * SECOND);
+        }
         assert_eq!(warm(&affinity), whole);
-        for other in 2..4 {
+        for other in 2..5 {
             let document = template.clone().chain(other * 100_000..other * 100_000 + 900);
             affinity.note(&Marks::of(&ask(document)), node(2), 9 * SECOND);
         }
@@ -208,6 +216,20 @@ mod tests {
                 ..of_template
             }
         );
+    }
+
+    /// Also where what comes after the template is shorter than a block.
+    #[test]
+    fn short_questions_after_a_template_share_it() {
+        let mut affinity = Affinity::default();
+        let question = |i: u32| Marks::of(&ask((0..1280).chain([7000 + i, 1, 2])));
+        for i in 0..9 {
+            affinity.note(&question(i % 3), node(1), SECOND);
+        }
+        let own = |affinity: &Affinity| affinity.warm(&question(9), SECOND)[&node(1)].own;
+        assert_eq!(own(&affinity), 1280, "three questions");
+        affinity.note(&question(3), node(1), SECOND);
+        assert_eq!(own(&affinity), 0);
     }
 
     #[test]

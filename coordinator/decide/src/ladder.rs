@@ -12,7 +12,7 @@ mod stress;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use pomona_common::{NodeId, Relief, Rung};
+use pomona_common::{Class, ModelName, NodeId, Pools, Relief, Rung};
 
 pub use signals::{NodeSignals, is_alone};
 
@@ -355,31 +355,32 @@ fn can_go(
     signals.iter().any(|(id, other)| takes(id, other) && has(other))
 }
 
-/// Whether batch has no need of a node where little is comfortable: others that take it have all its models, and are at
-/// least as many as there are such nodes.
+/// Whether batch has no need of a node where little is comfortable: of its models each is at others that take it, and
+/// they are at least as many as there are such nodes with it.
 fn has_substitutes(
     node: &NodeSignals,
     state: &ClusterState,
     signals: &BTreeMap<NodeId, NodeSignals>,
     now_s: u64,
 ) -> bool {
-    let is_cramped = |(id, other): &(&NodeId, &NodeSignals)| {
-        let comfort = state.comfort(**id, &other.chip).filter(|_| other.is_attended);
+    let list = state.fallback(Class::Batch);
+    let is_cramped = |id: NodeId, other: &NodeSignals| {
+        let comfort = state.comfort(id, &other.chip).filter(|_| other.is_attended);
         comfort.is_some_and(|comfort| comfort < LITTLE_COMFORT)
     };
-    let cramped = signals.iter().filter(is_cramped).count();
-    let substitutes = |model| {
-        let takes_it = |(id, other): &(&NodeId, &NodeSignals)| {
+    let is_done_elsewhere = |model: &ModelName| {
+        let may_have_it = |(id, other): &(&NodeId, &NodeSignals)| {
             other.loaded.contains(model)
-                && !other.heard.is_late()
-                && !state.spares(**id)
+                && state.rank(&list, (model, &Pools::default()), **id).is_some()
                 && !state.gates.relocates(**id, model, now_s)
                 && !state.availability(**id, now_s).is_draining()
         };
-        let others = signals.iter().filter(|one| !is_cramped(one));
-        others.filter(takes_it).count()
+        let all = signals.iter().filter(may_have_it);
+        let (cramped, others): (Vec<_>, Vec<_>) = all.partition(|(id, other)| is_cramped(**id, other));
+        let takes_it = |(id, other): &(&NodeId, &NodeSignals)| !other.heard.is_late() && !state.spares(**id);
+        others.into_iter().filter(takes_it).count() >= cramped.len().max(1)
     };
-    !node.loaded.is_empty() && node.loaded.iter().all(|model| substitutes(model) >= cramped)
+    !node.loaded.is_empty() && node.loaded.iter().all(is_done_elsewhere)
 }
 
 #[cfg(test)]

@@ -48,12 +48,12 @@ const WORTH_WAITING: u32 = 1024;
 const DEEP_QUEUE: u32 = 24;
 
 impl Candidate {
-    /// What of the tokens that a node has counts: nothing where work of this class is spared or stands still, nor where
-    /// it is full and rests, so that no slot comes free soon.
+    /// What of the tokens that a node has counts: nothing where work of this class is spared or batch stands still, nor
+    /// where it is full and rests, so that no slot comes free soon.
     #[must_use]
     pub fn warmth(known: Option<&Warm>, class: Class, rung: Rung, full: bool, slots: u32) -> Warm {
         let rests = full && slots < 2;
-        let counts = !rung.spares(class) && !rests;
+        let counts = !rung.spares(class) && rung < Rung::Pause && !rests;
         known.filter(|_| counts).copied().unwrap_or_default()
     }
 
@@ -71,17 +71,17 @@ impl Candidate {
         (self.unfit(), (full, self.rank))
     }
 
-    /// What it has of the prompt, where it is not much busier than others of its kind of machine, or of a better one.
+    /// What it has of the prompt, where it is not much busier than others of its kind of machine.
     fn warm_for(&self, class: Class, candidates: &[Self]) -> u32 {
-        let is_before = |other: &&Self| other.unfit() <= self.unfit() && other.rank <= self.rank;
-        let others = || candidates.iter().filter(is_before).map(Self::load);
+        let is_alike = |other: &&Self| other.unfit() == self.unfit() && other.rank == self.rank;
+        let least = candidates.iter().filter(is_alike).map(Self::load).min();
         let slack = if self.is_worth_waiting(class) {
             self.slots.max(WARM_SLACK)
         } else {
             WARM_SLACK
         };
         let is_near = |least: u32| self.load() <= least.saturating_add(slack);
-        let counts = self.warm.tokens > 0 && others().min().is_none_or(is_near);
+        let counts = self.warm.tokens > 0 && least.is_none_or(is_near);
         if counts { self.warm.tokens } else { 0 }
     }
 
@@ -113,7 +113,7 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let first = fit().map(|c| c.rank).min();
     let of_first = fit().filter(|c| Some(c.rank) == first).map(warm).max();
     let elsewhere = of_free.or(of_first).unwrap_or(0);
-    let is_any_idle = fit().any(|c| c.load() == 0);
+    let is_any_idle = fit().any(|c| !c.full && c.load() == 0);
     let is_full = |c: &Candidate| {
         // What waits there does not leave for who is free later.
         let is_deep = Some(c.rank) == first && !is_any_idle;
@@ -223,11 +223,12 @@ mod tests {
         let of_one = [
             warmth(batch, Rung::Normal, true, 1),
             warmth(batch, Rung::Hold, false, 4),
+            warmth(Class::Interactive, Rung::Pause, false, 4),
             warmth(Class::Interactive, Rung::Hold, false, 4),
             warmth(batch, Rung::Normal, true, 4),
             warmth(batch, Rung::Normal, false, 1),
         ];
-        assert_eq!(of_one, [0, 0, 7, 7, 7]);
+        assert_eq!(of_one, [0, 0, 0, 7, 7, 7]);
     }
 
     /// A free slot of a laptop is for others while the minis are full, and while the laptops work anyway.

@@ -229,7 +229,10 @@ impl Worker {
                 detail: format!("{capacity} requests are waiting on this node"),
                 retry_after_s: 5,
             },
-        })
+        })?;
+        self.prefixes
+            .await_use(Kin::of(generation), &generation.prompt, now);
+        Ok(())
     }
 
     fn cancel(&mut self, id: SequenceId) -> Result<(), Disconnected> {

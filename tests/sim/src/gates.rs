@@ -192,8 +192,8 @@ mod tests {
                 *judged.entry(what).or_insert(0) += count;
             }
         }
-        for stage in ["tripped", "escalated", "clear"] {
-            assert!(judged.get(stage) > Some(&5), "{judged:?}");
+        for (stage, least) in [("tripped", 100), ("escalated", 5), ("clear", 1_000)] {
+            assert!(judged.get(stage) > Some(&least), "{judged:?}");
         }
     }
 

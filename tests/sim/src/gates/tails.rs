@@ -41,35 +41,49 @@ enum Mood {
     Fine,
     /// Some begin far later.
     Late,
+    /// Some begin a little more than 2.8 times as late as most, and than is promised.
+    Just,
+    /// Some are given up when that was waited for.
+    GivenUp,
     /// All begin late: the machine is too slow, which is no tail, but is one with others before or after it.
     Slow,
-    /// Some begin six times as late, and soon enough all the same.
+    /// Some begin three times as late, and soon enough all the same.
     Within,
     /// Some have long prompts, of which all begin as late.
     Long,
-    /// Some are given up before they would have been late.
-    GivenUp,
+    /// All have long prompts, of which some begin two and a half times as late as most, and than is promised.
+    Nearly,
 }
 
 impl Mood {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 8] = [
         Self::Late,
-        Self::Late,
+        Self::Just,
+        Self::Just,
+        Self::GivenUp,
         Self::Slow,
         Self::Within,
         Self::Long,
-        Self::GivenUp,
+        Self::Nearly,
     ];
+
+    /// Whether they have a tail.
+    fn is_tail(self) -> bool {
+        matches!(self, Self::Late | Self::Just | Self::GivenUp)
+    }
 
     /// The answer that is told in this second.
     fn answer(self, second: usize) -> FirstToken {
         let is_one = second.is_multiple_of(ONE_IN);
+        let usual = 270.0 + (second % 7) as f32;
         let (uncached, ttft_ms) = match self {
             Self::Slow => (20, 3_000.0),
             Self::Late if is_one => (20, 5_000.0),
-            Self::Within | Self::GivenUp if is_one => (20, 700.0),
+            Self::Just | Self::GivenUp if is_one => (20, 830.0),
+            Self::Within => (20, if is_one { 780.0 } else { 250.0 }),
+            Self::Nearly => (3_000, if is_one { 1_500.0 } else { 600.0 }),
             Self::Long if is_one => (3_000, 3_000.0),
-            _ => (20, 100.0 + (second % 7) as f32),
+            _ => (20, usual),
         };
         FirstToken {
             model: model(0),
@@ -121,7 +135,7 @@ pub(super) fn judge(seed: u64) -> (World, Judged) {
         world.run_until(second as u64 * 1000);
         for (node, mood) in moods.into_iter().enumerate().skip(1) {
             let answer = mood.answer(second);
-            let is_late = answer.ttft_ms > 1_000.0 && mood != Mood::Long;
+            let is_late = mood == Mood::Slow || mood.is_tail() && answer.ttft_ms > 800.0;
             let tells = world.nodes[node].machine.runs();
             if tells {
                 world.act(Action::SaysBegan(node, answer));
@@ -206,7 +220,7 @@ impl History {
             let is_so = |one: &Second| one.leader == Some(leader) && one.is_heard && is_so(one);
             seconds.len() > window && seconds[seconds.len() - window..].iter().all(is_so)
         };
-        let is_blamed = |one: &Second| one.mood == Mood::Late && one.running > 0;
+        let is_blamed = |one: &Second| one.mood.is_tail() && one.running > 0;
         let trips = SHOWS + TIGHTENS + ENOUGH + TRIPS + 4 * LATE;
         // What was slow as a whole before is no measure of most.
         let is_plain = lasts(WINDOW + trips, &|one| one.mood != Mood::Slow);
@@ -217,7 +231,8 @@ impl History {
                 false => Stage::Tripped,
             });
         }
-        let is_calm = |one: &Second| !matches!(one.mood, Mood::Late | Mood::Slow);
+        // What is between the two limits neither trips it nor clears it.
+        let is_calm = |one: &Second| !one.mood.is_tail() && !matches!(one.mood, Mood::Slow | Mood::Nearly);
         lasts(WINDOW + CLEARS + 2 * LATE, &is_calm).then_some(Stage::Clear)
     }
 
@@ -274,10 +289,22 @@ impl History {
         &seconds[at.saturating_sub(window).min(seconds.len())..at.min(seconds.len())]
     }
 
-    /// Two late answers of twenty are a tail, if batch work is there, and small.
+    /// More than one in twenty of those since some time are late, if batch work is there, and small, and was not said not
+    /// to be why.
     fn may_trip(&self, node: usize, at: usize) -> bool {
-        let were_late =
-            (at.saturating_sub(TRIPS - EDGE)..=at).all(|at| self.lateness(node, at, WINDOW + EDGE) > 1);
+        let has_tail = |at: usize| {
+            let seconds = self.before(node, at, WINDOW + EDGE);
+            let late: Vec<bool> = seconds.iter().rev().map(|one| one.is_late).collect();
+            let mut count = 0;
+            let counts = late.into_iter().map(|is_late| {
+                count += usize::from(is_late);
+                count
+            });
+            (1..)
+                .zip(counts)
+                .any(|(all, late)| all + EDGE >= ENOUGH && 20 * late + EDGE > all)
+        };
+        let lasted = (at.saturating_sub(TRIPS - EDGE)..=at).all(has_tail);
         let had_batch = self
             .before(node, at, BLAMED + EDGE)
             .iter()
@@ -286,7 +313,7 @@ impl History {
             .before(node, at, 1 + EDGE)
             .iter()
             .any(|one| one.rung >= Rung::Tighten);
-        were_late && had_batch && is_small
+        lasted && had_batch && is_small
     }
 
     /// So few were late lately that one in twenty of all that count is not; or batch work has been gone for long; or
@@ -294,7 +321,7 @@ impl History {
     fn may_clear(&self, node: usize, at: usize) -> bool {
         // Those that are all slow are no tail by themselves.
         let lately = self.before(node, at, CLEARS - EDGE).iter();
-        let late = lately.filter(|one| one.is_late && one.mood == Mood::Late).count();
+        let late = lately.filter(|one| one.is_late && one.mood.is_tail()).count();
         let is_calm = late <= WINDOW / 20;
         let is_away = self
             .before(node, at, AWAY - SESSION)
