@@ -259,7 +259,7 @@ impl History {
                     let meanwhile = at.saturating_sub(since) + EDGE;
                     meanwhile >= SECOND && self.lateness(node, at, meanwhile) > 1
                 }
-                (Gate::Tail, Stage::Clear) => self.may_clear(node, at),
+                (Gate::Tail, Stage::Clear) => self.may_clear(node, at, since),
                 // Made-up answers are all that happens.
                 (Gate::Swap | Gate::Residency | Gate::Kills, _) => false,
                 (Gate::Comfort, _) => true,
@@ -316,18 +316,38 @@ impl History {
         lasted && had_batch && is_small
     }
 
-    /// So few were late lately that one in twenty of all that count is not; or batch work has been gone for long; or
-    /// nobody heard it.
-    fn may_clear(&self, node: usize, at: usize) -> bool {
-        // Those that are all slow are no tail by themselves.
-        let lately = self.before(node, at, CLEARS - EDGE).iter();
-        let late = lately.filter(|one| one.is_late && one.mood.is_tail()).count();
-        let is_calm = late <= WINDOW / 20;
+    /// No more than one in twenty were late for two minutes, of all that counted then; or batch work has been gone for
+    /// long; or nobody heard it.
+    fn may_clear(&self, node: usize, at: usize, since: usize) -> bool {
+        let is_calm = |at: usize| {
+            let window = at
+                .saturating_sub(since.max(self.anew_since(node, at)))
+                .min(WINDOW);
+            let seconds = self.before(node, at, window);
+            // Those that are all slow are no tail by themselves.
+            let late = seconds
+                .iter()
+                .filter(|one| one.is_late && one.mood.is_tail())
+                .count();
+            late <= seconds.len() / 20 + EDGE
+        };
         let is_away = self
             .before(node, at, AWAY - SESSION)
             .iter()
             .all(|one| !one.is_heard);
-        is_calm || is_away || self.is_gone(node, at)
+        (at.saturating_sub(CLEARS - EDGE)..=at).all(is_calm) || is_away || self.is_gone(node, at)
+    }
+
+    /// Since when answers count, besides the gate's transitions: a leader begins anew, with a node that it has not heard as
+    /// well, and when batch is made small.
+    fn anew_since(&self, node: usize, at: usize) -> usize {
+        let is_anew = |pair: &[Second]| {
+            let is_small = |one: &Second| one.rung >= Rung::Tighten;
+            let is_new = pair[0].leader != pair[1].leader || !pair[0].is_heard;
+            is_new || is_small(&pair[1]) && !is_small(&pair[0])
+        };
+        let seconds = self.before(node, at, at);
+        seconds.windows(2).rposition(is_anew).map_or(0, |last| last + 1)
     }
 
     fn is_gone(&self, node: usize, at: usize) -> bool {
