@@ -73,16 +73,19 @@ impl Candidate {
 
     /// What it has of the prompt, where it is not much busier than others of its kind of machine.
     fn warm_for(&self, class: Class, candidates: &[Self]) -> u32 {
-        let is_alike = |other: &&Self| other.unfit() == self.unfit() && other.rank == self.rank;
-        let least = candidates.iter().filter(is_alike).map(Self::load).min();
+        // Few have anything, and there may be hundreds.
+        if self.warm.tokens == 0 {
+            return 0;
+        }
         let slack = if self.is_worth_waiting(class) {
             self.slots.max(WARM_SLACK)
         } else {
             WARM_SLACK
         };
-        let is_near = |least: u32| self.load() <= least.saturating_add(slack);
-        let counts = self.warm.tokens > 0 && least.is_none_or(is_near);
-        if counts { self.warm.tokens } else { 0 }
+        let is_alike = |other: &&Self| other.unfit() == self.unfit() && other.rank == self.rank;
+        let is_near = |other: &Self| self.load() <= other.load().saturating_add(slack);
+        let is_near_all = candidates.iter().filter(is_alike).all(is_near);
+        if is_near_all { self.warm.tokens } else { 0 }
     }
 
     fn is_worth_waiting(&self, class: Class) -> bool {
