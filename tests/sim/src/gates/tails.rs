@@ -33,6 +33,9 @@ const TIGHTENS: usize = 60 + 2 * 10;
 const BLAMED: usize = 60;
 const GONE: usize = 300;
 
+/// So much before its end, in milliseconds, nothing more is asked for.
+const ENDS: u64 = 900_000;
+
 /// What a person's answers are like.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 enum Mood {
@@ -165,8 +168,9 @@ fn excursions(world: &mut World) -> Vec<[Mood; NODES]> {
             at += span + draw(60, 600);
         }
     }
-    for at in (9_000..(until as u64) * 1000).step_by(5_000) {
-        let tokens = world.random.between(800, 3_000) as u32;
+    // Of the last there is time for all to end.
+    for at in (9_000..LENGTH - ENDS).step_by(5_000) {
+        let tokens = world.random.between(800, 2_600) as u32;
         let entry = 1 + world.random.between(0, COORDINATORS);
         world.at(at, ask(entry, model(0), Class::Batch, tokens));
     }
