@@ -92,8 +92,8 @@ impl Affinity {
                 shared = tokens;
             }
             let own = tokens - shared;
-            let fresh = seen.nodes.iter();
-            let fresh = fresh.filter(|(_, at)| now.saturating_sub(*at) < KEPT);
+            let is_fresh = |(_, at): &&(NodeId, Duration)| now.saturating_sub(*at) < KEPT;
+            let fresh = seen.nodes.iter().filter(is_fresh);
             warm.extend(fresh.map(|(node, _)| (*node, Warm { tokens, own })));
         }
         warm

@@ -119,7 +119,7 @@ impl Ladder {
                 // Where nobody is, nobody minds.
                 comfort: state.comfort(*id, &node.chip).filter(|_| !node.is_alone),
                 watts: watched.smooth(node, now),
-                has_substitutes: has_substitutes(node, state, signals, now_s),
+                is_needless: is_cramped(*id, node, state) && has_substitutes(node, state, signals, now_s),
                 can_go,
                 gates: state.gates.rungs(*id).collect(),
             };
@@ -345,14 +345,21 @@ fn can_go(
     now_s: u64,
 ) -> bool {
     let takes = |id: &NodeId, other: &NodeSignals| {
-        *id != from
-            && other.free_slots > 0
-            && !other.heard.is_late()
-            && !state.spares(*id)
-            && !state.availability(*id, now_s).is_draining()
+        *id != from && other.free_slots > 0 && is_at_ease(*id, other, state, now_s)
     };
     let has = |other: &NodeSignals| node.busy.iter().any(|model| other.loaded.contains(model));
     signals.iter().any(|(id, other)| takes(id, other) && has(other))
+}
+
+/// Whether a node takes batch work, as far as its slots allow.
+fn is_at_ease(id: NodeId, node: &NodeSignals, state: &ClusterState, now_s: u64) -> bool {
+    !node.heard.is_late() && !state.spares(id) && !state.availability(id, now_s).is_draining()
+}
+
+/// Whether somebody is known to be at a machine where little is comfortable.
+fn is_cramped(id: NodeId, node: &NodeSignals, state: &ClusterState) -> bool {
+    let comfort = state.comfort(id, &node.chip).filter(|_| node.is_attended);
+    comfort.is_some_and(|comfort| comfort < LITTLE_COMFORT)
 }
 
 /// Whether batch has no need of a node where little is comfortable: of its models each is at others that take it, and
@@ -364,10 +371,6 @@ fn has_substitutes(
     now_s: u64,
 ) -> bool {
     let list = state.fallback(Class::Batch);
-    let is_cramped = |id: NodeId, other: &NodeSignals| {
-        let comfort = state.comfort(id, &other.chip).filter(|_| other.is_attended);
-        comfort.is_some_and(|comfort| comfort < LITTLE_COMFORT)
-    };
     let is_done_elsewhere = |model: &ModelName| {
         let may_have_it = |(id, other): &(&NodeId, &NodeSignals)| {
             other.loaded.contains(model)
@@ -376,8 +379,8 @@ fn has_substitutes(
                 && !state.availability(**id, now_s).is_draining()
         };
         let all = signals.iter().filter(may_have_it);
-        let (cramped, others): (Vec<_>, Vec<_>) = all.partition(|(id, other)| is_cramped(**id, other));
-        let takes_it = |(id, other): &(&NodeId, &NodeSignals)| !other.heard.is_late() && !state.spares(**id);
+        let (cramped, others): (Vec<_>, Vec<_>) = all.partition(|(id, other)| is_cramped(**id, other, state));
+        let takes_it = |(id, other): &(&NodeId, &NodeSignals)| is_at_ease(**id, other, state, now_s);
         others.into_iter().filter(takes_it).count() >= cramped.len().max(1)
     };
     !node.loaded.is_empty() && node.loaded.iter().all(is_done_elsewhere)

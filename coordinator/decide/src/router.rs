@@ -126,7 +126,7 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
         c.full && !(c.is_worth_waiting(class) && is_soon && saves)
     };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
-    order.sort_by_key(|c| (c.misfit(is_full(c)), Reverse(warm(c)), c.load(), c.node));
+    order.sort_by_cached_key(|c| (c.misfit(is_full(c)), Reverse(warm(c)), c.load(), c.node));
     let alone = order.len() == 1;
     order
         .into_iter()

@@ -293,6 +293,13 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
+    /// Nothing is kept of this model, of which a token takes one byte.
+    fn empty(model: &ModelName) -> (Kin<'_>, Prefixes<()>) {
+        let mut prefixes = Prefixes::default();
+        prefixes.add_model(model.clone(), 1);
+        (Kin { model, salt: 1 }, prefixes)
+    }
+
     /// Prompts that differ by what they begin with.
     fn prompt(first: u32, len: u32) -> Vec<u32> {
         (0..len).map(|i| if i < 20 { first } else { i }).collect()
@@ -310,12 +317,7 @@ mod tests {
     #[test]
     fn what_was_found_once_outlives_what_never_was() {
         let (name, budget) = (model("m"), 300);
-        let kin = Kin {
-            model: &name,
-            salt: 1,
-        };
-        let mut prefixes = Prefixes::default();
-        prefixes.add_model(name.clone(), 1);
+        let (kin, mut prefixes) = empty(&name);
         let conversation = prompt(7, 100);
         prefixes.keep(kin, &conversation, budget, at(0), || Some(()));
         let next: Vec<u32> = prompt(7, 120);
@@ -348,12 +350,7 @@ mod tests {
     #[test]
     fn what_somebody_waits_for_outlives_what_was_used_before_that() {
         let (name, budget) = (model("m"), 250);
-        let kin = Kin {
-            model: &name,
-            salt: 1,
-        };
-        let mut prefixes = Prefixes::default();
-        prefixes.add_model(name.clone(), 1);
+        let (kin, mut prefixes) = empty(&name);
         let [awaited, other, new] = [1, 2, 3].map(|first| prompt(first, 100));
         prefixes.keep(kin, &awaited, budget, at(0), || Some(()));
         prefixes.keep(kin, &other, budget, at(1), || Some(()));
@@ -369,12 +366,7 @@ mod tests {
     #[test]
     fn completions_of_a_file_prove_nothing_and_the_next_turn_replaces_the_last() {
         let name = model("m");
-        let kin = Kin {
-            model: &name,
-            salt: 1,
-        };
-        let mut prefixes = Prefixes::default();
-        prefixes.add_model(name.clone(), 1);
+        let (kin, mut prefixes) = empty(&name);
         // The cursor is in the middle of a file, what is behind it comes after it.
         let completion = |i: u32| [prompt(1, 100), vec![500 + i], vec![2; 60]].concat();
         for i in 0..9 {

@@ -168,6 +168,17 @@ fn kill(world: &mut World, node: usize, history: &mut History) {
     }
 }
 
+/// Who leads since which election, and whether they hear a node.
+fn led_by(world: &World, node: usize) -> (Option<(u64, u64)>, bool) {
+    let coordinator = |number: u64| &world.coordinators[number as usize - 1];
+    let leads = |number: &u64| coordinator(*number).machine.runs();
+    let leader = world.log.leader.filter(leads);
+    let node = &world.nodes[node];
+    let hears = |leader| coordinator(leader).hears(node.id, world.now);
+    let is_heard = node.machine.runs() && leader.is_some_and(hears);
+    (leader.map(|leader| (leader, world.log.elections)), is_heard)
+}
+
 impl World {
     /// Transitions of gates that were agreed on.
     pub fn gates_passed(&self) -> u64 {

@@ -47,8 +47,8 @@ pub(super) struct Limits {
     pub(super) comfort: Option<Watts>,
     /// Power, smoothed.
     pub(super) watts: Option<f32>,
-    /// Whether batch has no need of a machine where little is comfortable.
-    pub(super) has_substitutes: bool,
+    /// Whether little is comfortable there, and batch has no need of it.
+    pub(super) is_needless: bool,
     /// Whether another node takes what works there.
     pub(super) can_go: bool,
     /// How far its gates want it relieved, and why.
@@ -83,10 +83,7 @@ pub(super) fn stress(signals: &NodeSignals, limits: Limits, before: Before) -> O
             reasons.push((Rung::MoveRunning, text));
         }
     }
-    if let Some(comfort) = limits.comfort.filter(|comfort| *comfort < LITTLE_COMFORT)
-        && signals.is_attended
-        && limits.has_substitutes
-    {
+    if let Some(comfort) = limits.comfort.filter(|_| limits.is_needless) {
         lasts = true;
         let text = format!(
             "its {:.0} W of comfort leave no room while its person is there, and others have its models",

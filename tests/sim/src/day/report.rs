@@ -175,27 +175,25 @@ impl<'a> Report<'a> {
             means.reduce(pick)
         };
         let ours = |of: fn(&Figures) -> f64| self.mean(load, Policy::Pomona, of).map(|mean| mean.mean);
+        let against = |ours: Option<f64>, other: Option<f64>, holds: fn(f64, f64) -> bool| {
+            let (ours, other) = (ours?, other?);
+            Some(json!({ "pomona": ours, "best_other": other, "holds": holds(ours, other) }))
+        };
         let row = |of: fn(&Figures) -> f64, pick: fn(f64, f64) -> f64, holds: fn(f64, f64) -> bool| {
-            let (ours, best) = (ours(of)?, others(of, pick)?);
-            Some(json!({ "pomona": ours, "best_other": best, "holds": holds(ours, best) }))
+            against(ours(of), others(of, pick), holds)
         };
         // Who keeps batch off the laptops has what their people's own work does there, and no hot seconds with batch.
         let without = self.mean(load, Policy::Split, |run| run.missed_minutes);
         let uses_laptops = |policy: &Policy| !matches!(policy, Policy::Pomona | Policy::Split);
-        let hot = |policy| self.mean(load, policy, |run: &Figures| run.hot_with_aggregate_s);
-        let others = Policy::ALL.into_iter().filter(uses_laptops);
-        let least_bad = others
-            .filter_map(|policy| Some(hot(policy)?.mean))
-            .reduce(f64::min);
-        let of_two = |ours: Option<f64>, other: Option<f64>, share: f64| {
-            let (ours, other) = (ours?, other?);
-            Some(json!({ "pomona": ours, "best_other": other, "holds": ours <= share * other }))
-        };
+        let on_laptops = Policy::ALL.into_iter().filter(uses_laptops);
+        let hot = on_laptops
+            .filter_map(|policy| Some(self.mean(load, policy, |run| run.hot_with_aggregate_s)?.mean));
+        let least_bad = hot.reduce(f64::min);
         json!({
             "missed minutes no more than a static split's, which has no batch on laptops":
-                of_two(ours(|run| run.missed_minutes), without.map(|mean| mean.mean), 1.0),
+                against(ours(|run| run.missed_minutes), without.map(|mean| mean.mean), |ours, other| ours <= other),
             "laptop seconds above comfort with batch there at most 10 % of the least bad other's that uses laptops":
-                of_two(ours(|run| run.hot_with_aggregate_s), least_bad, 0.1),
+                against(ours(|run| run.hot_with_aggregate_s), least_bad, |ours, other| ours <= 0.1 * other),
             "missed minutes at most 25 % of the best other's":
                 row(|run| run.missed_minutes, f64::min, |ours, best| ours <= 0.25 * best),
             "missed minutes at most 1 a person and day": ours(|run| run.missed_minutes).map(|ours| ours <= 1.0),

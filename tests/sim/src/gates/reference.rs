@@ -8,6 +8,7 @@ use pomona_common::gate::{Gate, Stage};
 use pomona_common::{Class, ModelName, NodeId};
 use pomona_decide::{Command, Transition};
 
+use super::led_by;
 use super::level::{Level, Levels, Seen};
 use crate::cluster::{BEGAN_S, node_id};
 use crate::trouble::NODES;
@@ -159,11 +160,7 @@ impl History {
         let (used, writes) = says
             .swap
             .map_or((one.mac.swap / 1e6, false), |(mb, writes)| (mb.into(), writes));
-        let leads = |number: &u64| world.coordinators[*number as usize - 1].machine.runs();
-        let leader = world.log.leader.filter(leads);
-        let is_heard = one.machine.runs()
-            && leader.is_some_and(|leader| world.coordinators[leader as usize - 1].hears(one.id, world.now));
-        let leader = leader.map(|leader| (leader, world.log.elections));
+        let (leader, is_heard) = led_by(world, node);
         let is_open = leader.is_some_and(|(leader, _)| {
             let book = &world.coordinators[leader as usize - 1].state.gates;
             book.stage(one.id, &(Gate::Swap, None)) != Stage::Clear

@@ -9,7 +9,7 @@ use pomona_common::{Class, Rung};
 use pomona_decide::Command;
 
 use super::reference::{AWAY, EDGE, LATE, SESSION};
-use super::{HEALS, LENGTH, disturb, spread};
+use super::{HEALS, LENGTH, disturb, led_by, spread};
 use crate::actions::Action;
 use crate::cluster::{BEGAN_S, node_id};
 use crate::trouble::{COORDINATORS, NODES, ask, heal, model, world};
@@ -181,24 +181,18 @@ impl History {
     /// A second is over; what is broken by now.
     fn look(&mut self, world: &World, node: usize, mood: Mood, is_late: bool) -> Option<String> {
         let (one, id) = (&world.nodes[node], node_id(node));
-        let coordinator = |number: u64| &world.coordinators[number as usize - 1];
-        let leader = world
-            .log
-            .leader
-            .filter(|leader| coordinator(*leader).machine.runs());
-        let is_heard =
-            one.machine.runs() && leader.is_some_and(|leader| coordinator(leader).hears(id, world.now));
+        let (leader, is_heard) = led_by(world, node);
+        let known = leader.map(|(leader, _)| &world.coordinators[leader as usize - 1].state);
         self.nodes[node].push(Second {
             mood,
             is_late,
             batch: one.engine.of_class(Class::Batch),
             running: one.engine.running_of(Class::Batch),
-            leader: leader.map(|leader| (leader, world.log.elections)),
+            leader,
             is_heard,
-            rung: leader.map_or(Rung::Normal, |leader| coordinator(leader).state.relief(id).rung),
+            rung: known.map_or(Rung::Normal, |state| state.relief(id).rung),
         });
-        let leader = leader?;
-        let stage = coordinator(leader).state.gates.stage(id, &(Gate::Tail, None));
+        let stage = known?.gates.stage(id, &(Gate::Tail, None));
         let before = std::mem::replace(&mut self.stages[node], stage);
         let is_cleared = before != Stage::Clear && stage == Stage::Clear;
         self.excused[node] |= is_cleared && self.is_gone(node, self.nodes[node].len());
@@ -293,19 +287,16 @@ impl History {
         &seconds[at.saturating_sub(window).min(seconds.len())..at.min(seconds.len())]
     }
 
-    /// More than one in twenty of those since some time are late, if batch work is there, and small, and was not said not
-    /// to be why.
+    /// More than one in twenty of those since some time are late, if batch work is there, and small.
     fn may_trip(&self, node: usize, at: usize) -> bool {
         let has_tail = |at: usize| {
             let seconds = self.before(node, at, WINDOW + EDGE);
-            let late: Vec<bool> = seconds.iter().rev().map(|one| one.is_late).collect();
-            let mut count = 0;
-            let counts = late.into_iter().map(|is_late| {
-                count += usize::from(is_late);
-                count
+            let lately = seconds.iter().rev().scan(0, |late, one| {
+                *late += usize::from(one.is_late);
+                Some(*late)
             });
             (1..)
-                .zip(counts)
+                .zip(lately)
                 .any(|(all, late)| all + EDGE >= ENOUGH && 20 * late + EDGE > all)
         };
         let lasted = (at.saturating_sub(TRIPS - EDGE)..=at).all(has_tail);
