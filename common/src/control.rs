@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelRecord;
 use crate::fallback::Fallbacks;
-use crate::generation::Generation;
+use crate::generation::{Generation, Seek};
 use crate::id::{KeyId, ModelName, NodeId};
 use crate::key::KeyRecord;
 use crate::knobs::KnobSet;
@@ -26,9 +26,9 @@ use crate::unit::Watts;
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
 /// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable, version 9 service
-/// levels, speeds and the rung that unloads. A message that is new gets its version in `since`: peers that do not
+/// levels, speeds and the rung that unloads, version 10 answers that another place makes meanwhile. A message that is new gets its version in `since`: peers that do not
 /// know it are not sent it.
-pub const PROTOCOL: u16 = 9;
+pub const PROTOCOL: u16 = 10;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -246,14 +246,25 @@ pub enum StreamRequest {
     Spill(Box<TextAsk>),
     /// As `GenerateIn`, of a model that takes text.
     GenerateText(Box<Generation>, Pools, Box<TextAsk>),
+    /// As `GenerateIn`, or `GenerateText`, of an answer that the asker makes meanwhile: see [`Seek::Better`]. A peer of
+    /// before version 10 is asked as for any other.
+    GenerateBetter(Box<Generation>, Pools, Option<Box<TextAsk>>),
 }
 
+/// Version of the protocol that brought [`StreamRequest::GenerateBetter`].
+const BETTER: u16 = 10;
+
 impl StreamRequest {
-    /// The request for a generation, with what travels beside it.
-    pub fn generate(generation: Generation) -> Self {
+    /// The request for a generation, with what travels beside it, to a peer that speaks this version.
+    pub fn generate(mut generation: Generation, protocol: u16) -> Self {
+        if protocol < BETTER {
+            generation.seek = Seek::Any;
+        }
         let pools = generation.pools.clone();
-        if let Some(text) = &generation.text {
-            let text = Box::new(TextAsk::clone(text));
+        let text = generation.text.as_deref().cloned().map(Box::new);
+        if generation.seek == Seek::Better {
+            StreamRequest::GenerateBetter(Box::new(generation), pools, text)
+        } else if let Some(text) = text {
             StreamRequest::GenerateText(Box::new(generation), pools, text)
         } else if pools.is_any() {
             StreamRequest::Generate(Box::new(generation))
@@ -275,6 +286,12 @@ impl StreamRequest {
                 generation.text = Some(Arc::new(*text));
                 StreamRequest::Generate(generation)
             }
+            StreamRequest::GenerateBetter(mut generation, pools, text) => {
+                generation.pools = pools;
+                generation.text = text.map(|text| Arc::new(*text));
+                generation.seek = Seek::Better;
+                StreamRequest::Generate(generation)
+            }
             other => other,
         }
     }
@@ -285,6 +302,7 @@ impl StreamRequest {
             StreamRequest::Generate(_) | StreamRequest::FetchText(_) => 1,
             StreamRequest::GenerateIn(..) => 5,
             StreamRequest::Spill(_) | StreamRequest::GenerateText(..) => 7,
+            StreamRequest::GenerateBetter(..) => BETTER,
         }
     }
 }

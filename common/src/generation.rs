@@ -50,6 +50,20 @@ pub struct Generation {
     /// travels beside the generation as well.
     #[serde(skip)]
     pub text: Option<Arc<TextAsk>>,
+    /// Which places will do. It travels beside the generation as well.
+    #[serde(skip)]
+    pub seek: Seek,
+}
+
+/// Which places will do for an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Seek {
+    /// Everyone who takes it.
+    #[default]
+    Any,
+    /// One that begins at once, is not spared, and is not to be avoided: the present place keeps the answer
+    /// otherwise.
+    Better,
 }
 
 impl Generation {
@@ -71,6 +85,7 @@ impl Generation {
             cache_salt: 0,
             pools: Pools::default(),
             text: None,
+            seek: Seek::Any,
         }
     }
 }

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
-use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, TextAsk, limits};
+use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, Seek, TextAsk, limits};
 use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, Warm, plan, route};
-use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
+use pomona_dispatch::{Places, Promise, Waiting, hopeful, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
 
@@ -83,7 +83,9 @@ impl Dispatcher {
         let (deadline, mut pause) = (Instant::now() + EXPECT, LOOK);
         loop {
             let outcome = pomona_dispatch::generate(self.clone(), generation.clone()).await;
-            if !matches!(outcome, Err(Failure::ModelNotLoaded { .. })) || Instant::now() >= deadline {
+            let is_final = !matches!(outcome, Err(Failure::ModelNotLoaded { .. }));
+            // Its asker makes it meanwhile.
+            if is_final || generation.seek == Seek::Better || Instant::now() >= deadline {
                 return outcome;
             }
             // Reports lag behind: it may have been unloaded a moment ago, or the node hears of its
@@ -248,14 +250,9 @@ impl Dispatcher {
     }
 
     /// Nodes that may be asked for an answer.
-    async fn worth_asking(
-        &self,
-        generation: &Generation,
-        marks: &Marks,
-        (avoid, seek): (&[NodeId], Seek),
-    ) -> Vec<Candidate> {
+    async fn worth_asking(&self, generation: &Generation, marks: &Marks, avoid: &[NodeId]) -> Vec<Candidate> {
         let mut candidates = self.candidates(generation, marks);
-        if seek == Seek::Better {
+        if generation.seek == Seek::Better {
             // Who would have it wait, or stand still, is no better.
             candidates.retain(|one| !one.spared && !one.draining && !one.full && !avoid.contains(&one.node));
             return candidates;
@@ -304,14 +301,9 @@ impl Dispatcher {
 impl Places for Dispatcher {
     type Place = NodeId;
 
-    async fn place(
-        &self,
-        generation: &Generation,
-        avoid: &[NodeId],
-        seek: Seek,
-    ) -> Result<(NodeId, Promise), Failure> {
+    async fn place(&self, generation: &Generation, avoid: &[NodeId]) -> Result<(NodeId, Promise), Failure> {
         let marks = Marks::of(generation);
-        let candidates = self.worth_asking(generation, &marks, (avoid, seek)).await;
+        let candidates = self.worth_asking(generation, &marks, avoid).await;
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
@@ -319,6 +311,7 @@ impl Places for Dispatcher {
         // The machines are chosen here: no node has to know of pools.
         let chosen = Generation {
             pools: Pools::default(),
+            seek: Seek::Any,
             ..generation.clone()
         };
         let tries = 1 + limits::RETRIES as usize;

@@ -25,7 +25,8 @@ fn class_of(request: &StreamRequest) -> Class {
     match request {
         StreamRequest::Generate(generation)
         | StreamRequest::GenerateIn(generation, _)
-        | StreamRequest::GenerateText(generation, ..) => generation.class,
+        | StreamRequest::GenerateText(generation, ..)
+        | StreamRequest::GenerateBetter(generation, ..) => generation.class,
         StreamRequest::Spill(ask) => ask.class,
         StreamRequest::FetchText(_) => Class::Interactive,
     }
@@ -71,7 +72,8 @@ impl Requests {
         match request {
             StreamRequest::Generate(generation)
             | StreamRequest::GenerateIn(generation, _)
-            | StreamRequest::GenerateText(generation, ..) => {
+            | StreamRequest::GenerateText(generation, ..)
+            | StreamRequest::GenerateBetter(generation, ..) => {
                 let permit = answers.try_acquire();
                 let answer = match self.check(&generation) {
                     Err(failure) => Err(failure),

@@ -196,6 +196,10 @@ fn frames() -> Vec<Vec<u8>> {
             2,
             &StreamRequest::GenerateText(generation.clone(), Pools::default(), Box::new(text_ask())),
         ),
+        framed(
+            2,
+            &StreamRequest::GenerateBetter(generation.clone(), Pools::default(), Some(Box::new(text_ask()))),
+        ),
         framed(3, &GenerationEvent::Text("apples".into())),
         framed(3, &GenerationEvent::GrantedByCloud(cloud())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),

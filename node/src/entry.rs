@@ -7,10 +7,11 @@ use std::time::Duration;
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
 use pomona_common::{
-    Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Slo, SloSet, TextAsk,
+    Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Seek, Slo, SloSet,
+    TextAsk,
 };
 use pomona_decide::{EntryPlace, Here, entry};
-use pomona_dispatch::{Places, Promise, Seek, Waiting, hopeful, is_last_word};
+use pomona_dispatch::{Places, Promise, Waiting, hopeful, is_last_word};
 use tokio::sync::{Semaphore, watch};
 
 use crate::coordinators::Coordinators;
@@ -242,13 +243,12 @@ impl Places for Entry {
         &self,
         generation: &Generation,
         avoid: &[EntryPlace],
-        seek: Seek,
     ) -> Result<(EntryPlace, Promise), Failure> {
         let mut refusal: Option<Failure> = None;
         // One coordinator has asked all machines by then: another one would ask them the same.
         let mut cluster_is_full = false;
         let places = self.places(generation.class, self.here(generation), avoid);
-        let is_wanted = |place: &EntryPlace| seek == Seek::Any || !avoid.contains(place);
+        let is_wanted = |place: &EntryPlace| generation.seek == Seek::Any || !avoid.contains(place);
         for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {
             if cluster_is_full && place != EntryPlace::Here {
                 continue;

@@ -312,7 +312,8 @@ async fn serve_stream(
         Ok(
             StreamRequest::Generate(generation)
             | StreamRequest::GenerateIn(generation, _)
-            | StreamRequest::GenerateText(generation, ..),
+            | StreamRequest::GenerateText(generation, ..)
+            | StreamRequest::GenerateBetter(generation, ..),
         ) => {
             let answer = if drain.begun.is_cancelled() {
                 // The coordinator tries elsewhere.

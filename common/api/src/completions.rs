@@ -10,7 +10,7 @@ use pomona_common::class::{Hints, classify, split_alias};
 use pomona_common::cloud::SPILLED;
 use pomona_common::failure::InvalidCode;
 use pomona_common::{
-    Accounting, Class, ClassReason, Failure, Generation, Maker, ModelRecord, NodeId, RequestId, limits,
+    Accounting, Class, ClassReason, Failure, Generation, Maker, ModelRecord, NodeId, RequestId, Seek, limits,
 };
 use pomona_text::{AnswerText, ModelText};
 
@@ -196,6 +196,7 @@ async fn begin<B: Backend>(
             cache_salt: caller.cache_salt(),
             pools: caller.reach(),
             text: None,
+            seek: Seek::Any,
         };
         if let Ok(text) = &mut text_ask {
             text.choice = choice;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pomona_api::{GenerationStream, Unwanted, enough};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, Failure, Generation, Maker, Rung, limits};
+use pomona_common::{Class, Failure, Generation, Maker, Rung, Seek, limits};
 use pomona_decide::{Next, Relay};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -32,27 +32,16 @@ const STAY: Duration = Duration::from_secs(2);
 /// Another place is being looked for.
 type Search<'a, P> = Pin<Box<dyn Future<Output = Option<(P, Promise)>> + Send + 'a>>;
 
-/// What place is looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Seek {
-    /// Whoever takes the answer.
-    Any,
-    /// One that begins at once, is not spared, and is not to be avoided: the present place keeps the answer
-    /// otherwise.
-    Better,
-}
-
 /// Where answers can be made.
 pub trait Places: Send + Sync + 'static {
     /// One of them.
     type Place: Copy + Eq + Debug + Send + Sync;
 
-    /// Asks places until one promises; those in `avoid` last.
+    /// Asks places until one promises of those that the generation seeks; those in `avoid` last.
     fn place(
         &self,
         generation: &Generation,
         avoid: &[Self::Place],
-        seek: Seek,
     ) -> impl Future<Output = Result<(Self::Place, Promise), Failure>> + Send;
 
     /// Whether a place has tried others by itself before it gives an answer up.
@@ -75,8 +64,10 @@ pub fn moves() -> Arc<Semaphore> {
 ///
 /// # Errors
 /// Every place refused.
-pub async fn generate<P: Places>(places: P, generation: Generation) -> Result<GenerationStream, Failure> {
-    let (place, promise) = places.place(&generation, &[], Seek::Any).await?;
+pub async fn generate<P: Places>(places: P, mut generation: Generation) -> Result<GenerationStream, Failure> {
+    let (place, promise) = places.place(&generation, &[]).await?;
+    // Whoever made it meanwhile leaves it now.
+    generation.seek = Seek::Any;
     let node = promise.node;
     let (sender, events) = mpsc::channel(limits::STREAM_EVENTS);
     let relay = Relay::new(generation, place, node);
@@ -190,11 +181,12 @@ async fn leaving<P: Places>(places: &P, relay: &Relay<P::Place>, not_before: Ins
 /// Another place that has promised to go on; until then the present one keeps the answer.
 async fn elsewhere<P: Places>(
     places: &P,
-    rest: Generation,
+    mut rest: Generation,
     present: P::Place,
 ) -> Option<(P::Place, Promise)> {
     let _permit = places.moves().try_acquire().ok()?;
-    places.place(&rest, &[present], Seek::Better).await.ok()
+    rest.seek = Seek::Better;
+    places.place(&rest, &[present]).await.ok()
 }
 
 /// What a search has found; never comes back without one. Cancel-safe.
@@ -227,7 +219,7 @@ async fn replace<P: Places>(places: &P, relay: &Relay<P::Place>) -> Result<(P::P
     };
     let (deadline, mut pause) = (Instant::now() + patience, LOOK);
     loop {
-        match places.place(relay.rest(), relay.failed(), Seek::Any).await {
+        match places.place(relay.rest(), relay.failed()).await {
             Ok(found) => return Ok(found),
             Err(failure) if is_last_word(&failure) || Instant::now() >= deadline => return Err(failure),
             Err(_) => tokio::time::sleep(pause).await,

@@ -9,7 +9,7 @@ mod promise;
 mod serve;
 mod spill;
 
-pub use carry::{Places, Seek, generate, is_last_word, moves};
+pub use carry::{Places, generate, is_last_word, moves};
 pub use hold::{Waiting, hopeful};
 pub use promise::{Promise, ask, fetch_text};
 pub use serve::{send_last, serve};

@@ -99,7 +99,7 @@ pub async fn ask(
         tracing::debug!(%error, "stream to peer failed");
         Failure::NodeLost
     };
-    let request = StreamRequest::generate(generation);
+    let request = StreamRequest::generate(generation, session.version());
     if request.since() > session.version() {
         // It would not know where it may not be answered.
         return Err(Failure::NodeLost);

@@ -271,6 +271,7 @@ mod tests {
             cache_salt: 0,
             pools: pomona_common::Pools::default(),
             text: None,
+            seek: pomona_common::Seek::Any,
         })
     }
 

@@ -350,8 +350,22 @@ fn can_go(
     let takes = |id: &NodeId, other: &NodeSignals| {
         *id != from && other.free_slots > 0 && is_at_ease(*id, other, state, now_s)
     };
-    let has = |other: &NodeSignals| node.busy.iter().any(|model| other.loaded.contains(model));
-    signals.iter().any(|(id, other)| takes(id, other) && has(other))
+    let has = |id: &NodeId, other: &NodeSignals| {
+        let mut works = node.busy.iter();
+        works.any(|model| may_have(*id, other, model, state, now_s))
+    };
+    signals
+        .iter()
+        .any(|(id, other)| takes(id, other) && has(id, other))
+}
+
+/// Whether batch of a model may be where it is loaded, by the list of its class and the gates. Of what keys allow the
+/// ladder knows nothing: each answer finds that out by itself.
+fn may_have(id: NodeId, node: &NodeSignals, model: &ModelName, state: &ClusterState, now_s: u64) -> bool {
+    let list = state.fallback(Class::Batch);
+    node.loaded.contains(model)
+        && state.rank(&list, (model, &Pools::default()), id).is_some()
+        && !state.gates.relocates(id, model, now_s)
 }
 
 /// Whether a node takes batch work, as far as its slots allow.
@@ -373,15 +387,11 @@ fn has_substitutes(
     signals: &BTreeMap<NodeId, NodeSignals>,
     now_s: u64,
 ) -> bool {
-    let list = state.fallback(Class::Batch);
     let is_done_elsewhere = |model: &ModelName| {
-        let may_have_it = |(id, other): &(&NodeId, &NodeSignals)| {
-            other.loaded.contains(model)
-                && state.rank(&list, (model, &Pools::default()), **id).is_some()
-                && !state.gates.relocates(**id, model, now_s)
-                && !state.availability(**id, now_s).is_draining()
+        let stays = |(id, other): &(&NodeId, &NodeSignals)| {
+            may_have(**id, other, model, state, now_s) && !state.availability(**id, now_s).is_draining()
         };
-        let all = signals.iter().filter(may_have_it);
+        let all = signals.iter().filter(stays);
         let (cramped, others): (Vec<_>, Vec<_>) = all.partition(|(id, other)| is_cramped(**id, other, state));
         let takes_it = |(id, other): &(&NodeId, &NodeSignals)| is_at_ease(**id, other, state, now_s);
         others.into_iter().filter(takes_it).count() >= cramped.len().max(1)

@@ -208,6 +208,7 @@ mod tests {
             cache_salt: 0,
             pools: pomona_common::Pools::default(),
             text: None,
+            seek: pomona_common::Seek::Any,
         })
     }
 

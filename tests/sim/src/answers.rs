@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, Failure, Generation, NodeId, Rung, limits};
+use pomona_common::{Class, Failure, Generation, NodeId, Rung, Seek, limits};
 use pomona_decide::{Next, Relay};
 
 /// As the real ones, in milliseconds: how long an answer looks for another place.
@@ -278,7 +278,8 @@ impl<P: Copy + Eq> Answers<P> {
         let Some(best) = places.better(relay.rest(), maker) else {
             return Vec::new();
         };
-        let rest = Box::new(relay.rest().clone());
+        let mut rest = Box::new(relay.rest().clone());
+        rest.seek = Seek::Better;
         answer.better = Some((best, now));
         *asking += 1;
         vec![Wish::Open(best, number, rest)]
@@ -340,7 +341,11 @@ impl<P: Copy + Eq> Answers<P> {
                 answer.refused.clear();
                 match &mut answer.relay {
                     Some(relay) => relay.moved(place, node),
-                    none => *none = Some(Relay::new(answer.generation.clone(), place, node)),
+                    none => {
+                        // Whoever made it meanwhile leaves it now.
+                        answer.generation.seek = Seek::Any;
+                        *none = Some(Relay::new(answer.generation.clone(), place, node));
+                    }
                 }
             }
             Stage::Made(maker) if maker == place => {}

@@ -2,7 +2,7 @@
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{
-    Class, ClassReason, Failure, Generation, ModelDigests, ModelName, NodeId, RequestId, Sampling,
+    Class, ClassReason, Failure, Generation, ModelDigests, ModelName, NodeId, RequestId, Sampling, Seek,
 };
 
 use crate::node;
@@ -69,6 +69,7 @@ impl Request {
             cache_salt: 0,
             pools: pomona_common::Pools::default(),
             text: None,
+            seek: Seek::Any,
         }
     }
 }

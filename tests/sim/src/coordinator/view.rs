@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pomona_common::{Generation, NodeId, Rung};
+use pomona_common::{Generation, NodeId, Rung, Seek};
 use pomona_decide::{Candidate, Marks, Warm, route};
 
 use super::{Connected, Coordinator, heard_ago};
@@ -60,6 +60,11 @@ impl View<'_> {
     }
 }
 
+/// Whether it would begin at once.
+fn is_better(one: &Candidate) -> bool {
+    !one.spared && !one.draining && !one.full
+}
+
 impl View<'_> {
     /// What another router goes by: who has the model, who had the prompt, and what its person does.
     fn seen(&self, generation: &Generation) -> Vec<Seen> {
@@ -84,7 +89,10 @@ impl Places<NodeId> for View<'_> {
         if let Some(router) = &self.coordinator.router {
             return router.order(generation, &self.seen(generation));
         }
-        let candidates = self.candidates(generation);
+        let mut candidates = self.candidates(generation);
+        if generation.seek == Seek::Better {
+            candidates.retain(is_better);
+        }
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
@@ -99,7 +107,7 @@ impl Places<NodeId> for View<'_> {
 
     fn better(&self, generation: &Generation, than: NodeId) -> Option<NodeId> {
         let mut others = self.candidates(generation);
-        others.retain(|one| one.node != than && !one.spared && !one.draining && !one.full);
+        others.retain(|one| one.node != than && is_better(one));
         route(&others, generation.class).first().map(|route| route.node)
     }
 
