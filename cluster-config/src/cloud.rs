@@ -14,7 +14,7 @@ use crate::file::Reader;
 /// have more.
 const PARALLEL: usize = 16;
 /// And at most.
-const PARALLEL_MAX: usize = 256;
+pub(crate) const PARALLEL_MAX: usize = 256;
 /// Seconds for the first text where nothing else is said, and at most: a coordinator asks for no longer.
 const FIRST_TEXT_S: u64 = 60;
 const FIRST_TEXT_MAX_S: u64 = 300;

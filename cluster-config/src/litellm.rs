@@ -2,11 +2,14 @@
 //! `max_parallel_requests`, by LiteLLM's documentation of its configuration. What it says otherwise is named, and
 //! not carried over. Keys that stand in the file are not copied.
 
+mod written;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 
 use pomona_common::{CloudName, ModelName, Money};
 use serde_json::{Map, Value};
+
+use self::written::{hint, name};
 
 /// Providers whose own API is OpenAI's, and where it is.
 const PROVIDERS: &[(&str, &str, &str)] = &[
@@ -32,6 +35,10 @@ const COMPATIBLE: &[&str] = &[
     "custom_openai",
     "text-completion-openai",
 ];
+/// Prices of an entry, and of what is beside it.
+const PRICES: [&str; 2] = ["input_cost_per_token", "output_cost_per_token"];
+/// Limits of an entry.
+const LIMITS: [&str; 3] = ["max_parallel_requests", "rpm", "tpm"];
 /// Characters that a line says of a value.
 const SHOWN: usize = 80;
 
@@ -40,7 +47,8 @@ const SHOWN: usize = 80;
 pub struct Imported {
     /// Sections for the configuration of coordinators.
     pub toml: String,
-    /// Clouds in the order in which LiteLLM would ask, the first choice first.
+    /// Clouds in the order in which LiteLLM would ask, the first choice first; those that answer with another model
+    /// than the one that was asked for, as the file's `fallbacks` say, come last.
     pub clouds: Vec<CloudName>,
     /// Money for a month, where the file has a budget.
     pub monthly: Option<Money>,
@@ -62,7 +70,7 @@ struct Deployment {
 }
 
 /// Deployments with one address and one key.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 struct Cloud {
     deployments: Vec<Deployment>,
     parallel: Option<u64>,
@@ -113,7 +121,7 @@ pub fn import(text: &str, names: &BTreeMap<String, ModelName>) -> Result<Importe
                     fallbacks.extend(import.fallbacks(&path, value));
                 }
                 ("litellm_settings", "max_budget") => monthly = import.budget(settings, value),
-                ("litellm_settings", "budget_duration") => {}
+                ("litellm_settings", "budget_duration") if settings.contains_key("max_budget") => {}
                 _ => import.left.push(format!("{path}: {}", reason(name))),
             }
         }
@@ -183,7 +191,7 @@ impl Import {
             base.is_some(),
         );
         let place = (address.trim_end_matches('/').to_owned(), key);
-        let number = |name: &str| params.get(name).and_then(Value::as_u64);
+        let [parallel, rpm, tpm] = LIMITS.map(|name| self.number(at, name, params.get(name)));
         self.rest(at, entry, params);
         let deployment = Deployment {
             group,
@@ -197,13 +205,30 @@ impl Import {
         }
         let cloud = self.clouds.entry(place).or_default();
         // Several deployments of one account share what it may take.
-        let add = |sum: &mut Option<u64>, more: Option<u64>| {
+        let sums = [&mut cloud.parallel, &mut cloud.rpm, &mut cloud.tpm];
+        for ((sum, more), name) in sums.into_iter().zip([parallel, rpm, tpm]).zip(LIMITS) {
+            if !cloud.deployments.is_empty() && (sum.is_some() || more.is_some()) {
+                self.changed.push(format!(
+                    "{at}.litellm_params.{name}: is added up with those of the other models at this address: a cloud has one"
+                ));
+            }
             *sum = more.map_or(*sum, |more| Some(sum.unwrap_or(0).saturating_add(more)));
-        };
-        add(&mut cloud.parallel, number("max_parallel_requests"));
-        add(&mut cloud.rpm, number("rpm"));
-        add(&mut cloud.tpm, number("tpm"));
+        }
         cloud.deployments.push(deployment);
+    }
+
+    /// A limit; one that is none is named.
+    fn number(&mut self, at: &str, name: &str, said: Option<&Value>) -> Option<u64> {
+        let said = said.filter(|said| !said.is_null())?;
+        let text = said.as_str().and_then(|text| text.trim().parse().ok());
+        let number = said.as_u64().or(text).filter(|number| *number > 0);
+        if number.is_none() {
+            let shown = shown(said);
+            self.left.push(format!(
+                "{at}.litellm_params.{name}: {shown} is no limit: write it yourself"
+            ));
+        }
+        number
     }
 
     /// The variable that a key is in.
@@ -227,19 +252,9 @@ impl Import {
 
     /// Names what an entry says beside that.
     fn rest(&mut self, at: &str, entry: &Value, params: &Map<String, Value>) {
-        const KNOWN: &[&str] = &[
-            "model",
-            "api_base",
-            "base_url",
-            "api_key",
-            "rpm",
-            "tpm",
-            "max_parallel_requests",
-            "order",
-            "input_cost_per_token",
-            "output_cost_per_token",
-        ];
-        for name in params.keys().filter(|name| !KNOWN.contains(&name.as_str())) {
+        const KNOWN: &[&str] = &["model", "api_base", "base_url", "api_key", "order"];
+        let is_known = |name: &str| KNOWN.contains(&name) || LIMITS.contains(&name) || PRICES.contains(&name);
+        for name in params.keys().filter(|name| !is_known(name)) {
             let why = match name.as_str() {
                 "weight" => "clouds are asked in order",
                 other => reason(other),
@@ -251,6 +266,11 @@ impl Import {
             beside.filter(|name| !["model_name", "litellm_params", "model_info"].contains(&name.as_str()))
         {
             self.left.push(format!("{at}.{name}: {}", reason(name)));
+        }
+        let info = entry["model_info"].as_object().into_iter().flat_map(Map::keys);
+        for name in info.filter(|name| !PRICES.contains(&name.as_str())) {
+            self.left
+                .push(format!("{at}.model_info.{name}: models say this themselves here"));
         }
     }
 
@@ -308,22 +328,24 @@ impl Import {
         names: &BTreeMap<String, ModelName>,
         monthly: Option<Money>,
     ) -> Imported {
-        self.take_fallbacks(fallbacks);
-        let mut order: Vec<(i64, usize)> = Vec::new();
-        for (i, place) in self.places.iter().enumerate() {
+        let first = |place: &Place| {
             let deployments = self.clouds.get(place).map(|cloud| &cloud.deployments);
-            let first = deployments.into_iter().flatten().map(|one| one.order).min();
-            order.push((first.unwrap_or(0), i));
-        }
-        order.sort_unstable();
+            deployments.into_iter().flatten().map(|one| one.order).min()
+        };
+        self.places.sort_by_key(first);
+        let answering = self.answering(fallbacks);
+        let taken = |place: &Place| Some((place.clone(), self.clouds.remove(place)?, ""));
+        let mut sections: Vec<(Place, Cloud, &str)> = self.places.iter().filter_map(taken).collect();
+        self.name_disorder(&sections);
+        sections.extend(
+            answering
+                .into_iter()
+                .map(|(place, cloud)| (place, cloud, "-for-others")),
+        );
         let (mut toml, mut clouds, mut taken) = (String::new(), Vec::new(), BTreeSet::new());
-        for (_, i) in order {
-            let place = self.places[i].clone();
-            let Some(cloud) = self.clouds.remove(&place) else {
-                continue;
-            };
+        for (place, cloud, suffix) in sections {
             let hint = self.hints.get(&place).cloned().unwrap_or_default();
-            let Some(name) = name(&hint, &mut taken) else {
+            let Some(name) = name(&format!("{hint}{suffix}"), &mut taken) else {
                 continue;
             };
             self.section(&mut toml, &name, &place, cloud, names);
@@ -338,29 +360,51 @@ impl Import {
         }
     }
 
-    /// A model that answers for another is what a cloud has of that other one: the file says so.
-    fn take_fallbacks(&mut self, pairs: &[(String, String)]) {
-        for (nth, (group, other)) in pairs.iter().enumerate() {
+    /// A model's clouds are asked in the one order of the list: names those that the file has in another.
+    fn name_disorder(&mut self, sections: &[(Place, Cloud, &str)]) {
+        let mut last: BTreeMap<&str, i64> = BTreeMap::new();
+        for one in sections.iter().flat_map(|(_, cloud, _)| &cloud.deployments) {
+            let before = last.insert(&one.group, one.order);
+            if before.is_some_and(|before| before > one.order) {
+                let group = &one.group;
+                self.changed.push(format!(
+                    "`{group}`: its `order` is another one than that of other models at these addresses: clouds are asked in one order for all"
+                ));
+            }
+        }
+    }
+
+    /// Models that answer for others, as the file says, at clouds of their own: they are asked after every cloud that
+    /// has what was asked for, in the order of the file.
+    fn answering(&mut self, pairs: &[(String, String)]) -> Vec<(Place, Cloud)> {
+        let mut ranks: BTreeMap<&str, usize> = BTreeMap::new();
+        // By rank, and within it in the order of the file.
+        let mut answering: BTreeMap<(usize, usize), Cloud> = BTreeMap::new();
+        for (group, other) in pairs {
+            let rank = ranks.entry(group).or_default();
             let mut found = false;
-            for cloud in self.clouds.values_mut() {
-                let of_other = cloud.deployments.iter().find(|one| one.group == *other).cloned();
-                let Some(of_other) = of_other else {
+            for (i, place) in self.places.iter().enumerate() {
+                let cloud = self.clouds.get(place).cloned().unwrap_or_default();
+                let Some(of_other) = cloud.deployments.iter().find(|one| one.group == *other) else {
                     continue;
                 };
                 found = true;
-                if cloud.deployments.iter().any(|one| one.group == *group) {
-                    continue;
-                }
-                cloud.deployments.push(Deployment {
-                    group: group.clone(),
-                    // After what is a choice of its own.
-                    order: 1000 + nth as i64,
-                    ..of_other
-                });
+                let group = group.clone();
+                let deployment = Deployment {
+                    group,
+                    ..of_other.clone()
+                };
+                let nothing = Cloud {
+                    deployments: Vec::new(),
+                    ..cloud
+                };
+                let clouds = answering.entry((*rank, i)).or_insert(nothing);
+                clouds.deployments.push(deployment);
             }
             if found {
+                *rank += 1;
                 self.changed.push(format!(
-                    "fallbacks: for `{group}` the cloud answers with `{other}`, as the file says; take the line out where that is not meant"
+                    "fallbacks: for `{group}` clouds `…-for-others` answer with `{other}`, as the file says, after all that have `{group}`; their limits count apart. Take the line out where that is not meant"
                 ));
             } else {
                 self.left.push(format!(
@@ -368,80 +412,10 @@ impl Import {
                 ));
             }
         }
-    }
-
-    fn section(
-        &mut self,
-        toml: &mut String,
-        name: &CloudName,
-        (address, key): &Place,
-        cloud: Cloud,
-        names: &BTreeMap<String, ModelName>,
-    ) {
-        let quoted = |text: &str| toml::Value::String(text.to_owned()).to_string();
-        // Writing to a string cannot fail.
-        let _ = writeln!(toml, "[cloud.{name}]\nurl = {}", quoted(address));
-        if let Some(key) = key {
-            let _ = writeln!(toml, "key_env = {}", quoted(key));
-        }
-        if address.starts_with("http://") && !is_loopback(address) {
-            let _ = writeln!(
-                toml,
-                "# everybody on the way reads prompts and key\nallow_http = true"
-            );
-        }
-        if let Some(parallel) = cloud.parallel {
-            let _ = writeln!(toml, "parallel = {}", parallel.clamp(1, 256));
-        }
-        for (setting, value) in [
-            ("requests_per_minute", cloud.rpm),
-            ("tokens_per_minute", cloud.tpm),
-        ] {
-            if let Some(value) = value {
-                let _ = writeln!(toml, "{setting} = {}", value.max(1));
-            }
-        }
-        let mut seen = BTreeSet::new();
-        for one in cloud.deployments {
-            let model = names.get(&one.group).cloned().or_else(|| one.group.parse().ok());
-            let Some(model) = model else {
-                let left = format!(
-                    "`{}`: is no name that a model of the cluster can have: say which with --model {}=NAME",
-                    one.group, one.group
-                );
-                self.left.push(left);
-                continue;
-            };
-            if !seen.insert(model.clone()) {
-                self.left.push(format!(
-                    "`{}`: a second one at {address}: a cloud has a model once",
-                    one.group
-                ));
-                continue;
-            }
-            let line = |prices: (&str, &str)| {
-                format!(
-                    "models.{} = {{ name = {}, input = {}, output = {} }}",
-                    quoted(model.as_str()),
-                    quoted(&one.there),
-                    prices.0,
-                    prices.1
-                )
-            };
-            match &one.prices {
-                Some((input, output)) => {
-                    let _ = writeln!(toml, "{}", line((input, output)));
-                }
-                None => {
-                    self.left.push(format!(
-                        "`{}`: its prices are not in the file: write them into its line, for a million tokens, and take the # away",
-                        one.group
-                    ));
-                    let _ = writeln!(toml, "# {}", line(("?", "?")));
-                }
-            }
-        }
-        toml.push('\n');
+        let placed = answering.into_iter();
+        placed
+            .map(|((_, i), cloud)| (self.places[i].clone(), cloud))
+            .collect()
     }
 }
 
@@ -453,52 +427,8 @@ fn prices(info: &Value, params: &Map<String, Value>) -> Option<(String, String)>
         let money: Money = million.parse().ok()?;
         Some(money.to_string())
     };
-    Some((price("input_cost_per_token")?, price("output_cost_per_token")?))
-}
-
-fn is_loopback(address: &str) -> bool {
-    let host = address.trim_start_matches("http://");
-    ["127.0.0.1", "localhost", "[::1]"].iter().any(|local| {
-        let rest = host.strip_prefix(local);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with([':', '/']))
-    })
-}
-
-/// What to call a cloud: its provider, or the first part of its host that says something.
-fn hint(provider: &str, address: &str) -> String {
-    let usual = PROVIDERS
-        .iter()
-        .any(|(name, usual, _)| *name == provider && *usual == address);
-    if usual {
-        return provider.to_owned();
-    }
-    let host = address.split("://").nth(1).unwrap_or(address);
-    let host = host.split(['/', ':']).next().unwrap_or(host);
-    let mut parts = host.split('.').filter(|part| !["api", "www", ""].contains(part));
-    parts.next().unwrap_or(provider).to_owned()
-}
-
-fn name(hint: &str, taken: &mut BTreeSet<CloudName>) -> Option<CloudName> {
-    let plain: String = hint.to_lowercase();
-    let plain: String = plain
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(32)
-        .collect();
-    let plain = plain.trim_matches('-');
-    let plain = if plain.is_empty() { "cloud" } else { plain };
-    for nth in 1..1000 {
-        let text = if nth == 1 {
-            plain.to_owned()
-        } else {
-            format!("{plain}-{nth}")
-        };
-        let name: CloudName = text.parse().ok()?;
-        if taken.insert(name.clone()) {
-            return Some(name);
-        }
-    }
-    None
+    let [input, output] = PRICES;
+    Some((price(input)?, price(output)?))
 }
 
 fn shown(value: &Value) -> String {

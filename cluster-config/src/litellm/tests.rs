@@ -56,7 +56,16 @@ fn names(pairs: &[(&str, &str)]) -> Result<BTreeMap<String, ModelName>, Box<dyn 
 fn what_can_be_carried_over_is_and_the_rest_is_named() -> Result<(), Box<dyn Error>> {
     let imported = import(FILE, &names(&[("qwen", "mlx-community/Qwen3-8B")])?)?;
     let clouds: Vec<&str> = imported.clouds.iter().map(CloudName::as_str).collect();
-    assert_eq!(clouds, ["openai", "groq", "llm", "10"]);
+    // Who has what was asked for is asked before who answers with another model.
+    let order = [
+        "openai",
+        "groq",
+        "llm",
+        "10",
+        "openai-for-others",
+        "llm-for-others",
+    ];
+    assert_eq!(clouds, order);
     assert_eq!(imported.monthly, Some("100".parse()?));
     // What has no price waits for somebody who writes it: the rest loads.
     let mut toml = imported.toml.clone();
@@ -87,7 +96,11 @@ fn what_can_be_carried_over_is_and_the_rest_is_named() -> Result<(), Box<dyn Err
     );
     // The file says that it answers for the other one.
     let qwen = "mlx-community/Qwen3-8B".parse::<ModelName>()?;
-    assert_eq!(openai.models[&qwen].name, "gpt-4o");
+    assert!(!openai.models.contains_key(&qwen));
+    let others = &config.clouds[&"openai-for-others".parse::<CloudName>()?];
+    assert_eq!(others.models[&qwen].name, "gpt-4o");
+    assert_eq!((others.models.len(), others.requests_per_minute), (1, Some(500)));
+    assert_eq!((&others.address, &others.key), (&openai.address, &openai.key));
     let own = &config.clouds[&"10".parse::<CloudName>()?];
     assert_eq!(
         (own.models[&qwen].name.as_str(), own.key.clone()),
@@ -102,12 +115,13 @@ fn what_can_be_carried_over_is_and_the_rest_is_named() -> Result<(), Box<dyn Err
     let has = |lines: &[String], text: &str| lines.iter().any(|line| line.contains(text));
     for text in [
         "model_list[1]: its key stands in the file",
-        "for `qwen` the cloud answers with `gpt-4o`",
+        "for `qwen` clouds `…-for-others` answer with `gpt-4o`",
         "max_budget",
     ] {
         assert!(has(&imported.changed, text), "{text}: {:#?}", imported.changed);
     }
     for text in [
+        "model_list[0].model_info.mode",
         "model_list[1].litellm_params.weight",
         "model_list[3]: `anthropic` does not speak",
         "model_list[4]: `openai/*` stands for many",
@@ -125,6 +139,59 @@ fn what_can_be_carried_over_is_and_the_rest_is_named() -> Result<(), Box<dyn Err
         !all.contains("sk-in-the-file") && !all.contains("sk-1234"),
         "{all}"
     );
+    Ok(())
+}
+
+/// The commonest file: both models at one account.
+#[test]
+fn fallbacks_at_the_same_address_come_after_and_limits_that_change_are_named() -> Result<(), Box<dyn Error>> {
+    let text = r#"
+model_list:
+  - model_name: big
+    litellm_params: { model: openai/gpt-4o, rpm: "500", max_parallel_requests: 400, order: 2 }
+    model_info: { input_cost_per_token: 0, output_cost_per_token: 0 }
+  - model_name: small
+    litellm_params: { model: openai/gpt-4o-mini, rpm: 5000, tpm: os.environ/TPM, order: 1 }
+    model_info: { input_cost_per_token: 0, output_cost_per_token: 0 }
+  - model_name: small
+    litellm_params: { model: groq/mini }
+    model_info: { input_cost_per_token: 0, output_cost_per_token: 0 }
+  - model_name: big
+    litellm_params: { model: groq/big, order: 3 }
+    model_info: { input_cost_per_token: 0, output_cost_per_token: 0 }
+litellm_settings:
+  fallbacks: [{"big": ["small", "nobody"]}]
+  budget_duration: 30d
+"#;
+    let imported = import(text, &BTreeMap::new())?;
+    let clouds: Vec<&str> = imported.clouds.iter().map(CloudName::as_str).collect();
+    assert_eq!(clouds, ["groq", "openai", "groq-for-others", "openai-for-others"]);
+    let config = Config::load(&imported.toml, &BTreeMap::<String, String>::new())?;
+    let big = "big".parse::<ModelName>()?;
+    for (cloud, there) in [("openai", "gpt-4o"), ("openai-for-others", "gpt-4o-mini")] {
+        assert_eq!(
+            config.clouds[&cloud.parse::<CloudName>()?].models[&big].name,
+            there
+        );
+    }
+    let openai = &config.clouds[&"openai".parse::<CloudName>()?];
+    assert_eq!((openai.requests_per_minute, openai.parallel), (Some(5500), 256));
+    let has = |lines: &[String], text: &str| lines.iter().any(|line| line.contains(text));
+    for text in [
+        "for `big` clouds `…-for-others` answer with `small`",
+        "model_list[1].litellm_params.rpm: is added up",
+        "`big`: its `order` is another one",
+        "400 requests at once are 256",
+    ] {
+        assert!(has(&imported.changed, text), "{text}: {:#?}", imported.changed);
+    }
+    for text in [
+        "model_list[1].litellm_params.tpm: \"os.environ/TPM\" is no limit",
+        "`big` to `nobody`",
+        "litellm_settings.budget_duration",
+    ] {
+        assert!(has(&imported.left, text), "{text}: {:#?}", imported.left);
+    }
     Ok(())
 }
 
