@@ -164,6 +164,23 @@ impl Failure {
         self
     }
 
+    /// The same where a cloud has room again in so many seconds: that passes, whatever machines say.
+    #[must_use]
+    pub fn and_full_clouds(self, why: &str, retry_after_s: u32) -> Self {
+        let (detail, sooner) = match self.and_no_cloud(why) {
+            Failure::Overloaded {
+                detail,
+                retry_after_s: before,
+            } => (detail, before.min(retry_after_s)),
+            not_loaded @ Failure::ModelNotLoaded { .. } => (not_loaded.to_string(), retry_after_s),
+            other => return other,
+        };
+        Failure::Overloaded {
+            detail,
+            retry_after_s: sooner,
+        }
+    }
+
     /// Whether another replica, or the same one a moment later, may answer instead, given that
     /// nothing was sent to the client.
     pub const fn is_retryable(&self) -> bool {

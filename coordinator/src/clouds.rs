@@ -74,9 +74,11 @@ impl Clouds {
     /// Asks the clouds of a list in order, until one answers.
     ///
     /// # Errors
-    /// [`Failure::NoCloud`], with what each of them said.
+    /// [`Failure::NoCloud`], with what each of them said; [`Failure::Overloaded`] when one of them says when to come
+    /// back, and none may want to be paid already.
     pub(crate) async fn answer(&self, list: &Fallback, ask: &TextAsk) -> Result<GenerationStream, Failure> {
         let (deadline, mut said, mut asked) = (Instant::now() + SPILL, Vec::new(), false);
+        let mut soonest: Option<Duration> = None;
         for name in list.clouds() {
             let left = deadline.saturating_duration_since(Instant::now());
             let answer = tokio::time::timeout(left, self.ask(name, ask)).await;
@@ -85,13 +87,27 @@ impl Clouds {
                 Ok(Err(not_asked)) => not_asked,
                 Err(_) => NotAnswered::asked("there was no time left for it"),
             };
-            let NotAnswered { why, was_asked } = not_asked;
+            let NotAnswered {
+                why,
+                was_asked,
+                retry_after,
+            } = not_asked;
+            soonest = soonest.into_iter().chain(retry_after).min();
             tracing::info!(cloud = %name, request = %ask.request, why, was_asked, "no answer of a cloud");
             said.push(format!("cloud:{name}: {why}"));
             asked |= was_asked;
         }
         let detail = said.join("; ");
-        Err(Failure::NoCloud { detail, asked })
+        Err(match soonest.filter(|_| !asked) {
+            // That passes: it is held, as what finds no free machine.
+            Some(soonest) => Failure::Overloaded {
+                detail,
+                retry_after_s: u32::try_from(soonest.as_millis().div_ceil(1000))
+                    .unwrap_or(u32::MAX)
+                    .max(1),
+            },
+            None => Failure::NoCloud { detail, asked },
+        })
     }
 
     async fn ask(&self, name: &CloudName, ask: &TextAsk) -> Result<GenerationStream, NotAnswered> {
@@ -108,7 +124,7 @@ impl Clouds {
             return Err(not(&why));
         }
         let turn = client.turn(spill.reserved.tokens);
-        let turn = turn.map_err(|error| not(&error.to_string()))?;
+        let turn = turn.map_err(|error| NotAnswered::said(&error))?;
         let (sender, events) = mpsc::channel(limits::STREAM_EVENTS);
         let errand = Errand {
             replica: self.replica.clone(),
@@ -177,13 +193,24 @@ struct NotAnswered {
     why: String,
     /// Whether it was asked, and may want to be paid: nobody asks for the same again.
     was_asked: bool,
+    /// When to ask again.
+    retry_after: Option<Duration>,
 }
 
 impl NotAnswered {
+    fn said(error: &UpstreamError) -> Self {
+        Self {
+            why: error.to_string(),
+            was_asked: !error.made_nothing(),
+            retry_after: error.retry_after(),
+        }
+    }
+
     fn not_asked(why: &str) -> Self {
         Self {
             why: why.to_owned(),
             was_asked: false,
+            retry_after: None,
         }
     }
 
@@ -191,6 +218,7 @@ impl NotAnswered {
         Self {
             why: why.to_owned(),
             was_asked: true,
+            retry_after: None,
         }
     }
 }
@@ -310,11 +338,7 @@ impl Errand {
             }
             Err(error) => {
                 let took = error.made_nothing().then_some(NOTHING);
-                let not_answered = NotAnswered {
-                    why: error.to_string(),
-                    was_asked: !error.made_nothing(),
-                };
-                let _ = tell.send(Err(not_answered));
+                let _ = tell.send(Err(NotAnswered::said(&error)));
                 took
             }
         }

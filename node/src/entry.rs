@@ -84,7 +84,9 @@ impl Entry {
                     let detail = "the coordinator that was asked went away".to_owned();
                     return Err(Failure::NoCloud { detail, asked: true });
                 }
-                answered @ (Ok(_) | Err(Failure::NoCloud { .. })) => return answered,
+                answered @ (Ok(_) | Err(Failure::NoCloud { .. } | Failure::Overloaded { .. })) => {
+                    return answered;
+                }
                 Err(other) => other.to_string(),
             };
             // Others have other configurations, perhaps.

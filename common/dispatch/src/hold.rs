@@ -66,6 +66,10 @@ impl Waiting {
                         }
                         detail
                     }
+                    Err(Failure::Overloaded {
+                        detail,
+                        retry_after_s,
+                    }) => return Err(failure.and_full_clouds(&detail, retry_after_s)),
                     answered => return answered,
                 },
             };
@@ -212,6 +216,46 @@ mod tests {
             );
             assert!(times.contains(&count.get()), "{list}: {}", count.get());
         }
+        Ok(())
+    }
+
+    /// No machine has the model, and the cloud's minute is full: that passes, and its time is told.
+    #[tokio::test(start_paused = true)]
+    async fn a_cloud_that_has_room_again_is_waited_for() -> Result<(), String> {
+        let list: Fallback = "rack, cloud:a, pause:3".parse()?;
+        let (waiting, began) = (Waiting::default(), Instant::now());
+        let cloud = || async {
+            Err(Failure::Overloaded {
+                detail: "cloud:a: its minute is full".into(),
+                retry_after_s: 12,
+            })
+        };
+        for (machines, soonest) in [
+            (
+                Failure::ModelNotLoaded {
+                    model: "m".into(),
+                    detail: "no room".into(),
+                },
+                12,
+            ),
+            (full(30), 12),
+            (full(7), 7),
+        ] {
+            let machines = || async { Err(machines.clone()) };
+            let outcome = waiting
+                .hold_or_spill((Class::Batch, &list), machines, Ok(cloud))
+                .await;
+            let Err(Failure::Overloaded {
+                detail,
+                retry_after_s,
+            }) = outcome
+            else {
+                return Err("it is at capacity".into());
+            };
+            assert_eq!(retry_after_s, soonest);
+            assert!(detail.contains("its minute is full"), "{detail}");
+        }
+        assert_eq!(began.elapsed(), Duration::from_secs(9));
         Ok(())
     }
 

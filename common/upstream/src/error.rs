@@ -120,8 +120,15 @@ impl UpstreamError {
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             UpstreamError::Refused { retry_after, .. } => *retry_after,
-            UpstreamError::LeftAlone(left) => Some(*left),
-            _ => None,
+            UpstreamError::LeftAlone(left) | UpstreamError::MinuteFull(left) => Some(*left),
+            // One of its answers ends soon; nobody knows when.
+            UpstreamError::Busy(_) => Some(Duration::from_secs(5)),
+            UpstreamError::Unreachable(_)
+            | UpstreamError::Redirects(_)
+            | UpstreamError::Silent(_)
+            | UpstreamError::Filtered
+            | UpstreamError::Garbage(_)
+            | UpstreamError::BrokeOff => None,
         }
     }
 }

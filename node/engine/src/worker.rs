@@ -225,9 +225,12 @@ impl Worker {
         self.scheduler.submit(new, now).map_err(|refusal| match refusal {
             Refusal::UnknownModel => Failure::EngineLost,
             Refusal::TooLarge { needed, budget } => Failure::TooLarge { needed, budget },
-            Refusal::QueueFull(capacity) => Failure::Overloaded {
+            Refusal::QueueFull {
+                capacity,
+                retry_after_s,
+            } => Failure::Overloaded {
                 detail: format!("{capacity} requests are waiting on this node"),
-                retry_after_s: 5,
+                retry_after_s,
             },
         })?;
         self.prefixes

@@ -166,6 +166,11 @@ fn preempt(scheduler: &mut Scheduler, id: SequenceId) {
 
 fn enter(scheduler: &mut Scheduler, class: Class, id: SequenceId, place: Duration, now: Duration) {
     scheduler.waiting[class.index()].remove(&(place, id));
+    let turnover = &mut scheduler.turnover[class.index()];
+    turnover.left(now);
+    if scheduler.waiting[class.index()].is_empty() {
+        turnover.is_empty();
+    }
     scheduler.admissions += 1;
     let order = scheduler.admissions;
     let Some(sequence) = scheduler.sequences.get_mut(&id) else {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use pomona_common::limits::{self, QueueBound};
-use pomona_common::{Class, EngineKnobs, ModelName, Slo, SloSet};
+use pomona_common::{Class, EngineKnobs, ModelName, Slo, SloSet, Turnover};
 
 use crate::kv_pool::{KvOp, KvPool, RowPlace};
 use crate::pace::Pace;
@@ -26,8 +26,13 @@ pub enum Refusal {
         budget: u64,
     },
     /// The queue is full.
-    #[error("queue of {0} is full")]
-    QueueFull(usize),
+    #[error("queue of {capacity} is full")]
+    QueueFull {
+        /// How much may wait.
+        capacity: usize,
+        /// In how many seconds it has a place again, by how fast it went on lately.
+        retry_after_s: u32,
+    },
 }
 
 /// What to do now.
@@ -92,6 +97,8 @@ pub struct Scheduler {
     /// Waiting sequences by class, with their places in line.
     pub(crate) waiting: [BTreeSet<(Duration, SequenceId)>; 3],
     pub(crate) admissions: u64,
+    /// How fast each class goes on.
+    pub(crate) turnover: [Turnover; 3],
     pub(crate) turns: Turns,
     pub(crate) pace: Pace,
     /// Interrupted steps, at most one a class.
@@ -119,6 +126,7 @@ impl Scheduler {
             sequences: BTreeMap::new(),
             waiting: Default::default(),
             admissions: 0,
+            turnover: Default::default(),
             turns: Turns::default(),
             pace: Pace::default(),
             parked: BTreeMap::new(),
@@ -200,7 +208,10 @@ impl Scheduler {
         // Who has a slot to enter does not wait for one.
         let slots = crate::admission::slots_left(self, new.class) as usize;
         if waiting >= queue.capacity + slots {
-            return Err(Refusal::QueueFull(queue.capacity));
+            return Err(Refusal::QueueFull {
+                capacity: queue.capacity,
+                retry_after_s: self.turnover[new.class.index()].seconds_for(1, now),
+            });
         }
         let left = new.max_new.min(context.saturating_sub(new.prompt));
         let needed = self.pool.bytes_for(&new.model, new.prompt + left);
@@ -223,6 +234,12 @@ impl Scheduler {
         };
         self.sequences.insert(new.id, sequence);
         Ok(())
+    }
+
+    /// In how many seconds a class has a slot for who comes last, by how fast it went on lately.
+    pub fn slot_comes_in(&self, class: Class, now: Duration) -> u32 {
+        let waiting = self.waiting[class.index()].len();
+        self.turnover[class.index()].seconds_for(waiting + 1, now)
     }
 
     /// Ends a sequence, wherever it is, and frees its slot and KV row at once.

@@ -656,11 +656,19 @@ fn a_queue_takes_what_its_service_level_says() {
         submit(&mut scheduler, id, Class::Batch).unwrap();
     }
     let refused = submit(&mut scheduler, 4, Class::Batch);
-    assert_eq!(refused, Err(Refusal::QueueFull(2)));
+    let full = |retry_after_s| {
+        Err(Refusal::QueueFull {
+            capacity: 2,
+            retry_after_s,
+        })
+    };
+    assert_eq!(refused, full(5));
     submit(&mut scheduler, 5, Class::Interactive).unwrap();
     assert_eq!(scheduler.admit(Duration::from_secs(1)), [5, 1]);
     assert_eq!(scheduler.expire(Duration::from_secs(6)), []);
     assert_eq!(scheduler.expire(Duration::from_secs(8)), [2, 3]);
+    // A place came free a second after the last one did, and nothing since.
+    assert_eq!(scheduler.slot_comes_in(Class::Batch, Duration::from_secs(8)), 7);
     // What was begun and is sent back has had its first slot.
     let mut knobs = scheduler.knobs().clone();
     knobs.batch.max_slots = 0;
@@ -672,8 +680,5 @@ fn a_queue_takes_what_its_service_level_says() {
     knobs.batch.step_share = 0;
     scheduler.set_knobs(knobs);
     submit(&mut scheduler, 6, Class::Batch).unwrap();
-    assert_eq!(
-        submit(&mut scheduler, 7, Class::Batch),
-        Err(Refusal::QueueFull(2))
-    );
+    assert_eq!(submit(&mut scheduler, 7, Class::Batch), full(5));
 }

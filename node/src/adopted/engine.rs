@@ -13,7 +13,9 @@ use std::path::Path;
 use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::report::ClassReport;
-use pomona_common::{Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, SloSet, TextAsk};
+use pomona_common::{
+    Class, EngineKnobs, Failure, FinishReason, Generation, ModelName, SloSet, TextAsk, Turnover,
+};
 use pomona_wire::WireError;
 use tokio::io::{AsyncWriteExt, BufReader, Stdout};
 use tokio::sync::mpsc;
@@ -55,6 +57,9 @@ struct Adapter {
     pace: u32,
     servers: BTreeMap<ModelName, Server>,
     queue: Queue,
+    /// How fast each class goes on, since this time.
+    turnover: [Turnover; 3],
+    began: Instant,
     running: BTreeMap<u64, Running>,
     classes: BTreeMap<Class, ClassReport>,
     news: mpsc::Sender<News>,
@@ -88,6 +93,8 @@ pub async fn run() -> Result<(), WireError> {
         pace: 100,
         servers: BTreeMap::new(),
         queue: Queue::default(),
+        turnover: Default::default(),
+        began: Instant::now(),
         running: BTreeMap::new(),
         classes: BTreeMap::new(),
         news,
@@ -211,7 +218,7 @@ impl Adapter {
         } else if self.queue.ahead_of(&generation) >= slo.queue {
             Failure::Overloaded {
                 detail: "the queue for the server is full".into(),
-                retry_after_s: 5,
+                retry_after_s: self.comes_in(generation.class, 1),
             }
         } else {
             let job = Job {
@@ -242,6 +249,12 @@ impl Adapter {
             let Some((sequence, job)) = self.queue.next(&self.knobs.paced(self.pace), &running, slots) else {
                 return;
             };
+            let class = job.generation.class;
+            let turnover = &mut self.turnover[class.index()];
+            turnover.left(self.began.elapsed());
+            if self.queue.count(|one| one.class == class) == 0 {
+                turnover.is_empty();
+            }
             let Some(server) = self.servers.get(&job.generation.model) else {
                 continue;
             };
@@ -383,19 +396,26 @@ impl Adapter {
     /// As the scheduler of `pomona-engine` has it.
     async fn refuse_what_waited_too_long(&mut self) -> Result<(), WireError> {
         let is_over = |job: &Job| job.since.elapsed() > job.wait;
-        for sequence in self.queue.remove_all(is_over) {
+        for (sequence, class) in self.queue.remove_all(is_over) {
+            let waiting = self.queue.count(|one| one.class == class) as usize;
             let failure = Failure::Overloaded {
                 detail: "no slot of the server came free in time".into(),
-                retry_after_s: 5,
+                retry_after_s: self.comes_in(class, waiting + 1),
             };
             self.tell(sequence, GenerationEvent::Failed(failure)).await?;
         }
         Ok(())
     }
 
+    /// In how many seconds so many of a class will have left the queue, by how fast it went on lately.
+    fn comes_in(&self, class: Class, places: usize) -> u32 {
+        self.turnover[class.index()].seconds_for(places, self.began.elapsed())
+    }
+
     async fn end_all_of(&mut self, model: &ModelName, detail: &str) -> Result<(), WireError> {
         let is_its = |job: &Job| job.generation.model == *model;
-        let mut ended = self.queue.remove_all(is_its);
+        let ended = self.queue.remove_all(is_its).into_iter();
+        let mut ended: Vec<u64> = ended.map(|(sequence, _)| sequence).collect();
         let running = self.running.iter().filter(|(_, running)| is_its(&running.job));
         let running: Vec<u64> = running.map(|(sequence, _)| *sequence).collect();
         for sequence in &running {

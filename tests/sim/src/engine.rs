@@ -211,9 +211,9 @@ impl Engine {
                     detail: "not here".into(),
                 },
                 Refusal::TooLarge { needed, budget } => Failure::TooLarge { needed, budget },
-                Refusal::QueueFull(_) => Failure::Overloaded {
+                Refusal::QueueFull { retry_after_s, .. } => Failure::Overloaded {
                     detail: "queue is full".into(),
-                    retry_after_s: 5,
+                    retry_after_s,
                 },
             });
         }

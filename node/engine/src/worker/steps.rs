@@ -96,10 +96,13 @@ impl Worker {
 
     fn expire(&mut self, now: Duration) -> Result<(), Disconnected> {
         for id in self.scheduler.expire(now) {
-            self.sequences.remove(&id);
+            let class = self
+                .sequences
+                .remove(&id)
+                .map_or(pomona_common::Class::Batch, |one| one.generation.class);
             let failure = Failure::Overloaded {
                 detail: "no slot became free in time".into(),
-                retry_after_s: 10,
+                retry_after_s: self.scheduler.slot_comes_in(class, now),
             };
             self.tell(id, GenerationEvent::Failed(failure))?;
         }

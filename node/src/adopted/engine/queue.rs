@@ -41,10 +41,12 @@ impl Queue {
     }
 
     /// Takes all of a kind out, and says which these were.
-    pub(super) fn remove_all(&mut self, is_it: impl Fn(&Job) -> bool) -> Vec<u64> {
+    pub(super) fn remove_all(&mut self, is_it: impl Fn(&Job) -> bool) -> Vec<(u64, Class)> {
         let found = self.0.iter().filter(|(_, job)| is_it(job));
-        let found: Vec<u64> = found.map(|(sequence, _)| *sequence).collect();
-        for sequence in &found {
+        let found: Vec<(u64, Class)> = found
+            .map(|(sequence, job)| (*sequence, job.generation.class))
+            .collect();
+        for (sequence, _) in &found {
             self.0.remove(sequence);
         }
         found
