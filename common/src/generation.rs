@@ -164,6 +164,14 @@ impl Maker {
             Maker::Cloud(_) => None,
         }
     }
+
+    /// The cloud, if it is one.
+    pub const fn cloud(&self) -> Option<&CloudName> {
+        match self {
+            Maker::Node(_) => None,
+            Maker::Cloud(cloud) => Some(cloud),
+        }
+    }
 }
 
 /// What answers one generation, in this order: `Granted` or a form of it, any number of `Chunk`s or

@@ -35,7 +35,6 @@ pub(crate) struct Running {
     pub(crate) request: RequestId,
     pub(crate) created_s: u64,
     pub(crate) class: Class,
-    pub(crate) class_reason: ClassReason,
     /// Who makes the first of the answers.
     pub(crate) maker: Maker,
     pub(crate) model: ModelRecord,
@@ -89,28 +88,25 @@ pub(crate) async fn complete<B: Backend>(
     body: Bytes,
 ) -> Response<Body> {
     let request = RequestId::from_bits(random());
-    let mut response = match begin(backend, kind, request, caller, headers, &body).await {
+    let mut said = vec![("x-pomona-request-id", request.to_string())];
+    let mut classified = None;
+    let begun = begin(backend, (kind, request), caller, headers, &body, &mut classified).await;
+    // Who is refused wants to know by what: for batch there is less room.
+    if let Some((class, reason)) = classified {
+        said.push(("x-pomona-class", class.to_string()));
+        said.push(("x-pomona-class-reason", reason.as_str().to_owned()));
+    }
+    let mut response = match begun {
         Ok(running) => {
-            let maker = match &running.maker {
+            said.push(match &running.maker {
                 Maker::Node(node) => ("x-pomona-node", node.to_string()),
                 Maker::Cloud(cloud) => ("x-pomona-cloud", cloud.to_string()),
-            };
-            let headers = [
-                maker,
-                ("x-pomona-class", running.class.to_string()),
-                ("x-pomona-class-reason", running.class_reason.as_str().to_owned()),
-            ];
-            let mut response = if running.ask.stream {
+            });
+            if running.ask.stream {
                 stream::respond(running)
             } else {
                 respond::respond(running).await
-            };
-            for (name, value) in headers {
-                if let Ok(value) = HeaderValue::from_str(&value) {
-                    response.headers_mut().insert(name, value);
-                }
             }
-            response
         }
         Err(Refusal::Denied(denied)) => error::denied(&denied),
         Err(Refusal::Failed(failure)) => {
@@ -120,19 +116,22 @@ pub(crate) async fn complete<B: Backend>(
             error::response(&failure)
         }
     };
-    if let Ok(value) = HeaderValue::from_str(&request.to_string()) {
-        response.headers_mut().insert("x-pomona-request-id", value);
+    for (name, value) in said {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            response.headers_mut().insert(name, value);
+        }
     }
     response
 }
 
+/// Starts the answers; `classified` is what is known of the class, also when nothing comes of it.
 async fn begin<B: Backend>(
     backend: &Arc<B>,
-    kind: Kind,
-    request: RequestId,
+    (kind, request): (Kind, RequestId),
     caller: &Caller,
     headers: &HeaderMap,
     body: &[u8],
+    classified: &mut Option<(Class, ClassReason)>,
 ) -> Result<Running, Refusal> {
     let began = Instant::now();
     let ask = request::parse(kind, body)?;
@@ -140,6 +139,7 @@ async fn begin<B: Backend>(
     caller.may_ask(&model.name)?;
     let of_key = caller.terms().and_then(|terms| terms.class);
     let (class, class_reason) = class_of(of_key, headers, &ask, alias)?;
+    *classified = Some((class, class_reason));
     caller.may_be(class)?;
     let ticket = backend.access().begin(caller, &model.name)?;
     backend.entry_stats().count(class, class_reason);
@@ -214,8 +214,11 @@ async fn begin<B: Backend>(
             ticket.took(resolved.tokens.into());
         }
     }
+    let maker = streams.first().map(|stream| stream.maker.clone());
+    let maker = maker.unwrap_or(Maker::Node(NodeId::from_bits(0)));
     let asked = Asked {
         request,
+        cloud: maker.cloud().cloned(),
         key: caller.key(),
         model: model.name.clone(),
         class,
@@ -244,10 +247,7 @@ async fn begin<B: Backend>(
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs()),
         class,
-        class_reason,
-        maker: streams
-            .first()
-            .map_or(Maker::Node(NodeId::from_bits(0)), |stream| stream.maker.clone()),
+        maker,
         model,
         text: resolved.text,
         ask,

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_clocks::wall_ms;
-use pomona_common::{Accounting, Class, ClassReason, KeyId, ModelName, NodeId, RequestId, Slo};
+use pomona_common::{Accounting, Class, ClassReason, CloudName, KeyId, ModelName, NodeId, RequestId, Slo};
 use pomona_journal::{Bounds, Journal};
 use serde::Serialize;
 
@@ -42,6 +42,9 @@ struct Record {
     model: ModelName,
     class: Class,
     class_reason: &'static str,
+    /// Who answered, where it was no machine of the cluster. What it cost is in `pomona cloud list`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cloud: Option<CloudName>,
     /// `finished`, `left` when the client went, else the code of the failure.
     outcome: &'static str,
     /// From arrival to the end.
@@ -52,9 +55,20 @@ struct Record {
     answers: Vec<Answer>,
 }
 
-/// One of the answers. Times that the engine has not told are 0, and energy that is not known stays out.
+/// One of the answers. Energy that is not known stays out, and so does what only the engine could tell of an answer
+/// that was cut off: nobody knows its times, its version of the knobs or who made the last of it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Answer {
+#[serde(untagged)]
+enum Answer {
+    Whole(Box<Whole>),
+    CutOff {
+        prompt_tokens: u32,
+        completion_tokens: u64,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Whole {
     #[serde(flatten)]
     accounting: Accounting,
     /// The machine's power at the end, for as long as the engine worked for this answer.
@@ -125,6 +139,8 @@ pub(crate) struct Asked {
     pub(crate) model: ModelName,
     pub(crate) class: Class,
     pub(crate) class_reason: ClassReason,
+    /// Who answers, where that is no machine of the cluster.
+    pub(crate) cloud: Option<CloudName>,
     pub(crate) began: Instant,
     pub(crate) prompt_tokens: u32,
     pub(crate) choices: u32,
@@ -227,7 +243,7 @@ impl Tally {
     }
 
     fn record(&self) -> Record {
-        let mut so_far = self.so_far();
+        let so_far = self.so_far();
         let mut missed = Vec::new();
         for (budget, is_missed) in self.judged(&so_far) {
             self.stats.judge(self.asked.class, budget, is_missed);
@@ -243,22 +259,20 @@ impl Tally {
             .map(|one| u64::from(one.completion_tokens))
             .sum();
         let rest = so_far.tokens.saturating_sub(known);
-        if rest > 0 && !is_whole {
-            so_far.finished.push(Accounting {
-                completion_tokens: u32::try_from(rest).unwrap_or(u32::MAX),
-                ..Accounting::default()
-            });
-        }
+        let cut_off = (rest > 0 && !is_whole).then_some(Answer::CutOff {
+            prompt_tokens: self.asked.prompt_tokens,
+            completion_tokens: rest,
+        });
         let answer = |accounting: &Accounting| {
             let power = accounting.node.and_then(|node| self.power.power(node));
             let busy_s = accounting.step_share_ms / 1e3;
-            // Of an answer that was cut off, nobody has told for how long the engine worked.
+            // An answer of another program, or a cloud: nobody has told for how long the engine worked.
             let (watts, power_source) = power.filter(|_| busy_s > 0.0).unzip();
-            Answer {
+            Answer::Whole(Box::new(Whole {
                 accounting: accounting.clone(),
                 joules: watts.map(|watts| watts * busy_s),
                 power_source,
-            }
+            }))
         };
         let asked = &self.asked;
         Record {
@@ -268,10 +282,11 @@ impl Tally {
             model: asked.model.clone(),
             class: asked.class,
             class_reason: asked.class_reason.as_str(),
+            cloud: asked.cloud.clone(),
             outcome,
             took_ms: asked.began.elapsed().as_secs_f64() * 1e3,
             missed,
-            answers: so_far.finished.iter().map(answer).collect(),
+            answers: so_far.finished.iter().map(answer).chain(cut_off).collect(),
         }
     }
 }
@@ -305,6 +320,7 @@ mod tests {
             model: "org/a".parse().ok()?,
             class: Class::Batch,
             class_reason: ClassReason::Key,
+            cloud: None,
             // A second ago.
             began: Instant::now().checked_sub(Duration::from_secs(1))?,
             prompt_tokens: 1000,
