@@ -174,6 +174,12 @@ fn knobs_of_the_cluster_reach_every_node_and_bad_ones_none() {
     eventually("it answers", SOON, || is_loaded(&coordinator, "rack"));
     let seen_knobs = || seen(&coordinator, "rack")["report"]["engine"]["knobs"].clone();
     assert_eq!(seen_knobs()["batch"]["window_ms"], 50);
+    // What the node was configured with stays as it is where the cluster says nothing of it.
+    rack.stop();
+    rack.set("MLX_BATCH_MAX_BATCH_SIZE", "3");
+    rack.start_node("echo:5");
+    let configured = || seen_knobs()["batch"]["max_slots"] == 3;
+    eventually("it has its own", SOON, configured);
     for (bad, why) in [
         ("interactive.window_ms=80", "never wait"),
         ("batch.step_share=0", "step_share"),
@@ -190,6 +196,7 @@ fn knobs_of_the_cluster_reach_every_node_and_bad_ones_none() {
         knobs["version"] == version && knobs["batch"]["window_ms"] == window
     };
     eventually("the node has them", SOON, || has(1, 200));
+    assert!(configured());
     let (_, answer) = post_to(rack.node, "/v1/chat/completions", &greedy("Hello", 3));
     assert_eq!(answer["pomona"][0]["knob_version"], 1, "{answer}");
     // A restart, of either, forgets nothing; and there is a way back.

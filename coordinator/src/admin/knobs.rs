@@ -7,8 +7,9 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
+use pomona_common::{KnobSet, Rung};
 use pomona_decide::knob_sets::forbidden;
-use pomona_decide::{Command, Made};
+use pomona_decide::{ClusterState, Command, Made};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -51,7 +52,17 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
         Ok(state) => state,
         Err(answer) => return answer,
     };
-    let mut set = match begun_with(&state.knobs, change.to_version) {
+    let before = before(&admin, &state);
+    // The first set replaces what nodes were configured with: it begins with that.
+    let begun = match (state.knobs.current(), change.to_version, before.as_slice()) {
+        (None, None, [one]) => Ok(one.clone()),
+        (None, None, _) => Err(reply(
+            StatusCode::CONFLICT,
+            &json!({ "error": "nodes were configured with different knobs, which this would replace: begin with those that programs come with, `pomona knobs rollback 0`" }),
+        )),
+        _ => begun_with(&state.knobs, change.to_version),
+    };
+    let mut set = match begun {
         Ok(set) => set,
         Err(answer) => return answer,
     };
@@ -63,15 +74,42 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
     if let Err(answer) = sound(&set.problems()) {
         return answer;
     }
-    let before = state.knobs.in_force();
-    let mut by = change.by;
-    if let Some(why) = forbidden(&state, &before, &set) {
+    let mut by = if change.by.is_empty() {
+        admin.by.clone()
+    } else {
+        change.by
+    };
+    if let Some(why) = before.iter().find_map(|before| forbidden(&state, before, &set)) {
         if !change.force {
             return reply(StatusCode::CONFLICT, &json!({ "error": why }));
         }
-        by.push_str(" (forced while a gate had tripped)");
+        // First, since long names are cut off.
+        by = format!("forced while a gate had tripped: {by}");
     }
     set.version = state.knobs.next();
     let at_s = wall_s();
     write(&admin, Command::SetKnobs(Made { set, by, at_s })).await
+}
+
+/// The knobs in force before a change: what is agreed on, or what nodes were configured with, as far as they tell. Of one
+/// whose knobs are tightened that is not known.
+fn before(admin: &Admin, state: &ClusterState) -> Vec<KnobSet> {
+    if let Some(agreed) = state.knobs.current() {
+        return vec![agreed.clone()];
+    }
+    let mut before: Vec<KnobSet> = Vec::new();
+    for (id, connected) in admin.backend.sessions.all() {
+        let report = connected.report().map(|(_, report)| report);
+        let engine = report.as_ref().and_then(|report| report.engine.as_ref());
+        if let Some(engine) = engine.filter(|_| state.relief(id).rung <= Rung::Hold) {
+            let configured = KnobSet::of(&engine.knobs);
+            if !before.contains(&configured) {
+                before.push(configured);
+            }
+        }
+    }
+    if before.is_empty() {
+        before.push(KnobSet::default());
+    }
+    before
 }
