@@ -14,12 +14,30 @@ use crate::commands::{self, output, run};
 /// Simulated hours of two hundred seeds: a bug has to show in them.
 const HOURS: &str = "31.7";
 
+/// Tests of everything that decides, keeps or carries: who looks at what the simulator has not.
+const CORE: &str = "test -p pomona-common -p pomona-decide -p pomona-sched -p pomona-raft -p pomona-dispatch -p pomona-api -p pomona-probe -p pomona-upstream -p pomona-node";
+
+/// Who may notice a bug.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Check {
+    /// The simulator.
+    Sim,
+    /// Tests, by these arguments of cargo.
+    Tests(Vec<String>),
+}
+
+impl Check {
+    fn tests(arguments: &str) -> Self {
+        Check::Tests(arguments.split(' ').map(str::to_owned).collect())
+    }
+}
+
 /// A bug: a patch, below a line that says what it does and one that says who is to notice.
 struct Bug {
     name: String,
     does: String,
-    /// Arguments of cargo for a test of ours; none for the simulator.
-    test: Option<Vec<String>>,
+    /// Who is to notice: the first that does.
+    checks: Vec<Check>,
     patch: PathBuf,
 }
 
@@ -27,10 +45,11 @@ impl Bug {
     fn read(patch: &Path) -> anyhow::Result<Self> {
         let text = fs::read_to_string(patch).with_context(|| format!("cannot read {}", patch.display()))?;
         let caught_by = text.lines().find_map(|line| line.strip_prefix("Caught-by: "));
-        let test = match caught_by {
-            // Patches of others need no header.
-            None | Some("sim") => None,
-            Some(test) => Some(test.split(' ').map(str::to_owned).collect()),
+        let checks = match caught_by {
+            // Patches of others need no header: anybody may notice.
+            None => vec![Check::Sim, Check::tests(CORE)],
+            Some("sim") => vec![Check::Sim],
+            Some(test) => vec![Check::tests(test)],
         };
         Ok(Self {
             name: patch
@@ -39,7 +58,7 @@ impl Bug {
                 .to_string_lossy()
                 .into_owned(),
             does: text.lines().next().unwrap_or_default().to_owned(),
-            test,
+            checks,
             patch: patch.to_owned(),
         })
     }
@@ -64,7 +83,7 @@ pub(crate) fn planted(folder: Option<&Path>) -> anyhow::Result<()> {
 
     let copy = Copy::make()?;
     println!("the sources as they are");
-    let mut checks: Vec<Option<&[String]>> = bugs.iter().map(|bug| bug.test.as_deref()).collect();
+    let mut checks: Vec<&Check> = bugs.iter().flat_map(|bug| &bug.checks).collect();
     checks.sort_unstable();
     checks.dedup();
     for check in checks {
@@ -77,12 +96,15 @@ pub(crate) fn planted(folder: Option<&Path>) -> anyhow::Result<()> {
     }
     let mut rows = Vec::new();
     for bug in &bugs {
-        copy.apply(&bug.patch, false)?;
-        let outcome = copy
-            .build(bug.test.as_deref())
-            .and_then(|()| copy.check(bug.test.as_deref()));
-        copy.apply(&bug.patch, true)?;
-        let (caught, told) = outcome.with_context(|| format!("with {}", bug.name))?;
+        // One that is not planted is not caught either, and keeps no other one from its turn.
+        let (caught, told) = match copy.apply(&bug.patch, false) {
+            Ok(()) => {
+                let outcome = copy.looked_for(bug);
+                copy.apply(&bug.patch, true)?;
+                outcome.unwrap_or_else(|error| (false, format!("does not build: {error}")))
+            }
+            Err(error) => (false, format!("does not apply: {error}")),
+        };
         let verdict = if caught { "caught" } else { "NOT CAUGHT" };
         println!("{verdict:10} {:14} {}\n{:25} {told}", bug.name, bug.does, "");
         rows.push(json!({ "bug": bug.name, "does": bug.does, "caught": caught, "by": told }));
@@ -175,32 +197,46 @@ impl Copy {
         cargo
     }
 
+    /// Whether somebody who is to notices, and what they say.
+    fn looked_for(&self, bug: &Bug) -> anyhow::Result<(bool, String)> {
+        let mut told = String::new();
+        for check in &bug.checks {
+            self.build(check)?;
+            let (caught, says) = self.check(check)?;
+            if caught {
+                return Ok((true, says));
+            }
+            told = says;
+        }
+        Ok((false, told))
+    }
+
     /// Builds who is to notice: a bug that does not compile is none.
-    fn build(&self, test: Option<&[String]>) -> anyhow::Result<()> {
+    fn build(&self, check: &Check) -> anyhow::Result<()> {
         let mut cargo = self.cargo();
-        match test {
-            None => cargo.args(["build", "--release", "--locked", "-q", "-p", "pomona-sim"]),
-            Some([test, rest @ ..]) if test == "test" => {
-                let (packages, _) = split(rest);
+        match check {
+            Check::Sim => cargo.args(["build", "--release", "--locked", "-q", "-p", "pomona-sim"]),
+            Check::Tests(arguments) if arguments.first().is_some_and(|first| first == "test") => {
+                let (packages, _) = split(&arguments[1..]);
                 cargo
                     .args(["test", "--release", "--locked", "-q", "--no-run"])
                     .args(packages)
             }
-            Some(other) => bail!("a bug is caught by `sim` or by `test ...`, not by {other:?}"),
+            Check::Tests(other) => bail!("a bug is caught by `sim` or by `test ...`, not by {other:?}"),
         };
         run("build", &mut cargo)
     }
 
     /// Whether somebody notices, and what they say.
-    fn check(&self, test: Option<&[String]>) -> anyhow::Result<(bool, String)> {
-        let mut command = match test {
-            None => {
+    fn check(&self, check: &Check) -> anyhow::Result<(bool, String)> {
+        let mut command = match check {
+            Check::Sim => {
                 let mut sim = Command::new(self.build.join("release/pomona-sim"));
                 sim.args(["faults", "--until-broken", "--hours", HOURS]);
                 sim
             }
-            Some(test) => {
-                let (packages, filter) = split(test.get(1..).unwrap_or_default());
+            Check::Tests(arguments) => {
+                let (packages, filter) = split(arguments.get(1..).unwrap_or_default());
                 let mut cargo = self.cargo();
                 cargo
                     .args(["test", "--release", "--locked", "-q"])

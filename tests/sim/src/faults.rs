@@ -3,7 +3,7 @@
 
 use serde::Serialize;
 
-use crate::client::End;
+use crate::client::{Client, End};
 use crate::side_by_side::side_by_side;
 use crate::world::World;
 use crate::{gates, trouble};
@@ -14,13 +14,15 @@ pub struct Faults {
     /// Of simulated time, and of that hours of gates, in which less else happens.
     pub hours: f64,
     pub hours_of_gates: f64,
-    #[serde(skip)]
-    ms: u64,
-    #[serde(skip)]
-    ms_of_gates: u64,
+    /// The first seed, and how many there were.
+    pub first: u64,
     pub seeds: u64,
     pub answers: usize,
     pub finished: usize,
+    /// Answers that ended with an error before anything of them had come: nobody had room, or was in reach.
+    pub refused: usize,
+    /// Answers that their clients gave up, or that went with their entry: it was killed.
+    pub left: usize,
     /// Answers that ended with an error after they had moved as often as one may.
     pub unlucky: usize,
     /// Steps of the offload ladder.
@@ -32,6 +34,23 @@ pub struct Faults {
     /// Promises that were broken, each with its seed: the first ones.
     pub broken: Vec<(u64, String)>,
 }
+
+fn hours(ms: u64) -> f64 {
+    ms as f64 / 3_600_000.0
+}
+
+/// What is judged of every seed: each that is broken is in [`Faults::broken`], by name.
+pub const PROMISED: [&str; 9] = [
+    "no interactive answer leaves a node that is well",
+    "nothing is planned past the memory reserve, or onto a node that drains",
+    "nothing goes to a cloud without an approval, past a ceiling, or though it is private",
+    "no node swings: down a rung and up again within the ladder's times",
+    "no batch answer that has begun is lost",
+    "every token of every answer comes once, in its order",
+    "every gate trips, escalates and clears in its time, and no other does",
+    "what keys are charged is what was told, once",
+    "when trouble is over all coordinators agree, the plan rests, and nobody works for nobody",
+];
 
 /// So many broken promises are told.
 const TOLD: usize = 20;
@@ -72,7 +91,8 @@ pub fn run_one(seed: u64) -> (World, Vec<String>) {
     (world, broken)
 }
 
-/// Runs these seeds; stops at the first that breaks a promise if that is wanted. `heard` is told how many are done.
+/// What came of each of these seeds; stops at the first that breaks a promise if that is wanted. `heard` is told how many
+/// are done.
 ///
 /// # Errors
 /// A run panicked.
@@ -80,46 +100,68 @@ pub fn run(
     seeds: std::ops::Range<u64>,
     until_broken: bool,
     heard: impl Fn(usize) + Sync,
-) -> anyhow::Result<Faults> {
+) -> anyhow::Result<Vec<Faults>> {
     let of_seed = |seed| Ok(Faults::of(seed));
     let mut runs = side_by_side(seeds, of_seed, |done, run| {
         heard(done);
         !until_broken || run.broken.is_empty()
     })?;
-    runs.sort_by_key(|run| run.broken.first().map(|(seed, _)| *seed));
-    Ok(runs.into_iter().fold(Faults::default(), Faults::and))
+    runs.sort_by_key(|run| run.first);
+    Ok(runs)
 }
 
 impl Faults {
     fn of(seed: u64) -> Self {
         let (world, broken) = run_one(seed);
+        let ended =
+            |is_so: fn(&Client) -> bool| world.clients.values().filter(|client| is_so(client)).count();
         let ends = |end| {
             let clients = world.clients.values();
             clients.filter(|client| client.end == Some(end)).count()
         };
         Self {
-            ms: length(seed),
-            ms_of_gates: if is_of_gates(seed) { length(seed) } else { 0 },
+            first: seed,
             seeds: 1,
+            hours: hours(length(seed)),
+            hours_of_gates: if is_of_gates(seed) {
+                hours(length(seed))
+            } else {
+                0.0
+            },
             answers: world.clients.len(),
             finished: ends(End::Finished),
+            refused: ended(|client| {
+                client.got == 0 && matches!(client.end, Some(End::Failed { moves }) if moves < 3)
+            }),
+            left: ends(End::WithEntry) + ends(End::GivenUp),
             unlucky: ends(End::Failed { moves: 3 }),
             rungs: world.rungs.len(),
             gates: world.gates_passed(),
             spills: (world.book.let_out, world.book.refused),
             broken: broken.into_iter().map(|text| (seed, text)).collect(),
-            ..Self::default()
         }
     }
 
+    /// All of them together.
+    pub fn of_all(runs: &[Self]) -> Self {
+        let first = runs.first().map_or(0, |run| run.first);
+        runs.iter().cloned().fold(
+            Self {
+                first,
+                ..Self::default()
+            },
+            Self::and,
+        )
+    }
+
     fn and(mut self, other: Self) -> Self {
-        self.ms += other.ms;
-        self.ms_of_gates += other.ms_of_gates;
-        let hours = |ms| ms as f64 / 3_600_000.0;
-        (self.hours, self.hours_of_gates) = (hours(self.ms), hours(self.ms_of_gates));
+        self.hours += other.hours;
+        self.hours_of_gates += other.hours_of_gates;
         self.seeds += other.seeds;
         self.answers += other.answers;
         self.finished += other.finished;
+        self.refused += other.refused;
+        self.left += other.left;
         self.unlucky += other.unlucky;
         self.rungs += other.rungs;
         self.gates += other.gates;

@@ -6,17 +6,19 @@
     reason = "a tool for the terminal"
 )]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use clap::{Parser, Subcommand};
+use serde::Serialize;
 use serde_json::json;
 
 use pomona_sim::day::report::Report;
 use pomona_sim::day::traces::Hour;
 use pomona_sim::day::{self, Case};
-use pomona_sim::faults;
+use pomona_sim::faults::{self, Faults};
 use pomona_sim::policy::{Policy, Tuning};
-use pomona_sim::side_by_side::side_by_side;
+use pomona_sim::side_by_side::{AT_ONCE, side_by_side};
 
 /// Figures of simulated clusters.
 #[derive(Parser)]
@@ -48,6 +50,9 @@ struct FaultsArguments {
     /// Stops at the first seed that breaks a promise.
     #[arg(long)]
     until_broken: bool,
+    /// Folder for what came of each seed, one JSON object a line.
+    #[arg(long, env = "POMONA_SIM_RAW")]
+    raw: Option<PathBuf>,
 }
 
 #[derive(clap::Args)]
@@ -100,16 +105,23 @@ fn run_faults(arguments: &FaultsArguments) -> anyhow::Result<()> {
     let seeds = faults::seeds_of(arguments.hours, arguments.first);
     let seeds = arguments.first..arguments.first + seeds;
     let count = seeds.end - seeds.start;
-    let found = faults::run(seeds, arguments.until_broken, |done| {
+    let began = Instant::now();
+    let runs = faults::run(seeds, arguments.until_broken, |done| {
         eprint!("\r{done} of {count} seeds")
     })?;
     eprintln!();
+    keep(arguments.raw.as_deref(), "faults.jsonl", &runs)?;
+    let found = Faults::of_all(&runs);
+    let speed = found.hours * 3600.0 / began.elapsed().as_secs_f64() / AT_ONCE as f64;
     for (seed, text) in &found.broken {
         println!("seed {seed}: {text}");
     }
     println!(
         "{}",
-        json!({ "faults": found, "ran": found.seeds, "skipped": [] })
+        json!({
+            "faults": found, "times_real_time_a_core": speed.round(), "promised": faults::PROMISED,
+            "ran": found.seeds, "skipped": [],
+        })
     );
     match found.broken.first() {
         Some((seed, _)) => {
@@ -155,11 +167,7 @@ fn run_days(arguments: &DayArguments) -> anyhow::Result<()> {
     )?;
     eprintln!();
     runs.sort_by_key(|run| (run.load, run.policy, run.seed));
-    if let Some(folder) = &arguments.raw {
-        let path = folder.join("day.jsonl");
-        let lines: Result<Vec<String>, _> = runs.iter().map(serde_json::to_string).collect();
-        std::fs::write(path, lines?.join("\n") + "\n")?;
-    }
+    keep(arguments.raw.as_deref(), "day.jsonl", &runs)?;
     let report = Report::of(&runs);
     print!("{}", report.table());
     let skipped = match arguments.traces {
@@ -169,5 +177,14 @@ fn run_days(arguments: &DayArguments) -> anyhow::Result<()> {
     let figures =
         json!({ "day": report.json(), "requests": hour.source, "ran": runs.len(), "skipped": skipped });
     println!("{figures}");
+    Ok(())
+}
+
+/// Writes the figures of single runs down, one a line.
+fn keep(folder: Option<&Path>, name: &str, runs: &[impl Serialize]) -> anyhow::Result<()> {
+    if let Some(folder) = folder {
+        let lines: Result<Vec<String>, _> = runs.iter().map(serde_json::to_string).collect();
+        std::fs::write(folder.join(name), lines?.join("\n") + "\n")?;
+    }
     Ok(())
 }

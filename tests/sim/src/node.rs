@@ -198,6 +198,10 @@ impl Node {
                     wishes.extend(self.follow(next, now));
                 }
                 answers::Wish::Open(EntryPlace::Coordinator(to), number, generation) => {
+                    let is_made_here = self.engine.makes((Asker::Here, number)).is_some();
+                    if generation.class == Class::Interactive && is_made_here {
+                        wishes.push(Wish::Strays(number));
+                    }
                     wishes.push(Wish::Send(to, Wire::Open(number, generation)));
                 }
                 answers::Wish::Cancel(EntryPlace::Here, number) => {

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 
 /// Threads: one a core of the smallest machine that runs this.
-const AT_ONCE: usize = 2;
+pub const AT_ONCE: usize = 2;
 
 /// What each of these jobs comes to, in the order in which they end. `heard` is told how many have, with the latest,
 /// and says whether to go on.

@@ -9,7 +9,7 @@ use pomona_decide::{Command, Lease, ModelPolicy, Presence};
 use crate::actions::Action;
 use crate::client::End;
 use crate::cluster::{BEGAN_S, node_id};
-use crate::faults;
+use crate::faults::{self, Faults};
 use crate::trouble::{COORDINATORS, ask, broken, model, run, world};
 use crate::wire::Id;
 use crate::world::World;
@@ -33,7 +33,7 @@ fn seeds() -> u64 {
 #[test]
 fn clusters_come_through_whatever_happens() {
     // Ten hours of simulated time.
-    let found = faults::run(0..seeds(), false, |_| {}).unwrap();
+    let found = Faults::of_all(&faults::run(0..seeds(), false, |_| {}).unwrap());
     println!("{found:?}");
     assert_eq!(found.broken, []);
     assert!(found.hours > 10.0 || seeds() < 130, "{found:?}");
