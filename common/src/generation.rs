@@ -197,4 +197,25 @@ pub enum GenerationEvent {
     GrantedByCloud(CloudName),
     /// More of the answer, as text.
     Text(String),
+    /// What the machine drew for the answer, told before its end to those who know of it.
+    Energy(Energy),
+}
+
+/// What a machine drew for one answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Energy {
+    /// Its power at the end, for as long as the engine worked for this answer.
+    pub joules: f64,
+    /// What that power was read from; `scripted` is no measurement.
+    pub source: String,
+}
+
+impl GenerationEvent {
+    /// Version of the protocol that brought it, of those that are told without being asked for.
+    pub fn since(&self) -> u16 {
+        match self {
+            GenerationEvent::Energy(_) => 10,
+            _ => 1,
+        }
+    }
 }

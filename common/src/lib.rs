@@ -41,7 +41,7 @@ pub use class::{Class, ClassReason};
 pub use cloud::{CloudName, Money, Prices, ServerAddress};
 pub use failure::Failure;
 pub use fallback::{Fallback, Fallbacks};
-pub use generation::{Accounting, Chunk, FinishReason, Generation, GenerationEvent, Maker, Seek};
+pub use generation::{Accounting, Chunk, Energy, FinishReason, Generation, GenerationEvent, Maker, Seek};
 pub use histogram::Histogram;
 pub use id::{ClusterId, KeyId, ModelName, NodeId, RequestId, TokenId};
 pub use join::{KeyPrint, REVOKED, TokenVerifier};

@@ -15,8 +15,8 @@ use pomona_common::signs::{FirstToken, Signs, Speeds};
 use pomona_common::spending::{Account, Amount, Batch, EntryId, Spent, Windows};
 use pomona_common::weights::{Manifest, ManifestFile, WeightsRequest};
 use pomona_common::{
-    Class, CloudName, ClusterId, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint, KnobSet,
-    MachineRole, ModelDigests, ModelRecord, Money, NodeId, Pools, Relief, RequestId, Rung, TextAsk,
+    Class, CloudName, ClusterId, Energy, EngineKnobs, Failure, Generation, GenerationEvent, KeyId, KeyPrint,
+    KnobSet, MachineRole, ModelDigests, ModelRecord, Money, NodeId, Pools, Relief, RequestId, Rung, TextAsk,
     TextPrompt, TokenId, TokenVerifier, Watts,
 };
 use pomona_decide::gates::{Sample, Transition};
@@ -201,6 +201,13 @@ fn frames() -> Vec<Vec<u8>> {
             &StreamRequest::GenerateBetter(generation.clone(), Pools::default(), Some(Box::new(text_ask()))),
         ),
         framed(3, &GenerationEvent::Text("apples".into())),
+        framed(
+            3,
+            &GenerationEvent::Energy(Energy {
+                joules: 12.5,
+                source: "macmon".into(),
+            }),
+        ),
         framed(3, &GenerationEvent::GrantedByCloud(cloud())),
         framed(3, &GenerationEvent::Failed(Failure::EngineLost)),
         framed(4, &bundle()),

@@ -133,7 +133,7 @@ impl Echo {
             }
             EngineCommand::Cancel { sequence } => match self.running.remove(&sequence) {
                 Some((generation, emitted)) => {
-                    let accounting = Self::accounting(&self.knobs, &generation, emitted);
+                    let accounting = Self::accounting((&self.knobs, self.step), &generation, emitted);
                     let reason = FinishReason::Cancelled;
                     self.tell(sequence, GenerationEvent::Finished { reason, accounting })
                 }
@@ -173,8 +173,15 @@ impl Echo {
         }
     }
 
-    fn accounting(knobs: &EngineKnobs, generation: &Generation, emitted: u32) -> Accounting {
+    /// A step takes as long however many share it: each has all of it.
+    fn accounting(
+        (knobs, step): (&EngineKnobs, Duration),
+        generation: &Generation,
+        emitted: u32,
+    ) -> Accounting {
+        let made = emitted.saturating_sub(generation.resume.len() as u32);
         Accounting {
+            step_share_ms: f64::from(made) * step.as_secs_f64() * 1e3,
             prompt_tokens: generation.prompt.len() as u32,
             completion_tokens: emitted,
             knob_version: knobs.version,
@@ -200,7 +207,7 @@ impl Echo {
             *emitted += 1;
             events.push((*sequence, GenerationEvent::Chunk(chunk)));
             if *emitted >= generation.max_tokens {
-                let accounting = Self::accounting(&self.knobs, generation, *emitted);
+                let accounting = Self::accounting((&self.knobs, self.step), generation, *emitted);
                 let reason = FinishReason::Length;
                 events.push((*sequence, GenerationEvent::Finished { reason, accounting }));
             }

@@ -73,9 +73,11 @@ fn answered_by(laptop: &Machine, body: &Value) -> String {
 fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
     let _one = crate::engine_lock();
     let folder = tempfile::tempdir().unwrap();
-    let script = folder.path().join("readings.json");
-    let power = |watts: f64| std::fs::write(&script, format!("{{\"power_watts\": {watts}}}")).unwrap();
+    let [script, racks] = ["readings.json", "rack.json"].map(|name| folder.path().join(name));
+    let write = |to: &Path, watts: f64| std::fs::write(to, format!("{{\"power_watts\": {watts}}}")).unwrap();
+    let power = |watts: f64| write(&script, watts);
     power(12.0);
+    write(&racks, 40.0);
     let mut coordinator = Machine::empty();
     coordinator.start_coordinator();
     eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
@@ -89,7 +91,7 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         eventually("all run here", SOON, || {
             batch_running(&coordinator, "laptop") == STREAMS as u64
         });
-        rack = Some(node(&coordinator, "rack", "rack", "echo:5", None));
+        rack = Some(node(&coordinator, "rack", "rack", "echo:5", Some(&racks)));
         eventually("the rack is there", SOON, || is_loaded(&coordinator, "rack"));
         before = rung(&coordinator, "laptop");
         let (ok, _, errors) = coordinator.pomona(&["node", "comfort", "laptop", "--watts", "20"]);
@@ -115,6 +117,19 @@ fn a_hot_laptop_hands_its_batch_answers_to_the_rack_and_keeps_its_persons() {
         metrics = get_from(laptop.node, "/metrics").1;
     });
     assert_eq!(before, "normal");
+    // What the rack drew for the laptop's answers is known where they were asked.
+    let usage = pomona_journal::lines(&laptop.path("node/usage")).unwrap();
+    let at_rack = seen(&coordinator, "rack")["id"].clone();
+    let records = usage
+        .iter()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let moved: Vec<Value> = records.map(|record| record["answers"][0].clone()).collect();
+    let is_moved = |answer: &&Value| answer["node"] == at_rack && answer["power_source"] == "scripted";
+    let told = moved
+        .iter()
+        .filter(is_moved)
+        .filter(|answer| answer["joules"].as_f64() > Some(0.0));
+    assert!(told.count() > STREAMS, "{moved:#?}");
     let why = seen(&coordinator, "laptop")["relieved"]["reason"].clone();
     let why = why.as_str().unwrap();
     assert!(why.contains("(scripted), comfortable are 20 W"), "{why}");

@@ -227,6 +227,11 @@ impl Machine {
         }
     }
 
+    /// What is on its disk under this name.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.state.path().join(name)
+    }
+
     /// What it logged.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.state.path().join("log")).unwrap_or_default()

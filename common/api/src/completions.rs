@@ -10,7 +10,8 @@ use pomona_common::class::{Hints, classify, split_alias};
 use pomona_common::cloud::SPILLED;
 use pomona_common::failure::InvalidCode;
 use pomona_common::{
-    Accounting, Class, ClassReason, Failure, Generation, Maker, ModelRecord, NodeId, RequestId, Seek, limits,
+    Accounting, Class, ClassReason, Energy, Failure, Generation, Maker, ModelRecord, NodeId, RequestId, Seek,
+    limits,
 };
 use pomona_text::{AnswerText, ModelText};
 
@@ -50,12 +51,12 @@ pub(crate) struct Running {
 
 impl Running {
     /// An answer is whole: `told` of its tokens are counted. Of one that came as text, the rest is counted now.
-    pub(crate) fn finished(&self, accounting: &Accounting, told: u32) {
+    pub(crate) fn finished(&self, accounting: &Accounting, energy: Option<Energy>, told: u32) {
         if self.text.is_none() || accounting.node.is_none() {
             self.tally
                 .took(accounting.completion_tokens.saturating_sub(told) as usize);
         }
-        self.tally.finished(accounting);
+        self.tally.finished(accounting, energy);
     }
 
     /// Turns the tokens of one of the answers into text.
@@ -229,13 +230,7 @@ async fn begin<B: Backend>(
         slo: backend.slo(class),
     };
     let entry_stats = backend.entry_stats();
-    let tally = Tally::new(
-        asked,
-        ticket,
-        entry_stats.clone(),
-        backend.usage().clone(),
-        backend.clone(),
-    );
+    let tally = Tally::new(asked, ticket, entry_stats.clone(), backend.usage().clone());
     Ok(Running {
         tally,
         prompt_tokens: resolved.tokens,

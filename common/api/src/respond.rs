@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{Response, StatusCode};
 use futures_util::future::try_join_all;
 use pomona_common::generation::{GenerationEvent, TokenLogprob};
-use pomona_common::{Accounting, Class, Failure, FinishReason, limits};
+use pomona_common::{Accounting, Class, Energy, Failure, FinishReason, limits};
 use pomona_text::{AnswerText, ModelText};
 use serde_json::{Value, json};
 
@@ -58,12 +58,13 @@ async fn collect(
         reason: FinishReason::Stop,
         accounting: Accounting::default(),
     };
-    let mut tokens = 0;
+    let (mut tokens, mut energy) = (0, None);
     loop {
         match stream.events.recv().await {
             None => return Err(Failure::NodeLost),
             Some(GenerationEvent::Granted | GenerationEvent::GrantedBy(_)) => {}
             Some(GenerationEvent::GrantedByCloud(_)) => {}
+            Some(GenerationEvent::Energy(told)) => energy = Some(told),
             Some(GenerationEvent::Text(text)) => {
                 running.tally.took(1);
                 tokens += 1;
@@ -76,7 +77,7 @@ async fn collect(
                     .push_str(&answer.as_mut().map(AnswerText::finish).unwrap_or_default());
                 choice.reason = reason;
                 choice.accounting = accounting;
-                running.finished(&choice.accounting, tokens);
+                running.finished(&choice.accounting, energy, tokens);
                 return Ok(choice);
             }
             Some(GenerationEvent::Chunk(chunk)) => {
@@ -91,8 +92,9 @@ async fn collect(
                     let piece = answer.push(token);
                     choice.text.push_str(&piece.text);
                     if piece.stopped {
-                        choice.accounting = last_word(running, stream, tokens).await;
-                        running.tally.finished(&choice.accounting);
+                        let (accounting, energy) = last_word(running, stream, tokens).await;
+                        running.tally.finished(&accounting, energy);
+                        choice.accounting = accounting;
                         return Ok(choice);
                     }
                 }
@@ -102,23 +104,27 @@ async fn collect(
 }
 
 /// What an answer took that a stop string ended after so many tokens: as the engine says, or what is known here.
-async fn last_word(running: &Running, stream: GenerationStream, tokens: u32) -> Accounting {
+async fn last_word(running: &Running, stream: GenerationStream, tokens: u32) -> (Accounting, Option<Energy>) {
     let GenerationStream {
         mut events,
         mut enough,
         ..
     } = stream;
     let finished = async {
+        let mut energy = None;
         while let Some(event) = events.recv().await {
-            if let GenerationEvent::Finished { accounting, .. } = event {
-                return Some(accounting);
+            match event {
+                GenerationEvent::Energy(told) => energy = Some(told),
+                GenerationEvent::Finished { accounting, .. } => return (Some(accounting), energy),
+                _ => {}
             }
         }
-        None
+        (None, energy)
     };
     enough.say();
     let heard = tokio::time::timeout(LAST_WORD, finished).await;
-    running.cut(heard.ok().flatten(), tokens)
+    let (accounting, energy) = heard.unwrap_or_default();
+    (running.cut(accounting, tokens), energy)
 }
 
 fn whole(running: &Running, choices: &[Choice]) -> Value {

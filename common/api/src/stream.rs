@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, AbortHandle, Abortable, SelectAll};
 use pomona_common::generation::{Chunk, GenerationEvent};
-use pomona_common::{Accounting, Failure, FinishReason, limits};
+use pomona_common::{Accounting, Energy, Failure, FinishReason, limits};
 use pomona_text::AnswerText;
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -36,6 +36,8 @@ struct Sse {
     tokens: Vec<u32>,
     open: usize,
     accountings: BTreeMap<usize, Accounting>,
+    /// What they drew, of those that have not ended.
+    energies: BTreeMap<usize, Energy>,
     deadline: Instant,
     begun: bool,
     answered: bool,
@@ -66,6 +68,7 @@ pub(crate) fn respond(mut running: Running) -> Response<Body> {
         events,
         running,
         accountings: BTreeMap::new(),
+        energies: BTreeMap::new(),
         deadline,
         begun: false,
         answered: false,
@@ -151,6 +154,10 @@ impl Sse {
     fn on_event(&mut self, index: usize, event: Option<GenerationEvent>) -> String {
         match event {
             _ if self.accountings.contains_key(&index) => String::new(),
+            Some(GenerationEvent::Energy(energy)) => {
+                self.energies.insert(index, energy);
+                String::new()
+            }
             // An answer that a stop string ended is still being made for a moment.
             Some(GenerationEvent::Finished { accounting, .. }) if self.cut.contains_key(&index) => {
                 self.last_word(index, Some(accounting))
@@ -241,7 +248,8 @@ impl Sse {
     }
 
     fn account(&mut self, index: usize, accounting: Accounting) {
-        self.running.finished(&accounting, self.tokens[index]);
+        let energy = self.energies.remove(&index);
+        self.running.finished(&accounting, energy, self.tokens[index]);
         self.accountings.insert(index, accounting);
     }
 

@@ -9,12 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_clocks::wall_ms;
-use pomona_common::{Accounting, Class, ClassReason, CloudName, KeyId, ModelName, NodeId, RequestId, Slo};
+use pomona_common::{Accounting, Class, ClassReason, CloudName, Energy, KeyId, ModelName, RequestId, Slo};
 use pomona_journal::{Bounds, Journal};
 use serde::Serialize;
 
 use crate::access::Ticket;
-use crate::backend::Backend;
 use crate::entry_stats::{Budget, EntryStats};
 
 /// 256 MiB: half a million requests and more.
@@ -71,7 +70,7 @@ enum Answer {
 struct Whole {
     #[serde(flatten)]
     accounting: Accounting,
-    /// The machine's power at the end, for as long as the engine worked for this answer.
+    /// As its maker told, see [`Energy`].
     #[serde(skip_serializing_if = "Option::is_none")]
     joules: Option<f64>,
     /// What that power was read from; `scripted` is no measurement.
@@ -118,19 +117,6 @@ impl UsageLog {
     }
 }
 
-/// The power of machines, by what they reported last: watts, and what they were read from.
-pub(crate) trait Power: Send + Sync {
-    fn power(&self, node: NodeId) -> Option<(f64, String)>;
-}
-
-impl<B: Backend> Power for B {
-    fn power(&self, node: NodeId) -> Option<(f64, String)> {
-        let reports = self.reports();
-        let machine = &reports.iter().find(|one| one.node == node)?.report.machine;
-        Some((machine.power.value()?.0.into(), machine.power_source.clone()))
-    }
-}
-
 /// Who asked, and what for.
 #[derive(Debug, Clone)]
 pub(crate) struct Asked {
@@ -155,13 +141,12 @@ pub(crate) struct Tally {
     ticket: Option<Ticket>,
     stats: Arc<EntryStats>,
     log: UsageLog,
-    power: Arc<dyn Power>,
     so_far: Mutex<SoFar>,
 }
 
 #[derive(Debug, Default)]
 struct SoFar {
-    finished: Vec<Accounting>,
+    finished: Vec<(Accounting, Option<Energy>)>,
     /// When the first and the last token came, from arrival on.
     first: Option<Duration>,
     last: Duration,
@@ -171,20 +156,13 @@ struct SoFar {
 }
 
 impl Tally {
-    pub(crate) fn new(
-        asked: Asked,
-        ticket: Option<Ticket>,
-        stats: Arc<EntryStats>,
-        log: UsageLog,
-        power: Arc<dyn Power>,
-    ) -> Self {
+    pub(crate) fn new(asked: Asked, ticket: Option<Ticket>, stats: Arc<EntryStats>, log: UsageLog) -> Self {
         Self {
             at_ms: wall_ms(),
             asked,
             ticket,
             stats,
             log,
-            power,
             so_far: Mutex::default(),
         }
     }
@@ -205,8 +183,8 @@ impl Tally {
     }
 
     /// One of the answers is whole.
-    pub(crate) fn finished(&self, accounting: &Accounting) {
-        self.so_far().finished.push(accounting.clone());
+    pub(crate) fn finished(&self, accounting: &Accounting, energy: Option<Energy>) {
+        self.so_far().finished.push((accounting.clone(), energy));
     }
 
     /// The rest will not come.
@@ -224,7 +202,7 @@ impl Tally {
     fn judged(&self, so_far: &SoFar) -> impl Iterator<Item = (Budget, bool)> {
         let asked = &self.asked;
         // Siblings find the prompt of the first one in the cache.
-        let cached = so_far.finished.iter().map(|one| one.cached_tokens).min();
+        let cached = so_far.finished.iter().map(|(one, _)| one.cached_tokens).min();
         let budget_ms = asked
             .slo
             .ttft_budget_ms(asked.prompt_tokens.saturating_sub(cached.unwrap_or(0)));
@@ -232,7 +210,7 @@ impl Tally {
         let is_late = budget_ms.map(|budget_ms| waited.as_secs_f64() * 1e3 > budget_ms);
         let is_late = is_late.filter(|is_late| so_far.first.is_some() || *is_late);
         // A text may be several tokens, as their maker counts them in the end.
-        let counted = so_far.finished.iter().map(|one| one.completion_tokens).sum();
+        let counted = so_far.finished.iter().map(|(one, _)| one.completion_tokens).sum();
         let tokens = u32::try_from(so_far.tokens).unwrap_or(u32::MAX).max(counted);
         let decoded = so_far.last.saturating_sub(waited);
         let is_slow = asked.slo.is_slow(tokens, decoded.as_secs_f64() * 1e3);
@@ -256,21 +234,19 @@ impl Tally {
         let known: u64 = so_far
             .finished
             .iter()
-            .map(|one| u64::from(one.completion_tokens))
+            .map(|(one, _)| u64::from(one.completion_tokens))
             .sum();
         let rest = so_far.tokens.saturating_sub(known);
         let cut_off = (rest > 0 && !is_whole).then_some(Answer::CutOff {
             prompt_tokens: self.asked.prompt_tokens,
             completion_tokens: rest,
         });
-        let answer = |accounting: &Accounting| {
-            let power = accounting.node.and_then(|node| self.power.power(node));
-            let busy_s = accounting.step_share_ms / 1e3;
-            // An answer of another program, or a cloud: nobody has told for how long the engine worked.
-            let (watts, power_source) = power.filter(|_| busy_s > 0.0).unzip();
+        let answer = |(accounting, energy): &(Accounting, Option<Energy>)| {
+            let energy = energy.clone();
+            let (joules, power_source) = energy.map(|energy| (energy.joules, energy.source)).unzip();
             Answer::Whole(Box::new(Whole {
                 accounting: accounting.clone(),
-                joules: watts.map(|watts| watts * busy_s),
+                joules,
                 power_source,
             }))
         };
@@ -301,17 +277,10 @@ impl Drop for Tally {
 mod tests {
     use std::time::Duration;
 
+    use pomona_common::NodeId;
     use serde_json::Value;
 
     use super::*;
-
-    struct Fixed;
-
-    impl Power for Fixed {
-        fn power(&self, _node: NodeId) -> Option<(f64, String)> {
-            Some((50.0, "scripted".into()))
-        }
-    }
 
     fn tally(log: &UsageLog, stats: &Arc<EntryStats>, choices: u32) -> Option<Tally> {
         let asked = Asked {
@@ -332,13 +301,7 @@ mod tests {
                 ..Slo::of(Class::Batch)
             },
         };
-        Some(Tally::new(
-            asked,
-            None,
-            stats.clone(),
-            log.clone(),
-            Arc::new(Fixed),
-        ))
+        Some(Tally::new(asked, None, stats.clone(), log.clone()))
     }
 
     fn accounting(node: Option<NodeId>) -> Accounting {
@@ -361,7 +324,13 @@ mod tests {
         for (finished, failed) in [(2, None), (1, None), (0, Some("node_lost"))] {
             let tally = tally(&log, &stats, 2).ok_or(io::ErrorKind::Other)?;
             tally.took(27);
-            (0..finished).for_each(|_| tally.finished(&accounting(node)));
+            let energy = || {
+                Some(Energy {
+                    joules: 10.0,
+                    source: "scripted".into(),
+                })
+            };
+            (0..finished).for_each(|_| tally.finished(&accounting(node), energy()));
             failed.into_iter().for_each(|code| tally.failed(code));
         }
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -113,6 +113,7 @@ pub async fn ask(
         // Tokens were asked for.
         GenerationEvent::GrantedByCloud(_)
         | GenerationEvent::Text(_)
+        | GenerationEvent::Energy(_)
         | GenerationEvent::Chunk(_)
         | GenerationEvent::Finished { .. } => return Err(Failure::NodeLost),
     };

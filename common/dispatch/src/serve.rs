@@ -38,7 +38,9 @@ pub async fn serve(
                 event,
                 GenerationEvent::Finished { .. } | GenerationEvent::Failed(_)
             );
-            frames.extend(pomona_wire::encode(&event)?);
+            if send.knows(&event) {
+                frames.extend(pomona_wire::encode(&event)?);
+            }
             if last || frames.len() >= FRAMES_BYTES {
                 break;
             }

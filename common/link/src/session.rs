@@ -167,11 +167,16 @@ impl FrameSender {
     /// # Errors
     /// The peer stopped the stream, is stuck, or the session has ended.
     pub async fn send<M: Message>(&mut self, message: &M) -> Result<(), LinkError> {
-        if message.since() > self.version {
+        if !self.knows(message) {
             return Ok(());
         }
         let frame = pomona_wire::encode(message)?;
         self.send_bytes(&frame).await
+    }
+
+    /// Whether the peer's version has this message.
+    pub fn knows<M: Message>(&self, message: &M) -> bool {
+        message.since() <= self.version
     }
 
     /// Sends bytes that are framed already.

@@ -116,14 +116,16 @@ impl UpstreamError {
         }
     }
 
-    /// When it wants to be asked again.
+    /// When it has room again, if it says so.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
             UpstreamError::Refused { retry_after, .. } => *retry_after,
-            UpstreamError::LeftAlone(left) | UpstreamError::MinuteFull(left) => Some(*left),
+            UpstreamError::MinuteFull(left) => Some(*left),
             // One of its answers ends soon; nobody knows when.
             UpstreamError::Busy(_) => Some(Duration::from_secs(5)),
-            UpstreamError::Unreachable(_)
+            // One that is left alone is tried again then, and may fail again.
+            UpstreamError::LeftAlone(_)
+            | UpstreamError::Unreachable(_)
             | UpstreamError::Redirects(_)
             | UpstreamError::Silent(_)
             | UpstreamError::Filtered

@@ -140,7 +140,7 @@ macro_rules! message {
 message!(NodeMessage, kind 1, versions 2 to 2, limit limits::CONTROL_FRAME_BYTES, since NodeMessage::since);
 message!(CoordinatorMessage, kind 2, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES, since CoordinatorMessage::since);
 message!(StreamRequest, kind 3, versions 1 to 1, limit limits::STREAM_FRAME_BYTES);
-message!(GenerationEvent, kind 4, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES);
+message!(GenerationEvent, kind 4, versions 1 to 1, limit limits::CONTROL_FRAME_BYTES, since GenerationEvent::since);
 message!(TextBundle, kind 5, versions 1 to 1, limit limits::TEXT_BUNDLE_BYTES);
 message!(EngineCommand, kind 6, versions 1 to 1, limit limits::ENGINE_FRAME_BYTES);
 message!(EngineEvent, kind 7, versions 1 to 1, limit limits::ENGINE_FRAME_BYTES);

@@ -112,6 +112,7 @@ impl<P: Copy + Eq> Relay<P> {
             }
             // What was asked for is tokens, of a node.
             GenerationEvent::Text(_) | GenerationEvent::GrantedByCloud(_) => self.leave(Failure::NodeLost),
+            GenerationEvent::Energy(_) => Next::Pass(event),
             GenerationEvent::Finished { .. } => Next::Last(event),
             // The node has tried more than once by itself: an answer that kills engines before it
             // says anything must not do so everywhere.

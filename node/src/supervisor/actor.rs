@@ -418,7 +418,10 @@ impl Actor {
             return;
         };
         let last = match &mut event {
-            GenerationEvent::GrantedBy(_) | GenerationEvent::GrantedByCloud(_) => return,
+            // An engine knows of no watts.
+            GenerationEvent::GrantedBy(_)
+            | GenerationEvent::GrantedByCloud(_)
+            | GenerationEvent::Energy(_) => return,
             GenerationEvent::Granted if active.granted => return,
             GenerationEvent::Granted => {
                 active.granted = true;
@@ -433,6 +436,10 @@ impl Actor {
                 let agreed = &self.instructions.borrow().agreed;
                 let slo = SloSet::in_force(agreed.slos.as_ref(), Class::Interactive);
                 self.view.note_answer(&active.generation, accounting, &slo);
+                if let Some(energy) = self.machine.energy(accounting.step_share_ms) {
+                    // Who has no room for it is told of the end no less.
+                    let _ = active.events.try_send(GenerationEvent::Energy(energy));
+                }
                 true
             }
             GenerationEvent::Failed(_) => true,

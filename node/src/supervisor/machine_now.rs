@@ -3,6 +3,7 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use pomona_common::Energy;
 use pomona_common::report::MachineReport;
 use pomona_decide::Warmth;
 use pomona_decide::planner::PRESSURE_MAX;
@@ -19,6 +20,8 @@ struct Read {
     at: Duration,
     short_of_memory: bool,
     warmth: Warmth,
+    /// Watts, and what they were read from.
+    power: Option<(f64, String)>,
     family: Family,
 }
 
@@ -41,11 +44,12 @@ impl MachineNow {
 
     /// It was read, and what works in the engine's place.
     pub(super) fn note(&self, machine: &MachineReport, family: Family) {
-        let pressure = machine.pressure.value();
+        let (pressure, power) = (machine.pressure.value(), machine.power.value());
         *self.read() = Read {
             at: self.began.elapsed(),
             short_of_memory: pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX),
             warmth: Warmth::of(machine),
+            power: power.map(|watts| (watts.get().into(), machine.power_source.clone())),
             family,
         };
     }
@@ -63,6 +67,13 @@ impl MachineNow {
     /// How warm it was.
     pub(super) fn warmth(&self) -> Warmth {
         self.read().warmth
+    }
+
+    /// What it draws for an answer for which the engine worked so many milliseconds, if both are known.
+    pub(super) fn energy(&self, milliseconds: f64) -> Option<Energy> {
+        let (watts, source) = self.read().power.clone().filter(|_| milliseconds > 0.0)?;
+        let joules = watts * milliseconds / 1e3;
+        Some(Energy { joules, source })
     }
 
     /// What worked in the engine's place.

@@ -45,6 +45,7 @@ impl Actor {
             | GenerationEvent::GrantedBy(_)
             | GenerationEvent::GrantedByCloud(_)
             | GenerationEvent::Text(_)
+            | GenerationEvent::Energy(_)
             | GenerationEvent::Chunk(_) => {}
             GenerationEvent::Failed(failure @ (Failure::Internal { .. } | Failure::EngineLost)) => {
                 self.end_wedged(&format!("it makes no token: {failure}"));
