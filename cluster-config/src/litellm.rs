@@ -333,7 +333,7 @@ impl Import {
             deployments.into_iter().flatten().map(|one| one.order).min()
         };
         self.places.sort_by_key(first);
-        let answering = self.answering(fallbacks);
+        let answering = self.answering(fallbacks, names);
         let taken = |place: &Place| Some((place.clone(), self.clouds.remove(place)?, ""));
         let mut sections: Vec<(Place, Cloud, &str)> = self.places.iter().filter_map(taken).collect();
         self.name_disorder(&sections);
@@ -345,7 +345,7 @@ impl Import {
         let (mut toml, mut clouds, mut taken) = (String::new(), Vec::new(), BTreeSet::new());
         for (place, cloud, suffix) in sections {
             let hint = self.hints.get(&place).cloned().unwrap_or_default();
-            let Some(name) = name(&format!("{hint}{suffix}"), &mut taken) else {
+            let Some(name) = name(&hint, suffix, &mut taken) else {
                 continue;
             };
             self.section(&mut toml, &name, &place, cloud, names);
@@ -376,11 +376,25 @@ impl Import {
 
     /// Models that answer for others, as the file says, at clouds of their own: they are asked after every cloud that
     /// has what was asked for, in the order of the file.
-    fn answering(&mut self, pairs: &[(String, String)]) -> Vec<(Place, Cloud)> {
+    fn answering(
+        &mut self,
+        pairs: &[(String, String)],
+        names: &BTreeMap<String, ModelName>,
+    ) -> Vec<(Place, Cloud)> {
         let mut ranks: BTreeMap<&str, usize> = BTreeMap::new();
         // By rank, and within it in the order of the file.
         let mut answering: BTreeMap<(usize, usize), Cloud> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
         for (group, other) in pairs {
+            if group == other || !seen.insert((group, other)) {
+                continue;
+            }
+            if model_of(group, names).is_none() {
+                self.left.push(format!(
+                    "fallbacks: `{group}` is no name that a model of the cluster can have: name each"
+                ));
+                continue;
+            }
             let rank = ranks.entry(group).or_default();
             let mut found = false;
             for (i, place) in self.places.iter().enumerate() {
@@ -417,6 +431,11 @@ impl Import {
             .map(|((_, i), cloud)| (self.places[i].clone(), cloud))
             .collect()
     }
+}
+
+/// What the cluster calls a model of LiteLLM's clients.
+fn model_of(group: &str, names: &BTreeMap<String, ModelName>) -> Option<ModelName> {
+    names.get(group).cloned().or_else(|| group.parse().ok())
 }
 
 /// Prices of a million tokens, from those of one.

@@ -27,7 +27,8 @@ use crate::unit::Watts;
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
 /// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable, version 9 service
 /// levels, speeds and the rung that unloads, version 10 answers that another place makes
-/// meanwhile, and what answers draw. A message that is new gets its version in `since`: peers that do not
+/// meanwhile, and what answers draw, and configured
+/// knobs. A message that is new gets its version in `since`: peers that do not
 /// know it are not sent it.
 pub const PROTOCOL: u16 = 10;
 
@@ -81,6 +82,8 @@ pub enum NodeMessage {
     Spent(Batch),
     /// How fast answers come.
     Speeds(Speeds),
+    /// The knobs that it was configured with: in force until the cluster agrees on some.
+    Configured(Box<KnobSet>),
 }
 
 impl NodeMessage {
@@ -92,6 +95,7 @@ impl NodeMessage {
             NodeMessage::Signs(_) => 4,
             NodeMessage::Spent(_) => 5,
             NodeMessage::Speeds(_) => 9,
+            NodeMessage::Configured(_) => 10,
             _ => 1,
         }
     }

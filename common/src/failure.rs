@@ -172,7 +172,16 @@ impl Failure {
                 detail,
                 retry_after_s: before,
             } => (detail, before.min(retry_after_s)),
-            not_loaded @ Failure::ModelNotLoaded { .. } => (not_loaded.to_string(), retry_after_s),
+            // Not one that has ended engines: it is not tried again.
+            other if other.may_spill() && other != Failure::EngineLost => {
+                let has_said = matches!(other, Failure::ModelNotLoaded { .. });
+                let more = if has_said {
+                    String::new()
+                } else {
+                    format!("; no cloud answers it either: {why}")
+                };
+                (format!("{other}{more}"), retry_after_s)
+            }
             other => return other,
         };
         Failure::Overloaded {

@@ -210,6 +210,18 @@ pub struct Energy {
     pub source: String,
 }
 
+/// Longest name of what power was read from, in characters.
+const SOURCE_CHARS: usize = 64;
+
+impl Energy {
+    /// As far as it can be so: a peer is believed no more than a sensor.
+    pub fn plausible(self) -> Option<Self> {
+        let Self { joules, source } = self;
+        let source = source.chars().take(SOURCE_CHARS).collect();
+        (joules.is_finite() && joules >= 0.0).then_some(Self { joules, source })
+    }
+}
+
 impl GenerationEvent {
     /// Version of the protocol that brought it, of those that are told without being asked for.
     pub fn since(&self) -> u16 {

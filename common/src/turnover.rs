@@ -22,14 +22,14 @@ impl Turnover {
     /// Somebody who had waited has a slot now.
     pub fn left(&mut self, now: Duration) {
         if let Some(last) = self.last.replace(now) {
-            let took = now.saturating_sub(last);
+            let took = now.saturating_sub(last).min(MOST);
             let mean = |mean: Duration| (mean * (LAST_COUNTS - 1) + took) / LAST_COUNTS;
             self.mean = Some(self.mean.map_or(took, mean));
         }
     }
 
-    /// Nobody waits: what comes next says nothing of how fast the queue goes on.
-    pub fn is_empty(&mut self) {
+    /// Somebody comes to a queue in which nobody waited: when the last one left says nothing of how fast it goes on.
+    pub fn begins(&mut self) {
         self.last = None;
     }
 
@@ -77,7 +77,7 @@ mod tests {
         queue.left(at(1));
         assert_eq!(queue.seconds_for(1, at(61)), 60);
         assert_eq!(queue.seconds_for(100, at(61)), 300);
-        queue.is_empty();
+        queue.begins();
         queue.left(at(5000));
         assert_eq!(queue.seconds_for(1, at(5000)), 1);
     }

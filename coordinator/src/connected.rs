@@ -9,7 +9,7 @@ use pomona_common::control::CoordinatorMessage;
 use pomona_common::report::NodeReport;
 use pomona_common::signs::{Signs, Speeds};
 use pomona_common::spending::Batch;
-use pomona_common::{MachineRole, ModelRecord, limits};
+use pomona_common::{KnobSet, MachineRole, ModelRecord, limits};
 use pomona_decide::{Heard, Presence, presence};
 use pomona_link::Session;
 
@@ -47,6 +47,8 @@ struct Soft {
     /// None of a node that tells none, or not yet.
     signs: Option<Arc<Signs>>,
     speeds: Option<Speeds>,
+    /// Knobs of its configuration; none of a node that tells none, or not yet.
+    configured: Option<KnobSet>,
     /// Port on which it gives weights.
     serves: Option<u16>,
     /// Free bytes of the disk with its store.
@@ -103,6 +105,15 @@ impl Connected {
 
     pub(crate) fn set_speeds(&self, speeds: Speeds) {
         self.soft().speeds = Some(speeds);
+    }
+
+    pub(crate) fn set_configured(&self, knobs: KnobSet) {
+        self.soft().configured = Some(knobs);
+    }
+
+    /// The knobs that it was configured with.
+    pub(crate) fn configured(&self) -> Option<KnobSet> {
+        self.soft().configured.clone()
     }
 
     /// How fast answers come, as told last.

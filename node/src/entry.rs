@@ -72,7 +72,7 @@ impl Entry {
 
     /// Has a cloud answer what no machine does: the coordinators know which may.
     async fn spill(&self, ask: &TextAsk) -> Result<GenerationStream, Failure> {
-        let mut said: Option<String> = None;
+        let (mut said, mut full): (Option<String>, Option<Failure>) = (None, None);
         for coordinator in self.coordinators.reachable() {
             let Some(session) = self.coordinators.session(coordinator.number) else {
                 continue;
@@ -84,18 +84,21 @@ impl Entry {
                     let detail = "the coordinator that was asked went away".to_owned();
                     return Err(Failure::NoCloud { detail, asked: true });
                 }
-                answered @ (Ok(_) | Err(Failure::NoCloud { .. } | Failure::Overloaded { .. })) => {
-                    return answered;
+                answered @ (Ok(_) | Err(Failure::NoCloud { .. })) => return answered,
+                // Each counts what it asks for itself: another one may have room.
+                Err(failure @ Failure::Overloaded { .. }) => {
+                    full = Some(full.map_or(failure.clone(), |before| hopeful(before, failure)));
+                    continue;
                 }
                 Err(other) => other.to_string(),
             };
             // Others have other configurations, perhaps.
             said.get_or_insert(why);
         }
-        Err(Failure::NoCloud {
+        Err(full.unwrap_or_else(|| Failure::NoCloud {
             detail: said.unwrap_or_else(|| "no coordinator that knows of clouds is in reach".to_owned()),
             asked: false,
-        })
+        }))
     }
 
     /// Starts an answer of this node's engine.

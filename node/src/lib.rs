@@ -39,7 +39,7 @@ use std::time::Duration;
 use pomona_api::{Access, EntryStats, HttpServer, UsageLog};
 use pomona_clocks::SleepWatch;
 use pomona_cluster_config::{Config, EngineKind};
-use pomona_common::{ClusterId, MachineRole, ModelName, NodeId};
+use pomona_common::{ClusterId, KnobSet, MachineRole, ModelName, NodeId};
 use pomona_discovery::{Announcement, Discovery, Sighting, Who};
 use pomona_link::join::{self, Joined};
 use pomona_link::{Authority, Dialler, JoinToken, LinkError, Membership};
@@ -273,6 +273,7 @@ impl Node {
                 let mut last_told = LastTold::open(&folder, cluster).map_err(state_error(&folder))?;
                 last_told.resume(&instructed, &supervisor, &store).await;
                 let context = session::SessionContext {
+                    configured: KnobSet::of(&config.knobs),
                     id,
                     name,
                     instance,

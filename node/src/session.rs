@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use pomona_common::control::{CoordinatorMessage, NodeMessage, StreamRequest};
-use pomona_common::{Failure, NodeId, REVOKED, StoreKey};
+use pomona_common::{Failure, KnobSet, NodeId, REVOKED, StoreKey};
 use pomona_link::{
     CERTIFICATE_LIFE, Dialler, FrameReceiver, FrameSender, Identity, LinkError, Purpose, Session, renew,
 };
@@ -56,6 +56,8 @@ pub(crate) struct SessionContext {
     pub(crate) members: watch::Sender<Arc<BTreeSet<NodeId>>>,
     /// Port on which this node gives weights.
     pub(crate) serves: u16,
+    /// The knobs of its configuration.
+    pub(crate) configured: KnobSet,
     pub(crate) reporter: Reporter,
     pub(crate) drain: Drain,
     pub(crate) lease: Lease,
@@ -126,6 +128,8 @@ impl SessionContext {
         coordinators.answered(address, &session);
         live.taken_in(&session);
         send.send(&NodeMessage::Serves { port: self.serves }).await?;
+        let configured = Box::new(self.configured.clone());
+        send.send(&NodeMessage::Configured(configured)).await?;
         let mut said = None;
         if let Some(slept_ms) = coordinators.slept_ms() {
             send.send(&NodeMessage::Woke { slept_ms }).await?;

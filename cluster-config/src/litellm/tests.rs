@@ -160,7 +160,7 @@ model_list:
     litellm_params: { model: groq/big, order: 3 }
     model_info: { input_cost_per_token: 0, output_cost_per_token: 0 }
 litellm_settings:
-  fallbacks: [{"big": ["small", "nobody"]}]
+  fallbacks: [{"big": ["small", "nobody", "small", "big"]}, {"*": ["small"]}]
   budget_duration: 30d
 "#;
     let imported = import(text, &BTreeMap::new())?;
@@ -188,6 +188,7 @@ litellm_settings:
     for text in [
         "model_list[1].litellm_params.tpm: \"os.environ/TPM\" is no limit",
         "`big` to `nobody`",
+        "fallbacks: `*` is no name",
         "litellm_settings.budget_duration",
     ] {
         assert!(has(&imported.left, text), "{text}: {:#?}", imported.left);

@@ -5,7 +5,7 @@ use std::fmt::Write;
 
 use pomona_common::{CloudName, ModelName};
 
-use super::{Cloud, Import, PROVIDERS, Place};
+use super::{Cloud, Import, PROVIDERS, Place, model_of};
 use crate::cloud::PARALLEL_MAX;
 
 impl Import {
@@ -48,8 +48,7 @@ impl Import {
         }
         let mut seen = BTreeSet::new();
         for one in cloud.deployments {
-            let model = names.get(&one.group).cloned().or_else(|| one.group.parse().ok());
-            let Some(model) = model else {
+            let Some(model) = model_of(&one.group, names) else {
                 let left = format!(
                     "`{}`: is no name that a model of the cluster can have: say which with --model {}=NAME",
                     one.group, one.group
@@ -112,20 +111,21 @@ pub(super) fn hint(provider: &str, address: &str) -> String {
     parts.next().unwrap_or(provider).to_owned()
 }
 
-pub(super) fn name(hint: &str, taken: &mut BTreeSet<CloudName>) -> Option<CloudName> {
+/// A name of its own, after what hints at it; the suffix stays whole.
+pub(super) fn name(hint: &str, suffix: &str, taken: &mut BTreeSet<CloudName>) -> Option<CloudName> {
     let plain: String = hint.to_lowercase();
     let plain: String = plain
         .chars()
         .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(32)
+        .take(20)
         .collect();
     let plain = plain.trim_matches('-');
     let plain = if plain.is_empty() { "cloud" } else { plain };
     for nth in 1..1000 {
         let text = if nth == 1 {
-            plain.to_owned()
+            format!("{plain}{suffix}")
         } else {
-            format!("{plain}-{nth}")
+            format!("{plain}{suffix}-{nth}")
         };
         let name: CloudName = text.parse().ok()?;
         if taken.insert(name.clone()) {

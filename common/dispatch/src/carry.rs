@@ -139,6 +139,10 @@ async fn carry<P: Places>(
                 }
             }
             Next::Last(event) => {
+                // Who has no room for both is told of the end.
+                if let Some(energy) = relay.energy().filter(|_| sender.capacity() > 1) {
+                    let _ = sender.try_send(GenerationEvent::Energy(energy));
+                }
                 // Fails when the client is gone as well.
                 let _ = sender.try_send(event);
                 promise.finish();

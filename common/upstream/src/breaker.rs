@@ -16,6 +16,8 @@ pub struct Breaker {
     failures: u32,
     /// Until when it is left alone, and how long that was.
     open: Option<(Duration, Duration)>,
+    /// Whether it asked for that itself.
+    asked: bool,
     /// A request is trying it.
     trial: bool,
 }
@@ -71,11 +73,17 @@ impl Breaker {
         let wait = waits.max(retry_after.unwrap_or_default()).min(LONGEST);
         let until = self.open.map_or(Duration::ZERO, |(until, _)| until);
         self.open = Some(((now + wait).max(until), wait));
+        self.asked = retry_after.is_some();
     }
 
     /// The client left, or the request itself was at fault: that says nothing.
     pub fn gave_up(&mut self, is_trial: bool) {
         self.trial &= !is_trial;
+    }
+
+    /// Whether it asked itself to be left alone: it has room then.
+    pub fn asked_for_it(&self) -> bool {
+        self.asked
     }
 
     /// How long it is left alone yet, if it is.

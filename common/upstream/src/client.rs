@@ -148,7 +148,13 @@ impl Client {
         let busy = || UpstreamError::Busy(self.0.parallel);
         let slot = self.0.slots.clone().try_acquire_owned().map_err(|_| busy())?;
         let now = self.0.began.elapsed();
-        let is_trial = self.0.breaker().admit(now).map_err(UpstreamError::LeftAlone)?;
+        let mut breaker = self.0.breaker();
+        let asked = breaker.asked_for_it();
+        let is_trial = breaker.admit(now).map_err(|left| match asked {
+            true => UpstreamError::NoRoom(left),
+            false => UpstreamError::LeftAlone(left),
+        })?;
+        drop(breaker);
         let mut turn = Turn {
             client: self.clone(),
             told: false,

@@ -46,6 +46,9 @@ pub enum UpstreamError {
     /// It failed lately, and is left alone for a while.
     #[error("it failed lately, and is asked again in {} s", .0.as_secs().max(1))]
     LeftAlone(Duration),
+    /// It has no room, and says when it will.
+    #[error("it has no room, and wants to be asked again in {} s", .0.as_secs().max(1))]
+    NoRoom(Duration),
     /// As many answers are under way as may be.
     #[error("{0} of its answers are under way, the limit")]
     Busy(usize),
@@ -86,7 +89,10 @@ impl UpstreamError {
     /// Whether it says something about the server, rather than about one request.
     pub fn is_ill(&self) -> bool {
         match self {
-            UpstreamError::LeftAlone(_) | UpstreamError::Busy(_) | UpstreamError::MinuteFull(_) => false,
+            UpstreamError::LeftAlone(_)
+            | UpstreamError::NoRoom(_)
+            | UpstreamError::Busy(_)
+            | UpstreamError::MinuteFull(_) => false,
             // It is there, and says what is wrong with what it was asked. That it knows no model is so for that
             // model; that it knows no key, for all.
             UpstreamError::Refused { status, .. } => !matches!(status, 400 | 404 | 413 | 422),
@@ -103,6 +109,7 @@ impl UpstreamError {
     pub fn made_nothing(&self) -> bool {
         match self {
             UpstreamError::LeftAlone(_)
+            | UpstreamError::NoRoom(_)
             | UpstreamError::Busy(_)
             | UpstreamError::MinuteFull(_)
             | UpstreamError::Unreachable(_)
@@ -119,8 +126,11 @@ impl UpstreamError {
     /// When it has room again, if it says so.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            UpstreamError::Refused { retry_after, .. } => *retry_after,
-            UpstreamError::MinuteFull(left) => Some(*left),
+            // What it says of a key that it does not know, say, is no time at which it does.
+            UpstreamError::Refused {
+                status, retry_after, ..
+            } => retry_after.filter(|_| matches!(status, 429 | 503)),
+            UpstreamError::MinuteFull(left) | UpstreamError::NoRoom(left) => Some(*left),
             // One of its answers ends soon; nobody knows when.
             UpstreamError::Busy(_) => Some(Duration::from_secs(5)),
             // One that is left alone is tried again then, and may fail again.

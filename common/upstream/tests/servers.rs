@@ -230,7 +230,7 @@ async fn one_that_fails_is_left_alone_and_one_that_only_refuses_a_request_is_not
     let busy = server(Does::Sends(busy.into()), 2).await;
     assert!(all(&busy.client).await.is_err());
     match all(&busy.client).await {
-        Err(UpstreamError::LeftAlone(left)) => assert!(left > Duration::from_secs(38), "{left:?}"),
+        Err(UpstreamError::NoRoom(left)) => assert!(left > Duration::from_secs(38), "{left:?}"),
         other => panic!("{other:?}"),
     }
     let strict = server(

@@ -10,7 +10,7 @@
 //! undisturbed run as far as design and rounding promise (README, "Randomness").
 
 use pomona_common::generation::{Chunk, GenerationEvent};
-use pomona_common::{Accounting, Failure, FinishReason, Generation, NodeId, limits};
+use pomona_common::{Accounting, Energy, Failure, FinishReason, Generation, NodeId, limits};
 
 /// How often an answer may move: more says that something is wrong with the answer itself.
 pub const MOVES: u32 = 3;
@@ -45,6 +45,8 @@ pub struct Relay<P> {
     said_text: bool,
     /// How often it left a place that still made it.
     shifts: u32,
+    /// What the present place has drawn for it, once it says so.
+    energy: Option<Energy>,
 }
 
 impl<P: Copy + Eq> Relay<P> {
@@ -60,6 +62,7 @@ impl<P: Copy + Eq> Relay<P> {
             has_begun: false,
             said_text: false,
             shifts: 0,
+            energy: None,
         }
     }
 
@@ -98,6 +101,12 @@ impl<P: Copy + Eq> Relay<P> {
         self.place = place;
         self.node = node;
         self.has_begun = false;
+        self.energy = None;
+    }
+
+    /// What was drawn for it where it ended: to be told before its last event.
+    pub fn energy(&mut self) -> Option<Energy> {
+        self.energy.take()
     }
 
     /// The place sent an event.
@@ -112,7 +121,10 @@ impl<P: Copy + Eq> Relay<P> {
             }
             // What was asked for is tokens, of a node.
             GenerationEvent::Text(_) | GenerationEvent::GrantedByCloud(_) => self.leave(Failure::NodeLost),
-            GenerationEvent::Energy(_) => Next::Pass(event),
+            GenerationEvent::Energy(energy) => {
+                self.energy = energy.plausible();
+                Next::Wait
+            }
             GenerationEvent::Finished { .. } => Next::Last(event),
             // The node has tried more than once by itself: an answer that kills engines before it
             // says anything must not do so everywhere.

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::routing::get;
 use pomona_clocks::wall_s;
-use pomona_common::{KnobSet, Rung};
+use pomona_common::KnobSet;
 use pomona_decide::knob_sets::forbidden;
 use pomona_decide::{ClusterState, Command, Made};
 use serde::Deserialize;
@@ -91,21 +91,21 @@ async fn change(admin: Asked, body: Bytes) -> Answer {
     write(&admin, Command::SetKnobs(Made { set, by, at_s })).await
 }
 
-/// The knobs in force before a change: what is agreed on, or what nodes were configured with, as far as they tell. Of one
-/// whose knobs are tightened that is not known.
+/// The knobs in force before a change: what is agreed on, or what nodes were configured with, as far as they tell.
 fn before(admin: &Admin, state: &ClusterState) -> Vec<KnobSet> {
     if let Some(agreed) = state.knobs.current() {
         return vec![agreed.clone()];
     }
     let mut before: Vec<KnobSet> = Vec::new();
-    for (id, connected) in admin.backend.sessions.all() {
-        let report = connected.report().map(|(_, report)| report);
-        let engine = report.as_ref().and_then(|report| report.engine.as_ref());
-        if let Some(engine) = engine.filter(|_| state.relief(id).rung <= Rung::Hold) {
-            let configured = KnobSet::of(&engine.knobs);
-            if !before.contains(&configured) {
-                before.push(configured);
-            }
+    let nodes = admin.backend.sessions.all().into_values();
+    for configured in nodes.filter_map(|connected| connected.configured()) {
+        // Nobody agreed on it: that it has a number says nothing.
+        let configured = KnobSet {
+            version: 0,
+            ..configured
+        };
+        if !before.contains(&configured) {
+            before.push(configured);
         }
     }
     if before.is_empty() {

@@ -166,11 +166,7 @@ fn preempt(scheduler: &mut Scheduler, id: SequenceId) {
 
 fn enter(scheduler: &mut Scheduler, class: Class, id: SequenceId, place: Duration, now: Duration) {
     scheduler.waiting[class.index()].remove(&(place, id));
-    let turnover = &mut scheduler.turnover[class.index()];
-    turnover.left(now);
-    if scheduler.waiting[class.index()].is_empty() {
-        turnover.is_empty();
-    }
+    scheduler.turnover[class.index()].left(now);
     scheduler.admissions += 1;
     let order = scheduler.admissions;
     let Some(sequence) = scheduler.sequences.get_mut(&id) else {

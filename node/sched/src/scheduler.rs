@@ -220,7 +220,11 @@ impl Scheduler {
             return Err(Refusal::TooLarge { needed, budget });
         }
         let place = new.place(now, self.queues[new.class.index()].wait);
-        self.waiting[new.class.index()].insert((place, new.id));
+        let waiting = &mut self.waiting[new.class.index()];
+        if waiting.is_empty() {
+            self.turnover[new.class.index()].begins();
+        }
+        waiting.insert((place, new.id));
         let sequence = Sequence {
             model: new.model,
             class: new.class,

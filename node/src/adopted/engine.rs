@@ -57,8 +57,8 @@ struct Adapter {
     pace: u32,
     servers: BTreeMap<ModelName, Server>,
     queue: Queue,
-    /// How fast each class goes on, since this time.
-    turnover: [Turnover; 3],
+    /// How fast each class goes on at each server, since this time.
+    turnover: BTreeMap<(ModelName, Class), Turnover>,
     began: Instant,
     running: BTreeMap<u64, Running>,
     classes: BTreeMap<Class, ClassReport>,
@@ -218,7 +218,7 @@ impl Adapter {
         } else if self.queue.ahead_of(&generation) >= slo.queue {
             Failure::Overloaded {
                 detail: "the queue for the server is full".into(),
-                retry_after_s: self.comes_in(generation.class, 1),
+                retry_after_s: self.comes_in(&generation, 1),
             }
         } else {
             let job = Job {
@@ -249,12 +249,8 @@ impl Adapter {
             let Some((sequence, job)) = self.queue.next(&self.knobs.paced(self.pace), &running, slots) else {
                 return;
             };
-            let class = job.generation.class;
-            let turnover = &mut self.turnover[class.index()];
-            turnover.left(self.began.elapsed());
-            if self.queue.count(|one| one.class == class) == 0 {
-                turnover.is_empty();
-            }
+            let queue = (job.generation.model.clone(), job.generation.class);
+            self.turnover.entry(queue).or_default().left(self.began.elapsed());
             let Some(server) = self.servers.get(&job.generation.model) else {
                 continue;
             };
@@ -396,20 +392,25 @@ impl Adapter {
     /// As the scheduler of `pomona-engine` has it.
     async fn refuse_what_waited_too_long(&mut self) -> Result<(), WireError> {
         let is_over = |job: &Job| job.since.elapsed() > job.wait;
-        for (sequence, class) in self.queue.remove_all(is_over) {
-            let waiting = self.queue.count(|one| one.class == class) as usize;
+        for (sequence, generation) in self.queue.remove_all(is_over) {
+            let is_like = |one: &Generation| (&one.model, one.class) == (&generation.model, generation.class);
+            let waiting = self.queue.count(is_like) as usize;
             let failure = Failure::Overloaded {
                 detail: "no slot of the server came free in time".into(),
-                retry_after_s: self.comes_in(class, waiting + 1),
+                retry_after_s: self.comes_in(&generation, waiting + 1),
             };
             self.tell(sequence, GenerationEvent::Failed(failure)).await?;
         }
         Ok(())
     }
 
-    /// In how many seconds so many of a class will have left the queue, by how fast it went on lately.
-    fn comes_in(&self, class: Class, places: usize) -> u32 {
-        self.turnover[class.index()].seconds_for(places, self.began.elapsed())
+    /// In how many seconds so many like this one will have left the queue, by how fast it went on lately.
+    fn comes_in(&self, generation: &Generation, places: usize) -> u32 {
+        let turnover = self.turnover.get(&(generation.model.clone(), generation.class));
+        let unknown = Turnover::default();
+        turnover
+            .unwrap_or(&unknown)
+            .seconds_for(places, self.began.elapsed())
     }
 
     async fn end_all_of(&mut self, model: &ModelName, detail: &str) -> Result<(), WireError> {

@@ -436,8 +436,9 @@ impl Actor {
                 let agreed = &self.instructions.borrow().agreed;
                 let slo = SloSet::in_force(agreed.slos.as_ref(), Class::Interactive);
                 self.view.note_answer(&active.generation, accounting, &slo);
-                if let Some(energy) = self.machine.energy(accounting.step_share_ms) {
-                    // Who has no room for it is told of the end no less.
+                // Who has no room for both is told of the end.
+                let energy = self.machine.energy(accounting.step_share_ms);
+                if let Some(energy) = energy.filter(|_| active.events.capacity() > 1) {
                     let _ = active.events.try_send(GenerationEvent::Energy(energy));
                 }
                 true

@@ -41,15 +41,9 @@ impl Queue {
     }
 
     /// Takes all of a kind out, and says which these were.
-    pub(super) fn remove_all(&mut self, is_it: impl Fn(&Job) -> bool) -> Vec<(u64, Class)> {
-        let found = self.0.iter().filter(|(_, job)| is_it(job));
-        let found: Vec<(u64, Class)> = found
-            .map(|(sequence, job)| (*sequence, job.generation.class))
-            .collect();
-        for (sequence, _) in &found {
-            self.0.remove(sequence);
-        }
-        found
+    pub(super) fn remove_all(&mut self, is_it: impl Fn(&Job) -> bool) -> Vec<(u64, Generation)> {
+        let found = self.0.extract_if(.., |_, job| is_it(job));
+        found.map(|(sequence, job)| (sequence, job.generation)).collect()
     }
 
     /// How many wait for the same server and go before one that comes now: what is less urgent keeps nobody out.
