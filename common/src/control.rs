@@ -26,10 +26,8 @@ use crate::unit::Watts;
 /// Version of what nodes and coordinators say to each other. Version 2 added leases and sleep, version 3
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
 /// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable, version 9 service
-/// levels, speeds and the rung that unloads, version 10 answers that another place makes
-/// meanwhile, and what answers draw, and configured
-/// knobs. A message that is new gets its version in `since`: peers that do not
-/// know it are not sent it.
+/// levels, speeds and the rung that unloads, version 10 answers that another place makes meanwhile, what answers draw and
+/// configured knobs. A message that is new gets its version in `since`: peers that do not know it are not sent it.
 pub const PROTOCOL: u16 = 10;
 
 /// Sent by the node.

@@ -158,8 +158,7 @@ impl Failure {
     #[must_use]
     pub fn and_no_cloud(mut self, why: &str) -> Self {
         if let Failure::Overloaded { detail, .. } | Failure::ModelNotLoaded { detail, .. } = &mut self {
-            detail.push_str("; no cloud answers it either: ");
-            detail.push_str(why);
+            *detail = with_no_cloud(detail, why);
         }
         self
     }
@@ -167,26 +166,19 @@ impl Failure {
     /// The same where a cloud has room again in so many seconds: that passes, whatever machines say.
     #[must_use]
     pub fn and_full_clouds(self, why: &str, retry_after_s: u32) -> Self {
-        let (detail, sooner) = match self.and_no_cloud(why) {
+        let (detail, retry_after_s) = match self {
+            // Nobody tries again what has ended engines.
+            Failure::EngineLost => return self,
             Failure::Overloaded {
                 detail,
                 retry_after_s: before,
             } => (detail, before.min(retry_after_s)),
-            // Not one that has ended engines: it is not tried again.
-            other if other.may_spill() && other != Failure::EngineLost => {
-                let has_said = matches!(other, Failure::ModelNotLoaded { .. });
-                let more = if has_said {
-                    String::new()
-                } else {
-                    format!("; no cloud answers it either: {why}")
-                };
-                (format!("{other}{more}"), retry_after_s)
-            }
+            other if other.may_spill() => (other.to_string(), retry_after_s),
             other => return other,
         };
         Failure::Overloaded {
-            detail,
-            retry_after_s: sooner,
+            detail: with_no_cloud(&detail, why),
+            retry_after_s,
         }
     }
 
@@ -205,4 +197,8 @@ impl Failure {
             | Failure::CloudLost { .. } => false,
         }
     }
+}
+
+fn with_no_cloud(detail: &str, why: &str) -> String {
+    format!("{detail}; no cloud answers it either: {why}")
 }

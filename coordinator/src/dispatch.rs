@@ -254,7 +254,7 @@ impl Dispatcher {
         let mut candidates = self.candidates(generation, marks);
         if generation.seek == Seek::Better {
             // Who would have it wait, or stand still, is no better.
-            candidates.retain(|one| !one.spared && !one.draining && !one.full && !avoid.contains(&one.node));
+            candidates.retain(|one| one.begins_at_once() && !avoid.contains(&one.node));
             return candidates;
         }
         if candidates.is_empty() {

@@ -64,10 +64,8 @@ pub fn moves() -> Arc<Semaphore> {
 ///
 /// # Errors
 /// Every place refused.
-pub async fn generate<P: Places>(places: P, mut generation: Generation) -> Result<GenerationStream, Failure> {
+pub async fn generate<P: Places>(places: P, generation: Generation) -> Result<GenerationStream, Failure> {
     let (place, promise) = places.place(&generation, &[]).await?;
-    // Whoever made it meanwhile leaves it now.
-    generation.seek = Seek::Any;
     let node = promise.node;
     let (sender, events) = mpsc::channel(limits::STREAM_EVENTS);
     let relay = Relay::new(generation, place, node);

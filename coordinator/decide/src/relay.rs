@@ -10,7 +10,7 @@
 //! undisturbed run as far as design and rounding promise (README, "Randomness").
 
 use pomona_common::generation::{Chunk, GenerationEvent};
-use pomona_common::{Accounting, Energy, Failure, FinishReason, Generation, NodeId, limits};
+use pomona_common::{Accounting, Energy, Failure, FinishReason, Generation, NodeId, Seek, limits};
 
 /// How often an answer may move: more says that something is wrong with the answer itself.
 pub const MOVES: u32 = 3;
@@ -54,7 +54,11 @@ impl<P: Copy + Eq> Relay<P> {
     /// it is in `generation.resume` already.
     pub fn new(generation: Generation, place: P, node: NodeId) -> Self {
         Self {
-            generation,
+            generation: Generation {
+                // Whoever made it meanwhile leaves it now.
+                seek: Seek::Any,
+                ..generation
+            },
             place,
             node,
             failed: Vec::new(),

@@ -48,6 +48,11 @@ const WORTH_WAITING: u32 = 1024;
 const DEEP_QUEUE: u32 = 24;
 
 impl Candidate {
+    /// Whether an answer would begin there at once, and stay: who makes it meanwhile leaves it for no other.
+    pub fn begins_at_once(&self) -> bool {
+        !self.spared && !self.draining && !self.full
+    }
+
     /// What of the tokens that a node has counts: nothing where work of this class is spared or batch stands still, nor
     /// where it is full and rests, so that no slot comes free soon.
     #[must_use]

@@ -341,11 +341,7 @@ impl<P: Copy + Eq> Answers<P> {
                 answer.refused.clear();
                 match &mut answer.relay {
                     Some(relay) => relay.moved(place, node),
-                    none => {
-                        // Whoever made it meanwhile leaves it now.
-                        answer.generation.seek = Seek::Any;
-                        *none = Some(Relay::new(answer.generation.clone(), place, node));
-                    }
+                    none => *none = Some(Relay::new(answer.generation.clone(), place, node)),
                 }
             }
             Stage::Made(maker) if maker == place => {}

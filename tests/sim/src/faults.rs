@@ -113,12 +113,11 @@ pub fn run(
 impl Faults {
     fn of(seed: u64) -> Self {
         let (world, broken) = run_one(seed);
-        let ended =
-            |is_so: fn(&Client) -> bool| world.clients.values().filter(|client| is_so(client)).count();
-        let ends = |end| {
+        let ended = |is_so: &dyn Fn(&Client) -> bool| {
             let clients = world.clients.values();
-            clients.filter(|client| client.end == Some(end)).count()
+            clients.filter(|client| is_so(client)).count()
         };
+        let ends = |end| ended(&|client| client.end == Some(end));
         Self {
             first: seed,
             seeds: 1,
@@ -130,7 +129,7 @@ impl Faults {
             },
             answers: world.clients.len(),
             finished: ends(End::Finished),
-            refused: ended(|client| {
+            refused: ended(&|client| {
                 client.got == 0 && matches!(client.end, Some(End::Failed { moves }) if moves < 3)
             }),
             left: ends(End::WithEntry) + ends(End::GivenUp),

@@ -60,11 +60,6 @@ impl View<'_> {
     }
 }
 
-/// Whether it would begin at once.
-fn is_better(one: &Candidate) -> bool {
-    !one.spared && !one.draining && !one.full
-}
-
 impl View<'_> {
     /// What another router goes by: who has the model, who had the prompt, and what its person does.
     fn seen(&self, generation: &Generation) -> Vec<Seen> {
@@ -91,7 +86,7 @@ impl Places<NodeId> for View<'_> {
         }
         let mut candidates = self.candidates(generation);
         if generation.seek == Seek::Better {
-            candidates.retain(is_better);
+            candidates.retain(Candidate::begins_at_once);
         }
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
@@ -107,7 +102,7 @@ impl Places<NodeId> for View<'_> {
 
     fn better(&self, generation: &Generation, than: NodeId) -> Option<NodeId> {
         let mut others = self.candidates(generation);
-        others.retain(|one| one.node != than && is_better(one));
+        others.retain(|one| one.node != than && one.begins_at_once());
         route(&others, generation.class).first().map(|route| route.node)
     }
 
