@@ -136,7 +136,9 @@ const EDITORS: [&str; 8] = [
 
 /// Decides the class. What the operator said of the key goes first, then what says it most plainly: the
 /// header made for it, the header of another gateway, the tier (`flex` is batch, `priority` interactive), the
-/// program that asks, the model's name; else interactive. What is unknown of names that are not ours says nothing, so that it breaks no client.
+/// program that asks, the model's name; else interactive. What is unknown of names that are not ours says nothing, so that
+/// it breaks no client. An endpoint that is for one class only would come after the tier: there is none yet, completions
+/// are asked for by editors and by batch tools alike.
 ///
 /// # Errors
 /// The header `x-pomona-class` names no class.

@@ -1,6 +1,7 @@
 //! Messages on the control stream between a node and a coordinator, and the opening message of
 //! every other stream.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -27,8 +28,9 @@ use crate::unit::Watts;
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
 /// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable, version 9 service
 /// levels, speeds and the rung that unloads, version 10 answers that another place makes meanwhile, what answers draw and
-/// configured knobs. A message that is new gets its version in `since`: peers that do not know it are not sent it.
-pub const PROTOCOL: u16 = 10;
+/// configured knobs, version 11 why engines were killed. A message that is new gets its version in `since`: peers that do
+/// not know it are not sent it.
+pub const PROTOCOL: u16 = 11;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -82,6 +84,9 @@ pub enum NodeMessage {
     Speeds(Speeds),
     /// The knobs that it was configured with: in force until the cluster agrees on some.
     Configured(Box<KnobSet>),
+    /// What the system said of the latest kill of an engine, by the model that is to blame; before the [`Signs`] that
+    /// count it.
+    KillCauses(BTreeMap<ModelName, String>),
 }
 
 impl NodeMessage {
@@ -94,6 +99,7 @@ impl NodeMessage {
             NodeMessage::Spent(_) => 5,
             NodeMessage::Speeds(_) => 9,
             NodeMessage::Configured(_) => 10,
+            NodeMessage::KillCauses(_) => 11,
             _ => 1,
         }
     }

@@ -1,6 +1,9 @@
 //! Readings that cannot be true count as missing: a report with absurd numbers costs its sender
 //! those numbers, and the reader nothing.
 
+use std::collections::BTreeMap;
+
+use crate::id::ModelName;
 use crate::limits;
 use crate::report::{ClassReport, EngineReport, NodeReport};
 use crate::unit::{Bytes, Percent, Reading, Watts};
@@ -136,6 +139,16 @@ fn drop_unless<T: Copy>(reading: &mut Reading<T>, is_possible: impl Fn(T) -> boo
     if reading.value().is_some_and(|value| !is_possible(value)) {
         *reading = Reading::Unavailable;
         *dropped += 1;
+    }
+}
+
+/// Takes out of what is told of kills what is too much.
+pub fn keep_short(causes: &mut BTreeMap<ModelName, String>) {
+    while causes.len() > limits::MODELS {
+        causes.pop_last();
+    }
+    for cause in causes.values_mut() {
+        text(cause, &mut 0);
     }
 }
 

@@ -1,15 +1,17 @@
 //! One connected node: its session, what it said of itself, and what it said last.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_common::control::CoordinatorMessage;
+use pomona_common::plausible::keep_short;
 use pomona_common::report::NodeReport;
 use pomona_common::signs::{Signs, Speeds};
 use pomona_common::spending::Batch;
-use pomona_common::{KnobSet, MachineRole, ModelRecord, limits};
+use pomona_common::{KnobSet, MachineRole, ModelName, ModelRecord, limits};
 use pomona_decide::{Heard, Presence, presence};
 use pomona_link::Session;
 
@@ -47,6 +49,8 @@ struct Soft {
     /// None of a node that tells none, or not yet.
     signs: Option<Arc<Signs>>,
     speeds: Option<Speeds>,
+    /// What was said of the latest kill of its engine, by model.
+    kill_causes: BTreeMap<ModelName, String>,
     /// Knobs of its configuration; none of a node that tells none, or not yet.
     configured: Option<KnobSet>,
     /// Port on which it gives weights.
@@ -105,6 +109,16 @@ impl Connected {
 
     pub(crate) fn set_speeds(&self, speeds: Speeds) {
         self.soft().speeds = Some(speeds);
+    }
+
+    pub(crate) fn set_kill_causes(&self, mut causes: BTreeMap<ModelName, String>) {
+        keep_short(&mut causes);
+        self.soft().kill_causes = causes;
+    }
+
+    /// What was said of the latest kill of its engine, by model.
+    pub(crate) fn kill_causes(&self) -> BTreeMap<ModelName, String> {
+        self.soft().kill_causes.clone()
     }
 
     pub(crate) fn set_configured(&self, knobs: KnobSet) {

@@ -33,6 +33,7 @@ pub(crate) fn signals(sessions: &Sessions) -> BTreeMap<NodeId, NodeSignals> {
             let (_, report) = connected.report()?;
             let mut signals = NodeSignals::of(&report, connected.signs(), connected.heard());
             signals.speeds = connected.speeds();
+            signals.kill_causes = connected.kill_causes();
             Some((id, signals))
         })
         .collect()

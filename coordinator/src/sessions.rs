@@ -202,6 +202,7 @@ impl Sessions {
             }
             NodeMessage::Signs(signs) => connected.set_signs(*signs),
             NodeMessage::Speeds(speeds) => connected.set_speeds(speeds),
+            NodeMessage::KillCauses(causes) => connected.set_kill_causes(causes),
             NodeMessage::Configured(knobs) => connected.set_configured(*knobs),
             NodeMessage::Spent(batch) => connected.set_spent(batch),
             NodeMessage::Report(mut report) => {

@@ -122,6 +122,10 @@ fn frames() -> Vec<Vec<u8>> {
         framed(0, &NodeMessage::Woke { slept_ms: 7_200_000 }),
         framed(0, &NodeMessage::Room { free_bytes: 64 << 30 }),
         framed(0, &NodeMessage::Configured(Box::default())),
+        framed(
+            0,
+            &NodeMessage::KillCauses([(model().name, "jetsam ended it: per-process-limit".into())].into()),
+        ),
         framed(0, &NodeMessage::Signs(Box::new(signs()))),
         framed(
             0,

@@ -1,6 +1,6 @@
 //! The node's report, once a second.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use pomona_api::EntryStats;
@@ -28,6 +28,7 @@ pub(crate) struct Reported {
     pub(crate) report: Arc<NodeReport>,
     pub(crate) signs: Signs,
     pub(crate) speeds: Speeds,
+    pub(crate) kill_causes: BTreeMap<ModelName, String>,
 }
 
 impl Reporter {
@@ -45,8 +46,7 @@ impl Reporter {
         let first = report(0, MachineReport::default(), &engine, &entry_stats);
         let (publish, latest) = watch::channel(Arc::new(Reported {
             report: Arc::new(first),
-            signs: Signs::default(),
-            speeds: Speeds::default(),
+            ..Reported::default()
         }));
         tasks.spawn(async move {
             let mut sequence = 0;
@@ -69,15 +69,16 @@ impl Reporter {
                 }
                 // Read before, not while the engine's state is borrowed.
                 let swapped_out = probe.swapped_out();
-                let (signs, speeds) = {
+                let (signs, speeds, kill_causes) = {
                     let view = engine.borrow();
-                    (signs(&view, swapped_out), view.speeds)
+                    (signs(&view, swapped_out), view.speeds, view.kill_causes.clone())
                 };
                 let report = Arc::new(report);
                 publish.send_replace(Arc::new(Reported {
                     report,
                     signs,
                     speeds,
+                    kill_causes,
                 }));
                 tokio::select! {
                     () = tokio::time::sleep(interval) => {}

@@ -194,6 +194,9 @@ impl SessionContext {
                     }
                     let reported = reports.borrow_and_update().clone();
                     send.send(&NodeMessage::Report(Box::new((*reported.report).clone()))).await?;
+                    if !reported.kill_causes.is_empty() {
+                        send.send(&NodeMessage::KillCauses(reported.kill_causes.clone())).await?;
+                    }
                     send.send(&NodeMessage::Signs(Box::new(reported.signs.clone()))).await?;
                     send.send(&NodeMessage::Speeds(reported.speeds)).await?;
                 }

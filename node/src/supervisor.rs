@@ -86,6 +86,8 @@ pub(crate) struct EngineView {
     pub(crate) kills: u64,
     /// Of those, the ones by the system, by the model that is to blame.
     pub(crate) kills_of: BTreeMap<ModelName, u64>,
+    /// What was said of the latest of each.
+    pub(crate) kill_causes: BTreeMap<ModelName, String>,
     /// Interactive answers that have ended.
     pub(crate) answers: u64,
     /// The latest of them, the newest last.
@@ -152,8 +154,9 @@ impl EngineView {
     }
 
     /// The system killed an engine with this model.
-    fn blame(&mut self, model: ModelName) {
-        *self.kills_of.entry(model).or_default() += 1;
+    fn blame(&mut self, model: ModelName, cause: String) {
+        *self.kills_of.entry(model.clone()).or_default() += 1;
+        self.kill_causes.insert(model, cause);
     }
 
     /// Which model an engine dies of nobody can tell for sure: the one that is being loaded grew last, else of

@@ -60,6 +60,11 @@ pub(crate) fn run(_scale: Scale) -> Outcome {
         2,
         "{log}"
     );
+    let tickets = coordinator.json(&["gates", "show"])["tickets"].to_string();
+    assert!(
+        tickets.contains("; the latest: for want of memory, in its control group"),
+        "{tickets}"
+    );
     eventually("it is unloaded", SOON, || holders(&coordinator, MODEL) == 0);
     assert_eq!(node.pid(), agent, "the node itself lives on");
 

@@ -35,6 +35,9 @@ fn a_model_that_kills_the_engine_twice_leaves_until_it_is_forgiven() {
         "{event}"
     );
     assert_eq!(event["samples"].as_array().unwrap().len(), 2, "{event}");
+    // What the system says of it; here the test has killed it.
+    let reason = event["reason"].as_str().unwrap();
+    assert!(reason.contains("within 7 days; the latest: "), "{event}");
 
     eventually("it is refused", SOON, || {
         let (code, answer) = ask();

@@ -3,19 +3,20 @@
 //! The table, for a machine with a coordinator in reach; *here* is its engine, *cluster* whatever machine a
 //! coordinator finds, and what is named second is asked when the first refuses (its queue is full, say):
 //!
-//! | the model is | the machine is | interactive | background | batch |
-//! |---|---|---|---|---|
-//! | loaded | well | here, cluster | here, cluster | cluster, here |
-//! | loaded | spared | here, cluster | cluster, here | cluster, here (which refuses) |
-//! | expected | well or spared | cluster, here (which waits) | likewise | likewise |
-//! | absent | well or spared | cluster | cluster | cluster |
+//! | the machine | interactive | background | batch |
+//! |---|---|---|---|
+//! | is well, and has the model | here, cluster | here, cluster | cluster, here |
+//! | its queue is full | cluster, here | cluster, here | cluster, here |
+//! | is pressured (hot, short of memory, busy with a person) | here, cluster | cluster, here | cluster, here (which refuses) |
+//! | is asleep soon (on its battery) | here, cluster | cluster, here | cluster, here (which refuses) |
+//! | is drained, and still has the model | here, cluster | here, cluster | cluster, here |
+//! | is drained, and the model has gone elsewhere | cluster | cluster | cluster |
+//! | loads the model, or loads it again | cluster, here (which waits) | cluster, here | cluster, here |
+//! | has not the model | cluster | cluster | cluster |
 //!
-//! *Spared* is what the cluster says of a machine that is hot, short of memory, busy with a person, or on its
-//! battery and so asleep before long. A *drained* machine answers for what it still holds, as above, until the
-//! plan has brought that elsewhere and it is absent. Batch's column is for a list of fallbacks that names `local`
-//! after others: where it begins with it, batch is as background, and where it does not name it, this engine is
-//! never asked for batch. With no coordinator in reach *cluster* is nobody, and where this engine is not to be
-//! asked either, the request is refused with the reason.
+//! Batch's column is for a list of fallbacks that names `local` after others: where it begins with it, batch is as
+//! background, and where it does not name it, this engine is never asked for batch. With no coordinator in reach
+//! *cluster* is nobody, and where this engine is not to be asked either, the request is refused with the reason.
 
 use pomona_common::{Class, Fallback, Rung};
 
@@ -107,40 +108,61 @@ mod tests {
         order.into_iter().map(|(place, _)| place).collect()
     }
 
+    /// Its name, the model, rungs, who refused, and where each class goes.
+    type Row<'a> = (&'a str, Here, &'a [Rung], &'a [EntryPlace], [&'a [EntryPlace]; 3]);
+
     #[test]
     fn every_cell_of_the_table() {
         use EntryPlace::{Coordinator, Here as Engine};
         let cluster = vec![Coordinator(2), Coordinator(3), Coordinator(1)];
         let here_first = [&[Engine], &cluster[..]].concat();
         let here_last = [&cluster[..], &[Engine]].concat();
-        // Interactive, background, batch.
-        let rows = [
-            (Here::Loaded, false, [&here_first, &here_first, &here_last]),
-            (Here::Loaded, true, [&here_first, &here_last, &here_last]),
-            (Here::Expected, false, [&here_last; 3]),
-            (Here::Expected, true, [&here_last; 3]),
-            (Here::Absent, false, [&cluster; 3]),
-            (Here::Absent, true, [&cluster; 3]),
+        let (well, spared) = (&Rung::ALL[..1], &Rung::ALL[1..]);
+        // Of a drained machine nothing is said here: its models leave by the plan, and the ladder lets it be.
+        let rows: [Row<'_>; 8] = [
+            (
+                "well",
+                Here::Loaded,
+                well,
+                &[],
+                [&here_first, &here_first, &here_last],
+            ),
+            ("full", Here::Loaded, &Rung::ALL, &[Engine], [&here_last; 3]),
+            (
+                "pressured",
+                Here::Loaded,
+                spared,
+                &[],
+                [&here_first, &here_last, &here_last],
+            ),
+            (
+                "asleep soon",
+                Here::Loaded,
+                spared,
+                &[],
+                [&here_first, &here_last, &here_last],
+            ),
+            (
+                "drained",
+                Here::Loaded,
+                well,
+                &[],
+                [&here_first, &here_first, &here_last],
+            ),
+            ("drained, and gone", Here::Absent, well, &[], [&cluster; 3]),
+            ("loads", Here::Expected, &Rung::ALL, &[], [&here_last; 3]),
+            ("without", Here::Absent, &Rung::ALL, &[], [&cluster; 3]),
         ];
-        for (here, is_spared, wanted) in rows {
-            let rungs = Rung::ALL
-                .into_iter()
-                .filter(|rung| (*rung > Rung::Normal) == is_spared);
-            for (rung, (class, wanted)) in rungs.flat_map(|rung| {
+        for (row, here, rungs, refused, wanted) in rows {
+            for (rung, (class, wanted)) in rungs.iter().flat_map(|rung| {
                 let cells = Class::ALL.into_iter().zip(wanted);
-                cells.map(move |cell| (rung, cell))
+                cells.map(move |cell| (*rung, cell))
             }) {
-                assert_eq!(
-                    places(class, here, rung, &[]),
-                    *wanted,
-                    "{class}, {here:?}, {rung}"
-                );
-                let alone = entry(class, (here, rung), &Fallback::of(class), &[], &[]);
-                assert_eq!(
-                    alone.len(),
-                    usize::from(here != Here::Absent),
-                    "{class}, {here:?}"
-                );
+                let found = places(class, here, rung, refused);
+                assert_eq!(found, *wanted, "{row}: {class}, {rung}");
+                let alone = entry(class, (here, rung), &Fallback::of(class), &[], refused);
+                let is_there = usize::from(here != Here::Absent);
+                assert_eq!(alone.len(), is_there, "{row}: {class}");
             }
         }
     }

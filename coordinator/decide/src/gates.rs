@@ -78,7 +78,8 @@ impl GateWatch {
         self.clear_away(state, signals, now, now_s, &mut due);
         // Of nodes that are not there as well.
         for (id, known) in &state.gates.kills {
-            kills(state, *id, known, now_s, &mut due);
+            let causes = signals.get(id).map(|node| &node.kill_causes);
+            kills(state, (*id, known, causes), now_s, &mut due);
         }
         due.into_iter()
             .map(|transition| Command::PassGate(Box::new(transition)))
@@ -162,7 +163,12 @@ impl GateWatch {
 }
 
 /// Transitions of the kills gate, which goes by what is replicated already.
-fn kills(state: &ClusterState, id: NodeId, known: &NodeKills, now_s: u64, due: &mut Vec<Transition>) {
+fn kills(
+    state: &ClusterState,
+    (id, known, causes): (NodeId, &NodeKills, Option<&BTreeMap<ModelName, String>>),
+    now_s: u64,
+    due: &mut Vec<Transition>,
+) {
     let rule = rule(Gate::Kills);
     let name = state.nodes.get(&id).map_or("", |record| &record.name);
     let known: BTreeMap<&ModelName, Vec<u64>> = known.within_week(now_s).collect();
@@ -184,6 +190,10 @@ fn kills(state: &ClusterState, id: NodeId, known: &NodeKills, now_s: u64, due: &
             "{} kills the engine of {name}: give it a machine of its own (`pomona token create --role rented`), or a smaller quantization; `pomona gates forgive` lets it back",
             model
         );
+        let mut reason = format!("{} kills of the engine with {model} within 7 days", at_s.len());
+        if let Some(cause) = causes.and_then(|causes| causes.get(model)).filter(|_| too_many) {
+            reason += &format!("; the latest: {cause}");
+        }
         due.push(Transition {
             number: 0,
             node: id,
@@ -191,7 +201,7 @@ fn kills(state: &ClusterState, id: NodeId, known: &NodeKills, now_s: u64, due: &
             from: stage,
             to,
             at_s: now_s,
-            reason: format!("{} kills of the engine with {model} within 7 days", at_s.len()),
+            reason,
             samples: at_s
                 .iter()
                 .map(|at_s| Sample::ago(now_s.saturating_sub(*at_s), 1.0))

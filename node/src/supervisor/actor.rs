@@ -184,7 +184,7 @@ impl Actor {
             Request::KilledBefore { model, cause } => {
                 tracing::warn!(%model, %cause, "an earlier engine was killed");
                 self.view.kills += 1;
-                self.view.blame(model);
+                self.view.blame(model, cause.to_string());
                 self.publish();
             }
         }

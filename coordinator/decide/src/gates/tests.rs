@@ -287,10 +287,16 @@ fn two_kills_within_a_week_quarantine_the_pair_until_they_are_old_or_forgiven() 
     assert!(!world.state.gates.quarantines(NODE, &model("large")));
     // Another process of the node counts from zero.
     assert_eq!(killed(&mut world, 8, 1), Reply::Done);
+    world.node.kill_causes = [(model("large"), "jetsam ended it: per-process-limit".into())].into();
     world.run(1);
     assert!(world.state.gates.quarantines(NODE, &model("large")));
     assert!(!world.state.gates.quarantines(NODE, &model("unknown")));
     assert_eq!(world.state.gates.tickets.len(), 1);
+    let reason = &world.state.gates.tickets[0].reason;
+    assert!(
+        reason.ends_with("; the latest: jetsam ended it: per-process-limit"),
+        "{reason}"
+    );
     let forgive = Command::ForgiveKills {
         node: NODE,
         model: model("large"),

@@ -62,6 +62,8 @@ pub struct NodeSignals {
     pub resident: Option<f32>,
     /// What was told of kills and answers, if anything was yet.
     pub signs: Option<Arc<Signs>>,
+    /// What was said of the latest kill of its engine, by the model that is to blame.
+    pub kill_causes: BTreeMap<ModelName, String>,
     /// How fast answers come, once it was told.
     pub speeds: Option<Speeds>,
     /// Why interactive answers are late or slow, if they are.

@@ -38,11 +38,12 @@ impl Actor {
         // Not one that this node has ended, or an operator with a polite signal.
         let of_memory = signal.is_some_and(|signal| OF_MEMORY.contains(&signal)) && !self.wedged && !enforced;
         let mut cause = None;
-        if of_memory {
-            if let Some(suspect) = self.view.suspect(true).cloned() {
-                self.view.blame(suspect);
-            }
+        if let Some(signal) = signal.filter(|_| of_memory) {
             cause = self.tally.cause().map(|cause| cause.to_string());
+            if let Some(suspect) = self.view.suspect(true).cloned() {
+                let by_signal = || format!("signal {signal}, and the system says no reason");
+                self.view.blame(suspect, cause.clone().unwrap_or_else(by_signal));
+            }
         }
         self.last_run.forget();
         tracing::warn!(
@@ -109,7 +110,7 @@ impl Actor {
             Ended::Killed(cause) => {
                 tracing::warn!(%model, %cause, "the server of a model was killed");
                 self.view.kills += 1;
-                self.view.blame(model);
+                self.view.blame(model, cause.to_string());
                 self.publish();
             }
             Ended::Unknown(gone) => {
