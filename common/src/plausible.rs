@@ -8,8 +8,8 @@ use crate::limits;
 use crate::report::{ClassReport, EngineReport, NodeReport};
 use crate::unit::{Bytes, Percent, Reading, Watts};
 
-/// No machine that Pomona runs on draws more, in watts.
-const POWER: f32 = 5_000.0;
+/// No machine that Pomona runs on draws more, in watts: a Mac Pro may take 1,280 W for long, of a supply of 1.4 kW.
+const POWER: f32 = 1_500.0;
 /// Nor has more memory, swap or footprint, in bytes: 16 TiB.
 const MEMORY: u64 = 16 << 40;
 /// A counter that is higher is somebody's joke.
@@ -37,6 +37,7 @@ pub fn keep_plausible(report: &mut NodeReport) -> usize {
     ] {
         bytes(reading, MEMORY, &mut dropped);
     }
+    drop_unless(&mut machine.memory_total, |total| total.get() > 0, &mut dropped);
     if let Some(total) = machine.memory_total.value() {
         bytes(&mut machine.memory_available, total.get(), &mut dropped);
     }
@@ -198,5 +199,9 @@ mod tests {
         assert_eq!(machine.conditions.rails, [rail(12.0)]);
         assert_eq!(machine.chip.len(), 256);
         assert_eq!(keep_plausible(&mut absurd), 0, "once is enough");
+        absurd.machine.memory_total = Reading::Measured(Bytes(0));
+        absurd.machine.power = Reading::Measured(Watts(1_501.0));
+        assert_eq!(keep_plausible(&mut absurd), 2);
+        assert_eq!(absurd.machine.memory_total, Reading::Unavailable);
     }
 }

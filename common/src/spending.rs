@@ -88,6 +88,18 @@ impl Batch {
     pub fn is_in(&self, charged: Charged) -> bool {
         charged.0 == self.instance && charged.1 >= self.number
     }
+
+    /// As whoever counts it dates it, whose clock said `ours_s` when the entry's said `theirs_s`, both in seconds since
+    /// 1970. Clocks that differ by little are all right, and every entry's minute stays as it is.
+    #[must_use]
+    pub fn dated(mut self, theirs_s: u64, ours_s: u64) -> Self {
+        if theirs_s.abs_diff(ours_s) > AHEAD_MINUTES * MINUTE_S {
+            for one in &mut self.spent {
+                one.at_s = one.at_s.saturating_add(ours_s).saturating_sub(theirs_s);
+            }
+        }
+        self
+    }
 }
 
 /// What was spent in one minute: it counts for that one, however late the cluster hears of it.
@@ -208,6 +220,35 @@ mod tests {
             (600, 0)
         );
         assert!(!windows.is_over(DAY_S + 59) && windows.is_over(DAY_S + 60));
+    }
+
+    #[test]
+    fn what_a_wrong_clock_dates_counts_when_it_was_spent() {
+        let now_s = 40 * DAY_S + 7_200;
+        let spent = |at_s| {
+            let key = KeyId::from_bits(7);
+            let account = Account { key, model: None };
+            let amount = tokens(5);
+            vec![Spent {
+                account,
+                at_s,
+                amount,
+            }]
+        };
+        let batch = |at_s| Batch {
+            instance: 1,
+            number: 1,
+            spent: spent(at_s),
+        };
+        for theirs_s in [now_s - DAY_S, now_s - 3_600, now_s + DAY_S] {
+            // Ten minutes before the node said so.
+            assert_eq!(batch(theirs_s - 600).dated(theirs_s, now_s), batch(now_s - 600));
+        }
+        for theirs_s in [now_s - 600, now_s, now_s + 5] {
+            let told = batch(theirs_s - 90);
+            assert_eq!(told.clone().dated(theirs_s, now_s), told);
+        }
+        assert_eq!(batch(0).dated(now_s, 0), batch(0));
     }
 
     #[test]

@@ -161,8 +161,11 @@ async fn charge(replica: &Replica, sessions: &Sessions, now_s: u64) -> Result<()
         .filter(|(node, _)| state.keys_for(*node).is_some())
         .filter_map(|(node, connected)| {
             let (since, batch) = connected.spent()?;
+            let (age, report) = connected.report()?;
             let entry = EntryId::Node(node);
-            (!state.keys.has_counted(entry, &batch)).then_some((since, entry, batch))
+            let (theirs_s, ours_s) = (report.wall_ms / 1000, now_s.saturating_sub(age.as_secs()));
+            let is_new = !state.keys.has_counted(entry, &batch);
+            is_new.then(|| (since, entry, batch.dated(theirs_s, ours_s)))
         })
         .collect();
     waiting.sort_by_key(|(since, ..)| *since);

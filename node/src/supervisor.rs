@@ -8,7 +8,6 @@ mod machine_now;
 mod process;
 mod sequences;
 mod served;
-mod watchdog;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

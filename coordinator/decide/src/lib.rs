@@ -34,6 +34,7 @@ mod smoothed;
 pub mod state;
 pub mod telemetry;
 mod upgrade;
+pub mod watchdog;
 
 pub use affinity::{Affinity, Marks, Warm};
 pub use apply::apply;
@@ -62,3 +63,4 @@ pub use sets::{Made, Sets};
 pub use state::{Admits, ClusterState, NodeRecord, RevokedNode, TokenRecord};
 pub use telemetry::{Point, Series, Telemetry};
 pub use upgrade::too_new;
+pub use watchdog::Watchdog;

@@ -448,6 +448,21 @@ fn points_prefer_racks_mains_cool_and_other_pools() {
 }
 
 #[test]
+fn a_machine_that_does_not_say_how_much_memory_it_has_gets_nothing_new() {
+    let mut world = World::new(&[2, 2]);
+    world.add(1, MachineRole::Rack, 32, [0]);
+    world.settle();
+    let one = world.state.catalogue[&name(1)].clone();
+    let inventory = world.inventory.get_mut(&node(1)).unwrap();
+    inventory.stored.push(one);
+    inventory.memory_total = None;
+    world.settle();
+    assert_eq!((world.holders(0), world.holders(1)), (vec![1], vec![]));
+    let why = &world.plan().unplaced[&name(1)];
+    assert!(why.contains("does not say how much memory it has"), "{why}");
+}
+
+#[test]
 fn pressure_keeps_new_models_away_and_old_ones_in_place() {
     let mut world = World::new(&[2, 2]);
     world.add(1, MachineRole::Rack, 32, [0]);

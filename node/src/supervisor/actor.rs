@@ -12,7 +12,7 @@ use pomona_common::engine::{EngineCommand, EngineEvent};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::plan::NodeTarget;
 use pomona_common::{Class, EngineKnobs, Failure, Generation, ModelName, NodeId, SloSet, limits};
-use pomona_decide::Pacer;
+use pomona_decide::{Pacer, Watchdog};
 use pomona_probe::KillTally;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -27,7 +27,6 @@ use crate::supervisor::machine_now::MachineNow;
 use crate::supervisor::process::EngineProcess;
 use crate::supervisor::sequences::Sequences;
 use crate::supervisor::served::Served;
-use crate::supervisor::watchdog::Watchdog;
 use crate::supervisor::{EngineProgram, EngineView, Request, Setup};
 use ended::RESTART_FIRST;
 

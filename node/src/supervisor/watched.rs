@@ -3,9 +3,9 @@
 use pomona_common::engine::EngineCommand;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Class, Failure, Generation, Rung};
+use pomona_decide::watchdog::{Seen, Verdict};
 
 use crate::supervisor::actor::Actor;
-use crate::supervisor::watchdog::{Seen, Verdict};
 
 impl Actor {
     /// Looks whether the engine is wedged; one that is ends, which the end of its pipe tells.

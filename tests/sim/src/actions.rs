@@ -32,8 +32,8 @@ pub enum Action {
     Settle(SpillId, u64),
     /// A request with a key takes so many tokens at a node's endpoint.
     Take(usize, u64),
-    /// A coordinator's wall clock is off by so many seconds from now on.
-    Steps(u64, i64),
+    /// A machine's wall clock is off by so many seconds from now on.
+    Steps(Id, i64),
     Commit(Command),
     /// What a person does at a node from now on.
     Person(usize, Person),
@@ -47,6 +47,12 @@ pub enum Action {
     SaysSwap(usize, Option<(f32, bool)>),
     /// Its engine says that an interactive answer began, when none did.
     SaysBegan(usize, FirstToken),
+    /// Total and available memory that its probe says, of what is there in all, likewise.
+    SaysMemory(usize, Option<(f64, f64)>),
+    /// Its battery holds so many percent.
+    Battery(usize, f64),
+    /// Its engine does nothing any more, or goes on.
+    Wedge(usize, bool),
     /// Its engine dies, and is started anew.
     Crash(usize),
     /// The system kills its engine, for want of memory.
@@ -77,7 +83,21 @@ impl World {
             Action::Cut(from, to, false) => {
                 self.cuts.remove(&(from, to));
             }
-            Action::Person(node, person) => self.nodes[node].mac.person = person,
+            Action::Person(node, person) => {
+                self.nodes[node].mac.person = person;
+                if !person.unplugged && self.nodes[node].mac.has_gone_out() {
+                    self.nodes[node].mac.charge(1.0);
+                    self.machine(Id::Node(node)).wake(now);
+                }
+            }
+            Action::Battery(node, percent) => self.nodes[node].mac.charge(percent),
+            Action::Wedge(node, wedged) => {
+                if self.nodes[node].machine.runs() {
+                    let wishes = self.nodes[node].wedge(wedged, now);
+                    self.carry_out_node(node, wishes);
+                }
+            }
+            Action::SaysMemory(node, memory) => self.nodes[node].mac.says.memory = memory,
             Action::SaysWatts(node, watts) => self.nodes[node].mac.says.watts = watts,
             Action::Pressed(node, percent) => self.nodes[node].mac.says.pressure = percent,
             Action::SaysResident(node, percent) => self.nodes[node].mac.says.resident = percent,
@@ -102,11 +122,15 @@ impl World {
             Action::Settle(id, tokens) => self.settle(id, tokens),
             Action::Take(node, tokens) => {
                 if self.nodes[node].machine.runs() {
-                    let now_s = self.now_s();
+                    let now_s = self.nodes[node].now_s(now);
                     self.nodes[node].quota.take(&model(0), tokens, now_s);
                 }
             }
-            Action::Steps(number, seconds) => self.coordinator(number).clock_off_s = seconds,
+            Action::Steps(Id::Coordinator(number), seconds) => self.coordinator(number).clock_off_s = seconds,
+            Action::Steps(Id::Node(node), seconds) => {
+                self.nodes[node].clock_off_s = seconds;
+                self.nodes[node].quota.stepped();
+            }
             Action::Commit(command) => self.log.commit(command, &mut self.random),
             Action::Ask(entry, request) => {
                 self.ask(entry, request, None);

@@ -284,7 +284,7 @@ impl Coordinator {
         let missing = missing.filter(|record| !self.state.catalogue.contains_key(&record.name));
         let mut due: Vec<Command> = missing.map(|record| Command::AddModel(record.clone())).collect();
         due.extend(lease::due(&self.state, now_s));
-        due.extend(self.charges(now_s));
+        due.extend(self.charges(now, now_s));
         let (inventory, mut signals) = (self.inventory(now), self.signals(now));
         let awake = Duration::from_millis(self.machine.awake(now));
         let mut known = Known::of(&self.state, &due);
@@ -316,11 +316,14 @@ impl Coordinator {
     }
 
     /// Counts what keys took at nodes' endpoints.
-    fn charges(&self, now_s: u64) -> Option<Command> {
+    fn charges(&self, now: u64, now_s: u64) -> Option<Command> {
+        let awake = self.machine.awake(now);
         let of_node = |(node, connected): (&NodeId, &Connected)| {
             let (entry, batch) = (EntryId::Node(*node), connected.spent.clone()?);
+            let (at, report) = connected.report.as_ref()?;
+            let (theirs_s, ours_s) = (report.wall_ms / 1000, now_s - (awake - at) / 1000);
             let is_new = !self.state.keys.has_counted(entry, &batch);
-            (is_new && self.state.keys_for(*node).is_some()).then_some((entry, batch))
+            (is_new && self.state.keys_for(*node).is_some()).then(|| (entry, batch.dated(theirs_s, ours_s)))
         };
         let charges: Vec<(EntryId, Batch)> = self.sessions.iter().filter_map(of_node).collect();
         (!charges.is_empty()).then_some(Command::ChargeKeys { charges, now_s })

@@ -8,6 +8,7 @@ mod copies;
 mod making;
 mod prefixes;
 mod reported;
+mod wedged;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -81,6 +82,17 @@ pub struct Engine {
     pub cached: [u64; 3],
     answers: u64,
     first_tokens: Vec<FirstToken>,
+    /// Steps that were done.
+    pub steps: u64,
+    /// It does nothing any more and answers nobody; what it was asked for meanwhile.
+    wedged: Option<Vec<((Asker, u64), Generation)>>,
+}
+
+fn not_begun(generation: &Generation) -> GenerationEvent {
+    GenerationEvent::Failed(Failure::ModelNotLoaded {
+        model: generation.model.to_string(),
+        detail: "the engine is started anew".into(),
+    })
 }
 
 impl Engine {
@@ -106,12 +118,14 @@ impl Engine {
             cached: [0; 3],
             answers: 0,
             first_tokens: Vec::new(),
+            steps: 0,
+            wedged: None,
         }
     }
 
     /// When it wants to be called again.
     pub fn due(&self) -> u64 {
-        self.due
+        if self.is_wedged() { u64::MAX } else { self.due }
     }
 
     pub fn add_model(&mut self, record: &ModelRecord) {
@@ -131,7 +145,7 @@ impl Engine {
 
     /// Unloads a model; what it made for others ends.
     pub fn remove_model(&mut self, model: &ModelName) -> Vec<Out> {
-        if self.models.remove(model).is_none() {
+        if self.is_wedged() || self.models.remove(model).is_none() {
             return Vec::new();
         }
         let ended = self.scheduler.remove_model(model);
@@ -156,6 +170,9 @@ impl Engine {
 
     /// Knobs are obeyed between two slices.
     pub fn set_knobs(&mut self, knobs: EngineKnobs) {
+        if self.is_wedged() {
+            return;
+        }
         if self.running.is_some() {
             self.stop_at_slice();
             self.next_knobs = Some(knobs);
@@ -172,6 +189,9 @@ impl Engine {
     }
 
     pub fn set_pace(&mut self, percent: u32) {
+        if self.is_wedged() {
+            return;
+        }
         self.scheduler.set_pace(percent);
         // A rest may be over by it.
         if !self.sequences.is_empty() {
@@ -188,8 +208,18 @@ impl Engine {
         }
     }
 
-    /// Takes a request, or says why not.
-    pub fn start(&mut self, asked: (Asker, u64), generation: Generation) -> GenerationEvent {
+    /// Takes a request, or says why not; says nothing while it is wedged.
+    pub fn start(&mut self, asked: (Asker, u64), generation: Generation) -> Option<GenerationEvent> {
+        match &mut self.wedged {
+            Some(waiting) => {
+                waiting.push((asked, generation));
+                None
+            }
+            None => Some(self.take(asked, generation)),
+        }
+    }
+
+    fn take(&mut self, asked: (Asker, u64), generation: Generation) -> GenerationEvent {
         // Some begin with what was said already.
         let again = (asked.1 % 3) as u32;
         let emitted = (generation.resume.len() as u32).saturating_sub(again);
@@ -275,6 +305,7 @@ impl Engine {
 
     /// Nobody waits for this answer any more.
     pub fn cancel(&mut self, asked: (Asker, u64)) {
+        self.forget_waiting(|one| one == asked);
         if let Some(id) = self.ids.get(&asked).copied() {
             self.keep_answer(id);
             self.scheduler.end(id);
@@ -288,21 +319,18 @@ impl Engine {
     /// It is killed: whoever waits is told.
     pub fn die(&mut self) -> Vec<Out> {
         let ended = std::mem::take(&mut self.sequences).into_values();
-        let failed = |making: Making| {
-            let failure = match making.has_begun {
-                true => Failure::EngineLost,
-                false => Failure::ModelNotLoaded {
-                    model: making.generation.model.to_string(),
-                    detail: "the engine is started anew".into(),
-                },
-            };
-            (making.asked, GenerationEvent::Failed(failure))
-        };
-        ended.map(failed).collect()
+        let ended = ended.map(|making| match making.has_begun {
+            true => (making.asked, GenerationEvent::Failed(Failure::EngineLost)),
+            false => (making.asked, not_begun(&making.generation)),
+        });
+        let waiting = self.wedged.take().unwrap_or_default().into_iter();
+        let waiting = waiting.map(|(asked, generation)| (asked, not_begun(&generation)));
+        ended.chain(waiting).collect()
     }
 
     /// A coordinator is gone, and what it asked for with it.
     pub fn cancel_all_of(&mut self, asker: Asker) {
+        self.forget_waiting(|(one, _)| one == asker);
         let of_it = self.ids.range((asker, 0)..=(asker, u64::MAX));
         let of_it: Vec<(Asker, u64)> = of_it.map(|(asked, _)| *asked).collect();
         of_it.into_iter().for_each(|asked| self.cancel(asked));
@@ -321,18 +349,25 @@ impl Engine {
             .map(|making| (making.asked, &making.generation))
     }
 
+    /// What it makes, unless it only seems to.
     pub fn makes(&self, asked: (Asker, u64)) -> Option<&Generation> {
+        if self.is_wedged() {
+            return None;
+        }
         let id = self.ids.get(&asked)?;
         self.sequences.get(id).map(|making| &making.generation)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.sequences.is_empty()
+        self.sequences.is_empty() && self.wedged.as_ref().is_none_or(Vec::is_empty)
     }
 
     /// Works until this time.
     pub fn advance(&mut self, mac: &Mac, to: u64) -> Vec<Out> {
         let mut out = Vec::new();
+        if self.is_wedged() {
+            return out;
+        }
         loop {
             if let Some(running) = self.running.take() {
                 if running.ends > to {
@@ -500,6 +535,7 @@ impl Engine {
             .sum();
         self.prefilled[step.class.index()] += u64::from(prompt);
         self.scheduler.complete(&step);
+        self.steps += 1;
         for row in &step.rows {
             self.keep_prefix(row);
         }

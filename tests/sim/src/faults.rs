@@ -25,6 +25,8 @@ pub struct Faults {
     pub left: usize,
     /// Answers that ended with an error after they had moved as often as one may.
     pub unlucky: usize,
+    /// Engines that were wedged, and found so.
+    pub wedged: u64,
     /// Steps of the offload ladder.
     pub rungs: usize,
     /// Transitions of gates.
@@ -134,6 +136,7 @@ impl Faults {
             }),
             left: ends(End::WithEntry) + ends(End::GivenUp),
             unlucky: ends(End::Failed { moves: 3 }),
+            wedged: world.nodes.iter().map(|node| node.wedged).sum(),
             rungs: world.rungs.len(),
             gates: world.gates_passed(),
             spills: (world.book.let_out, world.book.refused),
@@ -162,6 +165,7 @@ impl Faults {
         self.refused += other.refused;
         self.left += other.left;
         self.unlucky += other.unlucky;
+        self.wedged += other.wedged;
         self.rungs += other.rungs;
         self.gates += other.gates;
         self.spills.0 += other.spills.0;

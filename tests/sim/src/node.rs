@@ -2,6 +2,7 @@
 
 mod entry;
 mod power;
+mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -16,7 +17,7 @@ use pomona_common::signs::Signs;
 use pomona_common::unit::{Bytes, Reading};
 use pomona_common::{Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
 use pomona_decide::planner::PRESSURE_MAX;
-use pomona_decide::{EntryPlace, Pacer};
+use pomona_decide::{EntryPlace, Pacer, Watchdog};
 use pomona_link::{Contacts, Source};
 
 use crate::answers::{self, Answers};
@@ -79,6 +80,14 @@ pub struct Node {
     pub is_paced: bool,
     /// What is comfortable, in watts.
     pub comfort: Option<f64>,
+    /// Its watch over the engine.
+    watchdog: Watchdog,
+    /// How often it found it wedged.
+    pub wedged: u64,
+    /// The share of the time for batch, in percent.
+    pace: u32,
+    /// Its wall clock is off by so many seconds.
+    pub clock_off_s: i64,
 }
 
 /// What a node wants done.
@@ -136,7 +145,16 @@ impl Node {
             worked: None,
             is_paced: true,
             comfort: None,
+            watchdog: Watchdog::default(),
+            wedged: 0,
+            pace: 100,
+            clock_off_s: 0,
         }
+    }
+
+    /// By its wall clock.
+    pub fn now_s(&self, now: u64) -> u64 {
+        (BEGAN_S + now / 1000).saturating_add_signed(self.clock_off_s)
     }
 
     /// Its process starts anew: what is not on the disk is lost.
@@ -150,7 +168,8 @@ impl Node {
         (self.gone, self.passed, self.went_back) = (old.gone, old.passed, old.went_back);
         (self.hot_s, self.joules) = (old.hot_s, old.joules);
         (self.comfort, self.is_paced) = (old.comfort, old.is_paced);
-        self.guards_memory = old.guards_memory;
+        (self.guards_memory, self.clock_off_s) = (old.guards_memory, old.clock_off_s);
+        self.wedged = old.wedged;
         self.engine.tokens = old.engine.tokens;
         (self.engine.prefilled, self.busy_s) = (old.engine.prefilled, old.busy_s);
         self.engine.cached = old.engine.cached;
@@ -191,11 +210,11 @@ impl Node {
         for one in next {
             match one {
                 answers::Wish::Open(EntryPlace::Here, number, generation) => {
-                    let event = self.start((Asker::Here, number), *generation);
-                    let next = self
-                        .answers
-                        .on_event(EntryPlace::Here, self.id, number, event, now);
-                    wishes.extend(self.follow(next, now));
+                    if let Some(event) = self.start((Asker::Here, number), *generation) {
+                        let place = EntryPlace::Here;
+                        let next = self.answers.on_event(place, self.id, number, event, now);
+                        wishes.extend(self.follow(next, now));
+                    }
                 }
                 answers::Wish::Open(EntryPlace::Coordinator(to), number, generation) => {
                     let is_made_here = self.engine.makes((Asker::Here, number)).is_some();
@@ -229,6 +248,7 @@ impl Node {
         let next = self.answers.look_at(number, &view, now);
         let strays = class == Class::Interactive
             && self.engine.has(&model)
+            && !self.engine.is_wedged()
             && next
                 .iter()
                 .any(|wish| matches!(wish, answers::Wish::Open(EntryPlace::Coordinator(_), ..)));
@@ -288,7 +308,8 @@ impl Node {
         if awake >= self.reported + REPORT {
             self.reported = awake;
             self.keep_pace(now);
-            wishes.extend(self.reports());
+            wishes.extend(self.watch(now));
+            wishes.extend(self.reports(now));
         }
         if awake >= self.said + crate::wire::KEEP_ALIVE {
             self.said = awake;
@@ -308,8 +329,8 @@ impl Node {
     }
 
     /// What is told each second.
-    fn reports(&mut self) -> Vec<Wish> {
-        let report = NodeMessage::Report(Box::new(self.report()));
+    fn reports(&mut self, now: u64) -> Vec<Wish> {
+        let report = NodeMessage::Report(Box::new(self.report(now)));
         let (answers, first_tokens) = self.engine.first_tokens();
         let signs = NodeMessage::Signs(Box::new(Signs {
             swapped_out: Reading::Measured(Bytes(self.mac.swapped_out as u64)),
@@ -329,9 +350,10 @@ impl Node {
         wishes
     }
 
-    fn report(&mut self) -> NodeReport {
+    fn report(&mut self, now: u64) -> NodeReport {
         NodeReport {
             version: REPORT_VERSION,
+            wall_ms: self.now_s(now) * 1000,
             machine: self.mac.report(),
             engine: Some(self.engine.report()),
             reached_generation: self.generation,
@@ -366,7 +388,7 @@ impl Node {
             models: self.stored.clone(),
         };
         let woke = self.slept_ms.map(|slept_ms| NodeMessage::Woke { slept_ms });
-        let report = NodeMessage::Report(Box::new(self.report()));
+        let report = NodeMessage::Report(Box::new(self.report(now)));
         [Some(hello), woke, Some(report)]
             .into_iter()
             .flatten()
@@ -399,7 +421,7 @@ impl Node {
             Wire::Close => wishes.extend(self.lose(coordinator, now)),
             Wire::Open(answer, generation) => {
                 let event = self.start((Asker::Coordinator(coordinator), answer), *generation);
-                wishes.push(Wish::Send(coordinator, Wire::Event(answer, event)));
+                wishes.extend(event.map(|event| Wish::Send(coordinator, Wire::Event(answer, event))));
             }
             Wire::Cancel(answer) => self.engine.cancel((Asker::Coordinator(coordinator), answer)),
             Wire::FromCoordinator(message) => wishes.extend(self.obey(coordinator, *message, now)),
@@ -414,21 +436,21 @@ impl Node {
     }
 
     /// Has the engine take work, unless it is spared of it.
-    fn start(&mut self, asked: (Asker, u64), generation: Generation) -> GenerationEvent {
+    fn start(&mut self, asked: (Asker, u64), generation: Generation) -> Option<GenerationEvent> {
         let is_short = self.guards_memory && self.mac.pressure() > PRESSURE_MAX;
         if generation.class != Class::Interactive && is_short {
-            return GenerationEvent::Failed(pomona_common::Failure::Overloaded {
+            return Some(GenerationEvent::Failed(pomona_common::Failure::Overloaded {
                 detail: "this node is short of memory".into(),
                 retry_after_s: 10,
-            });
+            }));
         }
         let rung = self.relief.1.rung;
         let is_held = rung > Rung::Normal && (generation.resume.is_empty() || rung >= Rung::Pause);
         if generation.class == Class::Batch && is_held {
-            return GenerationEvent::Failed(pomona_common::Failure::Overloaded {
+            return Some(GenerationEvent::Failed(pomona_common::Failure::Overloaded {
                 detail: "this node is relieved of batch work".into(),
                 retry_after_s: 5,
-            });
+            }));
         }
         self.engine.start(asked, generation)
     }
@@ -453,7 +475,8 @@ impl Node {
                 spent,
                 charged,
             } => {
-                self.quota.learn(applied, spent, charged, BEGAN_S + now / 1000);
+                let now_s = self.now_s(now);
+                self.quota.learn(applied, spent, charged, now_s);
                 Vec::new()
             }
             CoordinatorMessage::Evict => {
@@ -482,6 +505,7 @@ impl Node {
         self.engine.cached = old.cached;
         wishes.extend(self.pass_on(old.die(), now));
         self.loading.clear();
+        self.watchdog = Watchdog::default();
         wishes.extend(self.follow_target(now));
         wishes
     }

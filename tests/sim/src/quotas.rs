@@ -38,7 +38,8 @@ pub struct Quota {
     sent: Option<Batch>,
     /// The latest one that each coordinator was told in this session.
     told: BTreeMap<u64, u64>,
-    /// Tokens that its processes took, and those of them that no message said were counted when the process ended.
+    /// Tokens that its processes took, and those of them that no message said were counted when the process ended, or the
+    /// clock was set.
     taken: u64,
     lost: u64,
     /// Tokens of this process that no message said were counted.
@@ -74,9 +75,14 @@ impl Quota {
     pub fn restarted(&self) -> Self {
         Self {
             taken: self.taken,
-            lost: self.lost + self.uncounted,
+            lost: self.taken.min(self.lost + self.uncounted),
             ..Self::of_process(self.node, self.instance + 1)
         }
+    }
+
+    /// The node's clock was set: what nobody has heard of yet may be taken for another day's.
+    pub fn stepped(&mut self) {
+        self.lost = self.taken.min(self.lost + self.uncounted);
     }
 
     /// A request with the key takes so many tokens.
@@ -161,6 +167,10 @@ impl World {
         for (index, proposal) in self.log.entries.iter().enumerate() {
             let mut proposal = proposal.clone();
             if let Command::ChargeKeys { charges, now_s: said } = &mut proposal.command {
+                // By whose clock it was dated, who led then.
+                for one in charges.iter_mut().flat_map(|(_, batch)| &mut batch.spent) {
+                    one.at_s = (one.at_s + now_s).saturating_sub(*said);
+                }
                 *said = now_s;
                 let batches = charges.iter().map(|(entry, batch)| {
                     let number = (*entry, batch.instance, batch.number);

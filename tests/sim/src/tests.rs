@@ -2,6 +2,7 @@
 
 mod memory;
 mod offload;
+mod standstills;
 
 use pomona_common::Class;
 use pomona_decide::{Command, Lease, ModelPolicy, Presence};
@@ -38,6 +39,7 @@ fn clusters_come_through_whatever_happens() {
     assert_eq!(found.broken, []);
     assert!(found.hours > 10.0 || seeds() < 130, "{found:?}");
     assert!(found.finished * 10 > found.answers * 8, "{found:?}");
+    assert!(found.wedged > found.seeds / 2, "{found:?}");
 }
 
 #[test]

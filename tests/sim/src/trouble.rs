@@ -104,6 +104,10 @@ pub fn world(seed: u64) -> World {
     World::new(seed, COORDINATORS, nodes.collect(), &founding())
 }
 
+fn one_of<T: Copy, const N: usize>(world: &mut World, all: [T; N]) -> T {
+    all[world.random.between(0, N as u64) as usize]
+}
+
 /// Minutes of trouble, drawn from the world's own randomness.
 pub fn trouble(world: &mut World) {
     let everybody = world.everybody();
@@ -113,7 +117,7 @@ pub fn trouble(world: &mut World) {
         let choice = world.random.between(0, everybody.len() as u64) as usize;
         let id = everybody[choice];
         let safe = id == CELLAR.0 || id == CELLAR.1;
-        match world.random.between(0, 14) {
+        match world.random.between(0, 17) {
             0 | 1 if !safe => {
                 let span = world.random.between(500, 60_000);
                 world.at(at, Action::Sleep(id));
@@ -141,14 +145,15 @@ pub fn trouble(world: &mut World) {
             8 => {
                 let node = world.random.between(1, NODES as u64) as usize;
                 let span = world.random.between(2_000, 30_000);
-                let says = [f32::NAN, 10_000.0, -5.0, 60.0][world.random.between(0, 4) as usize];
+                let says = one_of(world, [f32::NAN, 10_000.0, -5.0, 60.0]);
                 world.at(at, Action::SaysWatts(node, Some(says)));
                 world.at(at + span, Action::SaysWatts(node, None));
             }
             9 => {
                 let node = world.random.between(1, NODES as u64) as usize;
                 let span = world.random.between(1_000, 20_000);
-                world.at(at, Action::Pressed(node, Some(95.0)));
+                let says = one_of(world, [95.0, 95.0, f32::NAN, 1_000.0, -3.0]);
+                world.at(at, Action::Pressed(node, Some(says)));
                 world.at(at + span, Action::Pressed(node, None));
             }
             10 => {
@@ -159,6 +164,11 @@ pub fn trouble(world: &mut World) {
                     unplugged: world.random.one_in(2),
                     ..Person::default()
                 };
+                if world.random.one_in(2) {
+                    // Some of it goes out meanwhile.
+                    let percent = one_of(world, [0.05, 0.3, 8.0, 40.0]);
+                    world.at(at, Action::Battery(node, percent));
+                }
                 world.at(at, Action::Person(node, person));
                 world.at(at + span, Action::Person(node, Person::default()));
             }
@@ -175,9 +185,22 @@ pub fn trouble(world: &mut World) {
                 }
             }
             13 => {
-                let number = world.random.between(1, COORDINATORS + 1);
-                let seconds = [-90_000, -3_600, -5, 7, 3_600, 90_000][world.random.between(0, 6) as usize];
-                world.at(at, Action::Steps(number, seconds));
+                let seconds = one_of(world, [-90_000, -3_600, -5, 7, 3_600, 90_000]);
+                world.at(at, Action::Steps(id, seconds));
+            }
+            14 | 15 => {
+                // Some go on by themselves before anybody does anything about it.
+                let node = world.random.between(1, NODES as u64) as usize;
+                let span = world.random.between(1_000, 70_000);
+                world.at(at, Action::Wedge(node, true));
+                world.at(at + span, Action::Wedge(node, false));
+            }
+            16 => {
+                let node = world.random.between(1, NODES as u64) as usize;
+                let span = world.random.between(2_000, 30_000);
+                let says = one_of(world, [(0.0, 0.0), (1e6, 1e6), (1.0, 2.0), (1e6, 0.0)]);
+                world.at(at, Action::SaysMemory(node, Some(says)));
+                world.at(at + span, Action::SaysMemory(node, None));
             }
             6 => {
                 let node = world.random.between(1, NODES as u64) as usize;
@@ -248,15 +271,15 @@ pub fn trouble(world: &mut World) {
 pub fn heal(world: &mut World, at: u64) {
     let everybody = world.everybody();
     for id in &everybody {
-        if let Id::Coordinator(number) = id {
-            world.at(at, Action::Steps(*number, 0));
-        }
+        world.at(at, Action::Steps(*id, 0));
         world.at(at, Action::Wake(*id));
         world.at(at, Action::Stall(*id, false));
         world.at(at, Action::Start(*id));
         if let Id::Node(node) = id {
             world.at(at, Action::SaysWatts(*node, None));
             world.at(at, Action::Pressed(*node, None));
+            world.at(at, Action::SaysMemory(*node, None));
+            world.at(at, Action::Wedge(*node, false));
         }
         for other in &everybody {
             world.at(at, Action::Cut(*id, *other, false));

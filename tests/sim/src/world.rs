@@ -195,6 +195,9 @@ impl World {
             Id::Node(node) => {
                 let wishes = self.nodes[node].tick(self.now);
                 self.carry_out_node(node, wishes);
+                if self.nodes[node].mac.has_gone_out() {
+                    self.nodes[node].machine.sleep(self.now);
+                }
             }
             Id::Coordinator(number) => {
                 let numbers: Vec<u64> = self.coordinators.iter().map(|one| one.number).collect();

@@ -117,7 +117,7 @@ pub(crate) fn rank(rejected: &Rejected) -> u8 {
         Rejected::Unapproved => 2,
         Rejected::OtherPool(_) | Rejected::Private | Rejected::Lent => 3,
         Rejected::Draining | Rejected::Cordoned | Rejected::LeaseEnds => 4,
-        Rejected::Suspected | Rejected::Quarantined | Rejected::Relocated => 5,
+        Rejected::UnknownMemory | Rejected::Suspected | Rejected::Quarantined | Rejected::Relocated => 5,
         Rejected::TooLarge { .. } | Rejected::NoDisk { .. } => 6,
         Rejected::NoMemoryNow { .. } | Rejected::Pressure(_) => 7,
     }

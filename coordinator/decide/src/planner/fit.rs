@@ -53,6 +53,8 @@ pub enum Rejected {
     NotStored,
     /// Other weights are there under the name.
     OtherContents,
+    /// How much memory it has is not known.
+    UnknownMemory,
     /// Not within physical memory.
     TooLarge {
         /// Bytes that the weights take there.
@@ -93,6 +95,9 @@ impl fmt::Display for Rejected {
             Rejected::Relocated => {
                 f.write_str("memory is, or was within the hour, short there: `pomona gates`, `pomona nodes`")
             }
+            Rejected::UnknownMemory => f.write_str(
+                "it does not say how much memory it has, or what cannot be: `pomona doctor` there",
+            ),
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
             Rejected::Private => {
                 f.write_str("the model is private and this machine is rented: `pomona cloud private`")
@@ -336,14 +341,15 @@ impl<'a> Site<'a> {
         let freed = victims
             .iter()
             .fold(0u64, |freed, victim| freed.saturating_add(self.need(victim)));
+        let is_loaded = self.node.loaded.contains(&model.name);
         let room = self.node.memory_total;
         let room = room.map(|total| total.saturating_add(freed).saturating_sub(self.spoken_for()));
-        if let Some(room) = room.filter(|room| need > *room) {
-            return Err(Rejected::TooLarge { need, room });
-        }
-        // One that is loaded takes nothing more.
-        if self.node.loaded.contains(&model.name) {
-            return Ok(());
+        match room {
+            None if !is_loaded => return Err(Rejected::UnknownMemory),
+            Some(room) if need > room => return Err(Rejected::TooLarge { need, room }),
+            // One that is loaded takes nothing more.
+            _ if is_loaded => return Ok(()),
+            _ => {}
         }
         if let Some(pressure) = self.node.pressure.filter(|pressure| *pressure > PRESSURE_MAX) {
             return Err(Rejected::Pressure(pressure));

@@ -6,12 +6,15 @@ use pomona_decide::{Keep, ModelPolicy, Replicas};
 use pomona_tests::Random;
 
 use crate::cluster::{founding, node_id, place};
-use crate::mac::{DATA, Mac, kinds};
+use crate::mac::{DATA, Kind, Mac, kinds};
 use crate::node::Node;
 use crate::policy::{Policy, Tuning};
 use crate::world::{World, addresses};
 
 const GIB: u64 = 1 << 30;
+/// What the system, the models and a person's programs take of the memory, in GiB: of what is left a kind's owners give
+/// the same share for KV caches.
+const TAKEN_GIB: f64 = 10.0;
 /// Kinds of Mac by the names of `macs.toml`, with the memory for KV caches that their owners give, in GiB.
 const FLEET: [(&str, u64); 12] = [
     ("air-m4", 3),
@@ -70,12 +73,15 @@ pub fn machines(seed: u64) -> anyhow::Result<Vec<Machine>> {
     let kinds = kinds(DATA)?;
     let mut random = Random::new(seed);
     let machine = |(name, gib): &(&str, u64)| {
-        let kind = kinds[*name].drawn(&mut random, SPREAD);
+        let usual = &kinds[*name];
+        let kind = usual.drawn(&mut random, SPREAD);
+        let left = |kind: &Kind| (kind.memory_gib.value - TAKEN_GIB).max(1.0);
+        let kv_gib = *gib as f64 * left(&kind) / left(usual);
         Machine {
             comfort: usual_comfort(kind.role, &kind.chip),
             mac: Mac::new(kind),
             knobs: EngineKnobs {
-                kv_budget_bytes: gib * GIB,
+                kv_budget_bytes: (kv_gib * GIB as f64) as u64,
                 ..EngineKnobs::default()
             },
         }

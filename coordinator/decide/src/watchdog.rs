@@ -21,18 +21,18 @@ const CANARY_WITHIN: u32 = 45;
 
 /// What the supervisor knows at a tick.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Seen {
+pub struct Seen {
     /// Sequences are with the engine.
-    pub(super) works: bool,
+    pub works: bool,
     /// A model is being loaded.
-    pub(super) loads: bool,
+    pub loads: bool,
     /// A model is loaded that a canary can be sent to.
-    pub(super) can_sing: bool,
+    pub can_sing: bool,
 }
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub enum Verdict {
     /// Nothing.
     Fine,
     /// Send a canary, and say so with [`Watchdog::sent`].
@@ -43,7 +43,7 @@ pub(super) enum Verdict {
 
 /// Of one run of the engine.
 #[derive(Debug, Default)]
-pub(super) struct Watchdog {
+pub struct Watchdog {
     silent: u32,
     /// `None` until it has told: one that counts nothing is not judged by it.
     progress: Option<u64>,
@@ -55,35 +55,35 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// The engine said something.
-    pub(super) fn heard(&mut self) {
+    pub fn heard(&mut self) {
         self.silent = 0;
     }
 
     /// The engine's progress counter.
-    pub(super) fn progress(&mut self, progress: u64) {
+    pub fn progress(&mut self, progress: u64) {
         if self.progress.replace(progress) != Some(progress) {
             self.stuck = 0;
         }
     }
 
     /// A canary was sent under this number.
-    pub(super) fn sent(&mut self, sequence: u64) {
+    pub fn sent(&mut self, sequence: u64) {
         self.canary = Some((sequence, 0));
     }
 
     /// Whether this sequence is the canary.
-    pub(super) fn is_canary(&self, sequence: u64) -> bool {
+    pub fn is_canary(&self, sequence: u64) -> bool {
         self.canary.is_some_and(|(canary, _)| canary == sequence)
     }
 
     /// The canary answered.
-    pub(super) fn answered(&mut self) {
+    pub fn answered(&mut self) {
         self.canary = None;
         self.idle = 0;
     }
 
     /// One second of the node's own time went by.
-    pub(super) fn tick(&mut self, seen: Seen) -> Verdict {
+    pub fn tick(&mut self, seen: Seen) -> Verdict {
         self.silent += 1;
         // Not taken back when there is nothing to do: an engine that fails at every step ends its work.
         self.stuck += u32::from(seen.works && !seen.loads && self.progress.is_some());
