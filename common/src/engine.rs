@@ -50,6 +50,8 @@ pub enum EngineCommand {
     Pace(u32),
     /// How much may wait, and for how long.
     Slos(Box<SloSet>),
+    /// Whether the system is short of memory: then nothing begins but what a person waits for.
+    Short(bool),
 }
 
 impl EngineCommand {

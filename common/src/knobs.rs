@@ -261,6 +261,15 @@ impl EngineKnobs {
         knobs
     }
 
+    /// These knobs where the system is short of memory, whoever takes it: nothing begins but what a person waits for.
+    #[must_use]
+    pub fn sparing_memory(mut self) -> Self {
+        for knobs in [&mut self.background, &mut self.batch] {
+            (knobs.max_slots, knobs.reserved_slots) = (0, 0);
+        }
+        self
+    }
+
     /// Every contradiction in these knobs, in the user's terms; empty when they are sound.
     pub fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();

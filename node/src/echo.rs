@@ -149,7 +149,7 @@ impl Echo {
                 Ok(())
             }
             // Nothing waits here.
-            EngineCommand::Slos(_) => Ok(()),
+            EngineCommand::Slos(_) | EngineCommand::Short(_) => Ok(()),
             EngineCommand::Report => {
                 self.send(&EngineEvent::Progress(self.steps))?;
                 let mut classes = BTreeMap::<Class, ClassReport>::new();

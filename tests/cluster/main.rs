@@ -23,6 +23,7 @@ mod paths;
 mod rough_links;
 mod served_memory;
 mod swap;
+mod tail;
 
 use std::panic::catch_unwind;
 
@@ -65,6 +66,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("memory", memory::run),
     ("served_memory", served_memory::run),
     ("swap", swap::run),
+    ("tail", tail::run),
     ("offload", offload::run),
 ];
 

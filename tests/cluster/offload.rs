@@ -53,7 +53,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let done = AtomicBool::new(false);
     let (streams, (asked, samples)) = std::thread::scope(|scope| {
         let person = scope.spawn(|| ask_until(&laptop, &done));
-        let watcher = scope.spawn(|| watch(&coordinator, &done));
+        let watcher = scope.spawn(|| watch(&coordinator, "laptop", &done));
         let streams = batch_at(&laptop, || {
             std::thread::sleep(LOADED);
             rack.start_node("mlx");
@@ -124,7 +124,7 @@ fn batch_at(machine: &Machine, meanwhile: impl FnOnce()) -> Vec<Streamed> {
     })
 }
 
-fn of_role(coordinator: &Machine, role: &str) -> Value {
+pub(crate) fn of_role(coordinator: &Machine, role: &str) -> Value {
     let status = status(coordinator);
     let nodes = status["nodes"].as_array().cloned().unwrap_or_default();
     nodes
@@ -133,32 +133,33 @@ fn of_role(coordinator: &Machine, role: &str) -> Value {
         .unwrap_or_default()
 }
 
-fn rung(node: &Value) -> String {
+pub(crate) fn rung(node: &Value) -> String {
     let rung = &node["relieved"]["relief"]["rung"];
     rung.as_str().unwrap_or("normal").to_owned()
 }
 
-fn batch(node: &Value, field: &str) -> u64 {
+pub(crate) fn batch(node: &Value, field: &str) -> u64 {
     node["report"]["engine"]["classes"]["batch"][field]
         .as_u64()
         .unwrap_or(0)
 }
 
-/// Four times a second: when, the laptop's rung, and how many batch tokens it has made.
-fn watch(coordinator: &Machine, done: &AtomicBool) -> Vec<(Instant, String, u64)> {
+/// Four times a second: when, a machine's rung, and how many batch tokens it has made.
+pub(crate) fn watch(coordinator: &Machine, role: &str, done: &AtomicBool) -> Vec<(Instant, String, u64)> {
     let mut samples = Vec::new();
     while !done.load(Ordering::Relaxed) {
-        let laptop = of_role(coordinator, "laptop");
-        if laptop["report"].is_object() {
-            samples.push((Instant::now(), rung(&laptop), batch(&laptop, "tokens")));
+        let node = of_role(coordinator, role);
+        if node["report"].is_object() {
+            samples.push((Instant::now(), rung(&node), batch(&node, "tokens")));
         }
         std::thread::sleep(Duration::from_millis(250));
     }
     samples
 }
 
-/// When a rung began and the next one did, and the batch tokens that were made between: what it does.
-fn by_rung(samples: &[(Instant, String, u64)]) -> Vec<(String, f64, u64)> {
+/// When a rung began, how many seconds it was until the next one, and the batch tokens that were made meanwhile: what it
+/// does.
+pub(crate) fn by_rung(samples: &[(Instant, String, u64)]) -> Vec<(String, Instant, f64, u64)> {
     let mut rungs: Vec<(String, Instant, Instant, u64, u64)> = Vec::new();
     for (at, rung, tokens) in samples {
         match rungs.last_mut() {
@@ -169,7 +170,7 @@ fn by_rung(samples: &[(Instant, String, u64)]) -> Vec<(String, f64, u64)> {
     let seconds = |from: Instant, to: Instant| to.duration_since(from).as_secs_f64();
     rungs
         .into_iter()
-        .map(|(rung, from, to, before, after)| (rung, seconds(from, to), after - before))
+        .map(|(rung, from, to, before, after)| (rung, from, seconds(from, to), after.saturating_sub(before)))
         .collect()
 }
 
@@ -199,7 +200,7 @@ fn figures(
     let (loaded, relieved) = (times(false), times(true));
     let rungs: Vec<Value> = by_rung(samples)
         .into_iter()
-        .map(|(rung, seconds, tokens)| {
+        .map(|(rung, _, seconds, tokens)| {
             json!({ "rung": rung, "seconds": seconds, "batch_tok_s": tokens as f64 / seconds.max(1e-9) })
         })
         .collect();

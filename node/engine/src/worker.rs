@@ -143,6 +143,10 @@ impl Worker {
                 self.scheduler.set_pace(percent);
                 Ok(())
             }
+            EngineCommand::Short(is_short) => {
+                self.scheduler.set_short(is_short);
+                Ok(())
+            }
             EngineCommand::Slos(slos) => {
                 self.scheduler.set_slos(&slos);
                 Ok(())

@@ -101,6 +101,8 @@ pub struct Scheduler {
     pub(crate) turnover: [Turnover; 3],
     pub(crate) turns: Turns,
     pub(crate) pace: Pace,
+    /// Whether the system is short of memory.
+    is_short: bool,
     /// Interrupted steps, at most one a class.
     pub(crate) parked: BTreeMap<Class, Step>,
     pub(crate) stats: [ClassStats; 3],
@@ -129,6 +131,7 @@ impl Scheduler {
             turnover: Default::default(),
             turns: Turns::default(),
             pace: Pace::default(),
+            is_short: false,
             parked: BTreeMap::new(),
             stats: Default::default(),
         }
@@ -153,9 +156,20 @@ impl Scheduler {
         self.pace.set(percent);
     }
 
-    /// The knobs in force as the pace leaves them: what a class may enter now. Who is in a slot keeps it.
+    /// While the system is short of memory nothing comes into a slot but what a person waits for.
+    pub fn set_short(&mut self, is_short: bool) {
+        self.is_short = is_short;
+    }
+
+    /// The knobs in force as the pace and a want of memory leave them: what a class may enter now. Who is in a slot keeps
+    /// it.
     pub fn paced_knobs(&self) -> EngineKnobs {
-        self.knobs.paced(self.pace.slots())
+        let knobs = self.knobs.paced(self.pace.slots());
+        if self.is_short {
+            knobs.sparing_memory()
+        } else {
+            knobs
+        }
     }
 
     /// The knobs in force.

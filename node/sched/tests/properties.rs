@@ -20,6 +20,8 @@ enum Event {
     Advance(u16),
     Steps(u8),
     Relieve(Relief),
+    /// The system is short of memory, or no more.
+    Short(bool),
 }
 
 fn class() -> impl Strategy<Value = Class> {
@@ -37,6 +39,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<u8>().prop_map(Event::Cancel),
         1 => (1..200u16).prop_map(Event::Advance),
         3 => (1..20u8).prop_map(Event::Steps),
+        1 => any::<bool>().prop_map(Event::Short),
         1 => (0..Rung::ALL.len(), any::<bool>())
             .prop_map(|(rung, frees_memory)| Event::Relieve(Relief { rung: Rung::ALL[rung], frees_memory })),
     ]
@@ -77,6 +80,7 @@ struct World {
     /// Without relief.
     knobs: EngineKnobs,
     scheduler: Scheduler,
+    is_short: bool,
     engine: Engine,
     now: Duration,
     next: SequenceId,
@@ -96,6 +100,7 @@ impl World {
         Self {
             knobs,
             scheduler,
+            is_short: false,
             engine: Engine::default(),
             now: Duration::ZERO,
             next: 0,
@@ -144,6 +149,7 @@ impl World {
                 }
             }
             Event::Relieve(relief) => self.relieve(*relief),
+            Event::Short(is_short) => self.be_short(*is_short),
             Event::Advance(ms) => self.now += Duration::from_millis(u64::from(*ms)),
             Event::Steps(n) => {
                 for _ in 0..*n {
@@ -154,6 +160,11 @@ impl World {
             }
         }
         assert!(self.scheduler.kv_allocated() <= self.scheduler.knobs().kv_budget_bytes);
+    }
+
+    fn be_short(&mut self, is_short: bool) {
+        self.is_short = is_short;
+        self.scheduler.set_short(is_short);
     }
 
     fn relieve(&mut self, relief: Relief) {
@@ -189,6 +200,8 @@ impl World {
     fn step(&mut self) -> bool {
         let admitted = self.scheduler.admit(self.now);
         for id in &admitted {
+            let is_urgent = self.engine.budget_left[id].0 == Class::Interactive;
+            assert!(is_urgent || !self.is_short, "it begins where memory is short");
             self.engine.in_cache.insert(*id, 0);
             // Prefilled anew if it was sent back: what it decoded before does not count.
             self.unserved.remove(id);
@@ -213,7 +226,11 @@ impl World {
                 let mut left = self.engine.budget_left.values();
                 let paused = self.scheduler.knobs().batch.is_paused();
                 assert!(
-                    left.all(|(class, ..)| paused && *class == Class::Batch),
+                    left.all(|(class, ..)| match class {
+                        Class::Interactive => false,
+                        Class::Background => self.is_short,
+                        Class::Batch => self.is_short || paused,
+                    }),
                     "work is left but nobody runs"
                 );
                 return false;
@@ -349,6 +366,7 @@ proptest! {
             world.apply(event);
         }
         world.relieve(Relief::default());
+        world.be_short(false);
         let mut steps = 0;
         while !world.engine.budget_left.is_empty() {
             world.step();

@@ -55,6 +55,8 @@ struct Adapter {
     slos: SloSet,
     /// Percent of its slots that batch may have.
     pace: u32,
+    /// Whether the system is short of memory.
+    is_short: bool,
     servers: BTreeMap<ModelName, Server>,
     queue: Queue,
     /// How fast each class goes on at each server, since this time.
@@ -91,6 +93,7 @@ pub async fn run() -> Result<(), WireError> {
         knobs: EngineKnobs::default(),
         slos: SloSet::default(),
         pace: 100,
+        is_short: false,
         servers: BTreeMap::new(),
         queue: Queue::default(),
         turnover: Default::default(),
@@ -158,6 +161,10 @@ impl Adapter {
             // Its servers do not rest when they are told to; they are given less to do at once.
             EngineCommand::Pace(percent) => {
                 self.pace = percent;
+                Ok(())
+            }
+            EngineCommand::Short(is_short) => {
+                self.is_short = is_short;
                 Ok(())
             }
             EngineCommand::Slos(slos) => {
@@ -235,6 +242,16 @@ impl Adapter {
         self.tell(sequence, GenerationEvent::Failed(failure)).await
     }
 
+    /// The knobs as the pace and a want of memory leave them.
+    fn paced_knobs(&self) -> EngineKnobs {
+        let knobs = self.knobs.paced(self.pace);
+        if self.is_short {
+            knobs.sparing_memory()
+        } else {
+            knobs
+        }
+    }
+
     /// Starts what has a slot, the most urgent class first.
     fn start_what_may(&mut self) {
         loop {
@@ -246,7 +263,7 @@ impl Adapter {
                 running.map(|(model, class)| (model.clone(), class)).collect();
             let servers = &self.servers;
             let slots = |model: &ModelName| servers.get(model).map(Server::slots).unwrap_or_default();
-            let Some((sequence, job)) = self.queue.next(&self.knobs.paced(self.pace), &running, slots) else {
+            let Some((sequence, job)) = self.queue.next(&self.paced_knobs(), &running, slots) else {
                 return;
             };
             let queue = (job.generation.model.clone(), job.generation.class);

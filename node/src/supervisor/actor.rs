@@ -69,6 +69,8 @@ pub(super) struct Actor {
     pub(super) pacer: Pacer,
     /// The pace that the engine was told, percent.
     pub(super) pace: u32,
+    /// Whether it was told that the system is short of memory.
+    pub(super) is_short: bool,
 }
 
 impl Actor {
@@ -124,6 +126,7 @@ impl Actor {
             machine,
             pacer: Pacer::default(),
             pace: 100,
+            is_short: false,
         }
     }
 
@@ -306,7 +309,7 @@ impl Actor {
         match EngineProcess::spawn(&self.program_now()) {
             Ok(engine) => {
                 tracing::info!(pid = engine.pid(), "engine started");
-                self.pace = 100;
+                (self.pace, self.is_short) = (100, false);
                 self.view.pid = engine.pid();
                 self.tally = engine.pid().map(KillTally::of).unwrap_or_default();
                 self.engine = Some(engine);
@@ -466,6 +469,7 @@ impl Actor {
     fn on_tick(&mut self) {
         self.look_at_lease();
         self.keep_pace();
+        self.spare_memory();
         if let Some(engine) = &self.engine {
             engine.send(EngineCommand::Report);
             // What was killed in its group and was not this engine.

@@ -60,6 +60,18 @@ impl Actor {
         }
     }
 
+    /// Has the engine begin nothing that no person waits for while the system is short of memory: what waits already may
+    /// have come before it was.
+    pub(super) fn spare_memory(&mut self) {
+        let is_short = self.machine.is_short_of_memory();
+        if let Some(engine) = &self.engine
+            && is_short != self.is_short
+            && engine.send(EngineCommand::Short(is_short))
+        {
+            self.is_short = is_short;
+        }
+    }
+
     /// Why work that no person waits for is not taken now. Batch work that was begun elsewhere is, as long as it
     /// would not stand still; where the system is short of memory nothing is, whatever the engine itself takes.
     pub(super) fn spared(&self, generation: &Generation) -> Option<Failure> {

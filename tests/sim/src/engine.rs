@@ -199,6 +199,13 @@ impl Engine {
         }
     }
 
+    pub fn set_short(&mut self, is_short: bool) {
+        self.scheduler.set_short(is_short);
+        if !self.sequences.is_empty() && !self.is_wedged() {
+            self.look_again();
+        }
+    }
+
     /// What interrupted steps have left is there as long as the scheduler has them.
     fn look_again(&mut self) {
         let scheduler = &self.scheduler;

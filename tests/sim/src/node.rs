@@ -435,10 +435,13 @@ impl Node {
         wishes
     }
 
+    fn is_short_of_memory(&self) -> bool {
+        self.guards_memory && self.mac.pressure() > PRESSURE_MAX
+    }
+
     /// Has the engine take work, unless it is spared of it.
     fn start(&mut self, asked: (Asker, u64), generation: Generation) -> Option<GenerationEvent> {
-        let is_short = self.guards_memory && self.mac.pressure() > PRESSURE_MAX;
-        if generation.class != Class::Interactive && is_short {
+        if generation.class != Class::Interactive && self.is_short_of_memory() {
             return Some(GenerationEvent::Failed(pomona_common::Failure::Overloaded {
                 detail: "this node is short of memory".into(),
                 retry_after_s: 10,

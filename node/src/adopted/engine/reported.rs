@@ -41,7 +41,7 @@ impl Adapter {
         };
         EngineReport {
             build: build(),
-            knobs: self.knobs.paced(self.pace),
+            knobs: self.paced_knobs(),
             models: up.map(model).collect(),
             classes: Class::ALL.into_iter().map(class).collect(),
             steps: self.progress,
