@@ -65,6 +65,17 @@ fn show(answer: &Value) {
     {
         tables::say(&format!("Ticket {}: {}", ticket["number"], text(&ticket["text"])));
     }
+    for killed in list(&answer["kills"]) {
+        tables::say(&format!(
+            "The engine of {} was killed with {} {} times within 7 days{}",
+            text(&killed["name"]),
+            text(&killed["model"]),
+            list(&killed["at_s"]).len(),
+            killed["latest"]
+                .as_str()
+                .map_or_else(|| ".".into(), |why| format!("; the latest: {why}."))
+        ));
+    }
     let transitions = list(&answer["transitions"]);
     if !transitions.is_empty() {
         tables::say("\nLatest:");

@@ -261,13 +261,17 @@ impl EngineKnobs {
         knobs
     }
 
-    /// These knobs where the system is short of memory, whoever takes it: nothing begins but what a person waits for.
+    /// What may enter a slot by these knobs: [paced](Self::paced), and where the system is short of memory nothing but
+    /// what a person waits for.
     #[must_use]
-    pub fn sparing_memory(mut self) -> Self {
-        for knobs in [&mut self.background, &mut self.batch] {
-            (knobs.max_slots, knobs.reserved_slots) = (0, 0);
+    pub fn entered(&self, percent: u32, is_short: bool) -> Self {
+        let mut knobs = self.paced(percent);
+        if is_short {
+            for knobs in [&mut knobs.background, &mut knobs.batch] {
+                (knobs.max_slots, knobs.reserved_slots) = (0, 0);
+            }
         }
-        self
+        knobs
     }
 
     /// Every contradiction in these knobs, in the user's terms; empty when they are sound.

@@ -1,5 +1,7 @@
 //! What API keys take: amounts, accounts, and windows of time.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::id::{KeyId, ModelName, NodeId};
@@ -89,10 +91,11 @@ impl Batch {
         charged.0 == self.instance && charged.1 >= self.number
     }
 
-    /// As whoever counts it dates it, whose clock said `ours_s` when the entry's said `theirs_s`, both in seconds since
-    /// 1970. Clocks that differ by little are all right, and every entry's minute stays as it is.
+    /// As whoever counts it at `now_s` dates it, in seconds since 1970, when the entry's own clock said `told_ms`, in
+    /// milliseconds, so long ago. Clocks that differ by little are all right, and every entry's minute stays as it is.
     #[must_use]
-    pub fn dated(mut self, theirs_s: u64, ours_s: u64) -> Self {
+    pub fn dated(mut self, told_ms: u64, ago: Duration, now_s: u64) -> Self {
+        let (theirs_s, ours_s) = (told_ms / 1000, now_s.saturating_sub(ago.as_secs()));
         if theirs_s.abs_diff(ours_s) > AHEAD_MINUTES * MINUTE_S {
             for one in &mut self.spent {
                 one.at_s = one.at_s.saturating_add(ours_s).saturating_sub(theirs_s);
@@ -242,13 +245,16 @@ mod tests {
         };
         for theirs_s in [now_s - DAY_S, now_s - 3_600, now_s + DAY_S] {
             // Ten minutes before the node said so.
-            assert_eq!(batch(theirs_s - 600).dated(theirs_s, now_s), batch(now_s - 600));
+            let told = batch(theirs_s - 600).dated(theirs_s * 1000, Duration::ZERO, now_s);
+            assert_eq!(told, batch(now_s - 600));
+            let told = batch(theirs_s - 600).dated(theirs_s * 1000, Duration::from_secs(5), now_s);
+            assert_eq!(told, batch(now_s - 605));
         }
         for theirs_s in [now_s - 600, now_s, now_s + 5] {
             let told = batch(theirs_s - 90);
-            assert_eq!(told.clone().dated(theirs_s, now_s), told);
+            assert_eq!(told.clone().dated(theirs_s * 1000, Duration::ZERO, now_s), told);
         }
-        assert_eq!(batch(0).dated(now_s, 0), batch(0));
+        assert_eq!(batch(0).dated(now_s * 1000, Duration::ZERO, 0), batch(0));
     }
 
     #[test]

@@ -163,9 +163,8 @@ async fn charge(replica: &Replica, sessions: &Sessions, now_s: u64) -> Result<()
             let (since, batch) = connected.spent()?;
             let (age, report) = connected.report()?;
             let entry = EntryId::Node(node);
-            let (theirs_s, ours_s) = (report.wall_ms / 1000, now_s.saturating_sub(age.as_secs()));
             let is_new = !state.keys.has_counted(entry, &batch);
-            is_new.then(|| (since, entry, batch.dated(theirs_s, ours_s)))
+            is_new.then(|| (since, entry, batch.dated(report.wall_ms, age, now_s)))
         })
         .collect();
     waiting.sort_by_key(|(since, ..)| *since);

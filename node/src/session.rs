@@ -193,7 +193,10 @@ impl SessionContext {
                         return Ok(());
                     }
                     let reported = reports.borrow_and_update().clone();
-                    send.send(&NodeMessage::Report(Box::new((*reported.report).clone()))).await?;
+                    let mut report = (*reported.report).clone();
+                    // The one that lay there while the machine slept is not of now, and its clock is what is gone by.
+                    report.wall_ms = pomona_clocks::wall_ms();
+                    send.send(&NodeMessage::Report(Box::new(report))).await?;
                     if !reported.kill_causes.is_empty() {
                         send.send(&NodeMessage::KillCauses(reported.kill_causes.clone())).await?;
                     }

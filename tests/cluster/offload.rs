@@ -5,7 +5,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use pomona_tests::{MODEL, Machine, Streamed, eventually, greedy, stream_from};
+use pomona_tests::{MODEL, Machine, Stops, Streamed, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
 use crate::former::{SOON, holders, join, lead, status};
@@ -52,6 +52,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
 
     let done = AtomicBool::new(false);
     let (streams, (asked, samples)) = std::thread::scope(|scope| {
+        let _stops = Stops(&done);
         let person = scope.spawn(|| ask_until(&laptop, &done));
         let watcher = scope.spawn(|| watch(&coordinator, "laptop", &done));
         let streams = batch_at(&laptop, || {
@@ -218,6 +219,13 @@ fn figures(
     let raw =
         json!({ "figures": figures, "unloaded_s": alone, "beside_batch_s": loaded, "relieved_s": relieved });
     keep("offload", &raw);
+    // What stands still makes nothing, and what the laptop cannot keep cool is not made there.
+    for (rung, _, seconds, tokens) in by_rung(samples) {
+        assert!(
+            rung == "normal" || tokens as f64 <= seconds.max(5.0),
+            "{rung}: {figures}"
+        );
+    }
     assert_eq!(moved, STREAMS, "{figures}");
     assert_eq!(lost, 0, "{figures}");
     // Ties: the rack prefills what the laptop had decoded.

@@ -118,7 +118,7 @@ mod tests {
         let here_first = [&[Engine], &cluster[..]].concat();
         let here_last = [&cluster[..], &[Engine]].concat();
         let (well, spared) = (&Rung::ALL[..1], &Rung::ALL[1..]);
-        // Of a drained machine nothing is said here: its models leave by the plan, and the ladder lets it be.
+        // What a machine goes through reaches this decision as a rung, a refusal, or a model that is gone.
         let rows: [Row<'_>; 8] = [
             (
                 "well",

@@ -6,6 +6,8 @@
 //! when it has had nothing to do for long, whether it still makes a token (a *canary*; the resource
 //! limit of mlx-lm #1672 wedges a thread that otherwise lives).
 
+use pomona_common::{Class, Rung};
+
 /// Ticks without a word. Commands are taken between two steps or slices of one. A slice takes some ten
 /// milliseconds; an interactive step is not sliced, and takes seconds for a long prompt and a large
 /// model on a CPU, or on a machine that swaps.
@@ -18,6 +20,16 @@ const STUCK: u32 = 60;
 const CANARY_EVERY: u32 = 60;
 /// Ticks within which a canary makes its token.
 const CANARY_WITHIN: u32 = 45;
+
+/// Whether work of a class may stand still in an engine that is well: batch that is paused or rests, and where the
+/// system is short of memory whatever no person waits for.
+pub fn may_stand(class: Class, rung: Rung, pace: u32, is_short: bool) -> bool {
+    match class {
+        Class::Interactive => false,
+        Class::Background => is_short,
+        Class::Batch => is_short || rung >= Rung::Pause || pace == 0,
+    }
+}
 
 /// What the supervisor knows at a tick.
 #[derive(Debug, Clone, Copy, Default)]

@@ -80,9 +80,11 @@ async fn show(admin: Asked) -> Answer {
     let kills = state.gates.kills.iter();
     let kills: Vec<Value> = kills
         .flat_map(|(node, kills)| kills.within_week(now_s).map(move |kills| (node, kills)))
-        .map(
-            |(node, (model, at_s))| json!({ "node": node, "name": name(node), "model": model, "at_s": at_s }),
-        )
+        .map(|(node, (model, at_s))| {
+            let connected = admin.backend.sessions.get(*node);
+            let cause = connected.and_then(|connected| connected.kill_causes().remove(model));
+            json!({ "node": node, "name": name(node), "model": model, "at_s": at_s, "latest": cause })
+        })
         .collect();
     let tickets = state.gates.tickets.iter();
     let tickets: Vec<Value> = tickets

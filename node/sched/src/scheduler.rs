@@ -164,12 +164,7 @@ impl Scheduler {
     /// The knobs in force as the pace and a want of memory leave them: what a class may enter now. Who is in a slot keeps
     /// it.
     pub fn paced_knobs(&self) -> EngineKnobs {
-        let knobs = self.knobs.paced(self.pace.slots());
-        if self.is_short {
-            knobs.sparing_memory()
-        } else {
-            knobs
-        }
+        self.knobs.entered(self.pace.slots(), self.is_short)
     }
 
     /// The knobs in force.

@@ -242,16 +242,6 @@ impl Adapter {
         self.tell(sequence, GenerationEvent::Failed(failure)).await
     }
 
-    /// The knobs as the pace and a want of memory leave them.
-    fn paced_knobs(&self) -> EngineKnobs {
-        let knobs = self.knobs.paced(self.pace);
-        if self.is_short {
-            knobs.sparing_memory()
-        } else {
-            knobs
-        }
-    }
-
     /// Starts what has a slot, the most urgent class first.
     fn start_what_may(&mut self) {
         loop {
@@ -263,7 +253,8 @@ impl Adapter {
                 running.map(|(model, class)| (model.clone(), class)).collect();
             let servers = &self.servers;
             let slots = |model: &ModelName| servers.get(model).map(Server::slots).unwrap_or_default();
-            let Some((sequence, job)) = self.queue.next(&self.paced_knobs(), &running, slots) else {
+            let knobs = self.knobs.entered(self.pace, self.is_short);
+            let Some((sequence, job)) = self.queue.next(&knobs, &running, slots) else {
                 return;
             };
             let queue = (job.generation.model.clone(), job.generation.class);

@@ -183,6 +183,11 @@ impl Actor {
                     self.publish();
                 }
             }
+            Request::KillExplained { model, cause } => {
+                tracing::warn!(%model, %cause, "why the engine was killed");
+                self.view.kill_causes.insert(model, cause.to_string());
+                self.publish();
+            }
             Request::KilledBefore { model, cause } => {
                 tracing::warn!(%model, %cause, "an earlier engine was killed");
                 self.view.kills += 1;
@@ -314,6 +319,7 @@ impl Actor {
                 self.tally = engine.pid().map(KillTally::of).unwrap_or_default();
                 self.engine = Some(engine);
                 self.instruct();
+                self.spare_memory();
                 self.watchdog = Watchdog::default();
                 self.view.loading.clear();
                 self.reconcile();

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use pomona_common::Energy;
 use pomona_common::report::MachineReport;
-use pomona_decide::Warmth;
-use pomona_decide::planner::PRESSURE_MAX;
+use pomona_common::unit::Percent;
+use pomona_decide::{Scarcity, Warmth};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(crate) struct MachineNow {
 #[derive(Debug, Default)]
 struct Read {
     at: Duration,
-    short_of_memory: bool,
+    scarcity: Scarcity,
     warmth: Warmth,
     /// Watts, and what they were read from.
     power: Option<(f64, String)>,
@@ -45,9 +45,12 @@ impl MachineNow {
     /// It was read, and what works in the engine's place.
     pub(super) fn note(&self, machine: &MachineReport, family: Family) {
         let (pressure, power) = (machine.pressure.value(), machine.power.value());
-        *self.read() = Read {
-            at: self.began.elapsed(),
-            short_of_memory: pressure.is_some_and(|pressure| pressure.get() > PRESSURE_MAX),
+        let (mut read, at) = (self.read(), self.began.elapsed());
+        let mut scarcity = read.scarcity;
+        scarcity.look(pressure.map(Percent::get), at);
+        *read = Read {
+            at,
+            scarcity,
             warmth: Warmth::of(machine),
             power: power.map(|watts| (watts.get().into(), machine.power_source.clone())),
             family,
@@ -61,7 +64,7 @@ impl MachineNow {
 
     /// Whether the system is, whatever the engine itself takes.
     pub(super) fn is_short_of_memory(&self) -> bool {
-        self.read().short_of_memory
+        self.read().scarcity.is_short()
     }
 
     /// How warm it was.

@@ -2,20 +2,19 @@
 
 use pomona_common::engine::EngineCommand;
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, Failure, Generation, Rung};
-use pomona_decide::watchdog::{Seen, Verdict};
+use pomona_common::{Failure, Generation};
+use pomona_decide::watchdog::{Seen, Verdict, may_stand};
 
 use crate::supervisor::actor::Actor;
 
 impl Actor {
     /// Looks whether the engine is wedged; one that is ends, which the end of its pipe tells.
     pub(super) fn watch(&mut self) {
-        let is_paused = self.instructions.borrow().relief.rung >= Rung::Pause;
-        let stands_still = is_paused || self.pace == 0;
+        let rung = self.instructions.borrow().relief.rung;
         let seen = Seen {
             works: self
                 .sequences
-                .are_with_engine(|class| !stands_still || class != Class::Batch),
+                .are_with_engine(|class| !may_stand(class, rung, self.pace, self.is_short)),
             loads: !self.view.loading.is_empty(),
             can_sing: !self.view.loaded.is_empty(),
         };

@@ -4,11 +4,15 @@ use pomona_common::signs::FirstToken;
 use pomona_decide::{Command, SpillId};
 
 use crate::client::{End, Request};
+use crate::engine::Wedged;
 use crate::mac::Person;
 use crate::machine::Machine;
 use crate::trouble::model;
 use crate::wire::Id;
 use crate::world::{World, addresses};
+
+/// A clock that is set by less is none that is wrong, in seconds: what is dated by it stays where it is.
+const NOTICED_S: u64 = 900;
 
 /// One such thing.
 #[derive(Debug, Clone)]
@@ -52,7 +56,7 @@ pub enum Action {
     /// Its battery holds so many percent.
     Battery(usize, f64),
     /// Its engine does nothing any more, or goes on.
-    Wedge(usize, bool),
+    Wedge(usize, Option<Wedged>),
     /// Its engine dies, and is started anew.
     Crash(usize),
     /// The system kills its engine, for want of memory.
@@ -128,8 +132,10 @@ impl World {
             }
             Action::Steps(Id::Coordinator(number), seconds) => self.coordinator(number).clock_off_s = seconds,
             Action::Steps(Id::Node(node), seconds) => {
-                self.nodes[node].clock_off_s = seconds;
-                self.nodes[node].quota.stepped();
+                let before = std::mem::replace(&mut self.nodes[node].clock_off_s, seconds);
+                if before.abs_diff(seconds) > NOTICED_S {
+                    self.nodes[node].quota.stepped();
+                }
             }
             Action::Commit(command) => self.log.commit(command, &mut self.random),
             Action::Ask(entry, request) => {

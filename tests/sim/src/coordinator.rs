@@ -321,9 +321,10 @@ impl Coordinator {
         let of_node = |(node, connected): (&NodeId, &Connected)| {
             let (entry, batch) = (EntryId::Node(*node), connected.spent.clone()?);
             let (at, report) = connected.report.as_ref()?;
-            let (theirs_s, ours_s) = (report.wall_ms / 1000, now_s - (awake - at) / 1000);
+            let ago = Duration::from_millis(awake - at);
             let is_new = !self.state.keys.has_counted(entry, &batch);
-            (is_new && self.state.keys_for(*node).is_some()).then(|| (entry, batch.dated(theirs_s, ours_s)))
+            (is_new && self.state.keys_for(*node).is_some())
+                .then(|| (entry, batch.dated(report.wall_ms, ago, now_s)))
         };
         let charges: Vec<(EntryId, Batch)> = self.sessions.iter().filter_map(of_node).collect();
         (!charges.is_empty()).then_some(Command::ChargeKeys { charges, now_s })

@@ -26,6 +26,7 @@ use crate::mac::{Mac, Work};
 use crate::tokens;
 use copies::Copies;
 use making::Making;
+pub use wedged::Wedged;
 
 /// Tokens in the middle of answers are told at least so often, in microseconds: each step would be an event.
 const TELL: u64 = 100_000;
@@ -41,6 +42,9 @@ pub enum Asker {
 
 /// An event for whoever asked for this answer.
 pub type Out = ((Asker, u64), GenerationEvent);
+
+/// What somebody asked for.
+type Ask = ((Asker, u64), Generation);
 
 struct Running {
     step: Step,
@@ -85,7 +89,7 @@ pub struct Engine {
     /// Steps that were done.
     pub steps: u64,
     /// It does nothing any more and answers nobody; what it was asked for meanwhile.
-    wedged: Option<Vec<((Asker, u64), Generation)>>,
+    wedged: Option<(Wedged, Vec<Ask>)>,
 }
 
 fn not_begun(generation: &Generation) -> GenerationEvent {
@@ -218,7 +222,7 @@ impl Engine {
     /// Takes a request, or says why not; says nothing while it is wedged.
     pub fn start(&mut self, asked: (Asker, u64), generation: Generation) -> Option<GenerationEvent> {
         match &mut self.wedged {
-            Some(waiting) => {
+            Some((_, waiting)) => {
                 waiting.push((asked, generation));
                 None
             }
@@ -330,7 +334,7 @@ impl Engine {
             true => (making.asked, GenerationEvent::Failed(Failure::EngineLost)),
             false => (making.asked, not_begun(&making.generation)),
         });
-        let waiting = self.wedged.take().unwrap_or_default().into_iter();
+        let waiting = self.wedged.take().into_iter().flat_map(|(_, waiting)| waiting);
         let waiting = waiting.map(|(asked, generation)| (asked, not_begun(&generation)));
         ended.chain(waiting).collect()
     }
@@ -366,7 +370,8 @@ impl Engine {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.sequences.is_empty() && self.wedged.as_ref().is_none_or(Vec::is_empty)
+        let waiting = self.wedged.as_ref().map(|(_, waiting)| waiting);
+        self.sequences.is_empty() && waiting.is_none_or(Vec::is_empty)
     }
 
     /// Works until this time.

@@ -58,13 +58,12 @@ pub struct Kind {
 }
 
 impl Kind {
-    /// All numbers of which machines of a kind differ.
-    fn differing(&mut self) -> [&mut Number; 15] {
+    /// All numbers of which machines of a kind differ by themselves.
+    fn differing(&mut self) -> [&mut Number; 14] {
         [
             &mut self.memory_gib,
             &mut self.prefill_tok_s,
             &mut self.decode_tok_s,
-            &mut self.bandwidth_gb_s,
             &mut self.batch_8,
             &mut self.idle_w,
             &mut self.prefill_w,
@@ -79,7 +78,8 @@ impl Kind {
         ]
     }
 
-    /// One of its kind: each number within this share of the usual one. Nothing is faster for being hot.
+    /// One of its kind: each number within this share of the usual one. Memory is as much faster as one sequence
+    /// is, which it is the reason of, and nothing is faster for being hot.
     #[must_use]
     pub fn drawn(&self, random: &mut Random, share: f64) -> Self {
         let mut one = self.clone();
@@ -87,6 +87,7 @@ impl Kind {
             let unit = random.between(0, 2_000_001) as f64 / 1e6 - 1.0;
             number.value *= 1.0 + share * unit;
         }
+        one.bandwidth_gb_s.value *= one.decode_tok_s.value / self.decode_tok_s.value;
         for slow in [&mut one.slow_prefill, &mut one.slow_decode] {
             slow.value = slow.value.min(1.0);
         }

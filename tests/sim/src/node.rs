@@ -16,8 +16,7 @@ use pomona_common::report::{NodeReport, REPORT_VERSION};
 use pomona_common::signs::Signs;
 use pomona_common::unit::{Bytes, Reading};
 use pomona_common::{Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
-use pomona_decide::planner::PRESSURE_MAX;
-use pomona_decide::{EntryPlace, Pacer, Watchdog};
+use pomona_decide::{EntryPlace, Pacer, Scarcity, Watchdog};
 use pomona_link::{Contacts, Source};
 
 use crate::answers::{self, Answers};
@@ -86,6 +85,7 @@ pub struct Node {
     pub wedged: u64,
     /// The share of the time for batch, in percent.
     pace: u32,
+    scarcity: Scarcity,
     /// Its wall clock is off by so many seconds.
     pub clock_off_s: i64,
 }
@@ -148,6 +148,7 @@ impl Node {
             watchdog: Watchdog::default(),
             wedged: 0,
             pace: 100,
+            scarcity: Scarcity::default(),
             clock_off_s: 0,
         }
     }
@@ -436,7 +437,7 @@ impl Node {
     }
 
     fn is_short_of_memory(&self) -> bool {
-        self.guards_memory && self.mac.pressure() > PRESSURE_MAX
+        self.guards_memory && self.scarcity.is_short()
     }
 
     /// Has the engine take work, unless it is spared of it.

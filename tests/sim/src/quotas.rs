@@ -42,8 +42,9 @@ pub struct Quota {
     /// clock was set.
     taken: u64,
     lost: u64,
-    /// Tokens of this process that no message said were counted.
+    /// Tokens of this process that no message said were counted, and of those the ones that are taken for lost.
     uncounted: u64,
+    forgiven: u64,
 }
 
 impl Quota {
@@ -68,6 +69,7 @@ impl Quota {
             taken: 0,
             lost: 0,
             uncounted: 0,
+            forgiven: 0,
         }
     }
 
@@ -75,14 +77,15 @@ impl Quota {
     pub fn restarted(&self) -> Self {
         Self {
             taken: self.taken,
-            lost: self.taken.min(self.lost + self.uncounted),
+            lost: self.lost + self.uncounted - self.forgiven,
             ..Self::of_process(self.node, self.instance + 1)
         }
     }
 
     /// The node's clock was set: what nobody has heard of yet may be taken for another day's.
     pub fn stepped(&mut self) {
-        self.lost = self.taken.min(self.lost + self.uncounted);
+        self.lost += self.uncounted - self.forgiven;
+        self.forgiven = self.uncounted;
     }
 
     /// A request with the key takes so many tokens.
@@ -129,6 +132,8 @@ impl Quota {
         let is_counted = |batch: &mut Batch| charged.is_some_and(|charged| batch.is_in(charged));
         if let Some(batch) = self.sent.take_if(is_counted) {
             self.uncounted -= tokens(&batch);
+            // The oldest are counted first.
+            self.forgiven = self.forgiven.saturating_sub(tokens(&batch));
         }
     }
 }

@@ -7,6 +7,7 @@ use pomona_decide::{Availability, Command, Keep, ModelPolicy, Presence, Replicas
 use crate::actions::Action;
 use crate::client::{End, Request};
 use crate::cluster::{self, BEGAN_S, node_id};
+use crate::engine::Wedged;
 use crate::mac::{DATA, Mac, Person, kinds};
 use crate::node::Node;
 use crate::quotas;
@@ -151,7 +152,8 @@ pub fn trouble(world: &mut World) {
             }
             9 => {
                 let node = world.random.between(1, NODES as u64) as usize;
-                let span = world.random.between(1_000, 20_000);
+                let span = one_of(world, [(1_000, 20_000), (30_000, 90_000)]);
+                let span = world.random.between(span.0, span.1);
                 let says = one_of(world, [95.0, 95.0, f32::NAN, 1_000.0, -3.0]);
                 world.at(at, Action::Pressed(node, Some(says)));
                 world.at(at + span, Action::Pressed(node, None));
@@ -192,8 +194,9 @@ pub fn trouble(world: &mut World) {
                 // Some go on by themselves before anybody does anything about it.
                 let node = world.random.between(1, NODES as u64) as usize;
                 let span = world.random.between(1_000, 70_000);
-                world.at(at, Action::Wedge(node, true));
-                world.at(at + span, Action::Wedge(node, false));
+                let how = one_of(world, [Wedged::Mute, Wedged::Speaks]);
+                world.at(at, Action::Wedge(node, Some(how)));
+                world.at(at + span, Action::Wedge(node, None));
             }
             16 => {
                 let node = world.random.between(1, NODES as u64) as usize;
@@ -279,7 +282,7 @@ pub fn heal(world: &mut World, at: u64) {
             world.at(at, Action::SaysWatts(*node, None));
             world.at(at, Action::Pressed(*node, None));
             world.at(at, Action::SaysMemory(*node, None));
-            world.at(at, Action::Wedge(*node, false));
+            world.at(at, Action::Wedge(*node, None));
         }
         for other in &everybody {
             world.at(at, Action::Cut(*id, *other, false));

@@ -7,12 +7,11 @@ use pomona_common::{MachineRole, Rung, Watts};
 
 use super::NodeSignals;
 use crate::planner::PRESSURE_MAX;
+use crate::scarcity::PRESSURE_LEFT;
 
 /// A node that was stressed is until its watts are below this share of its comfort: those of a machine
 /// at the edge come and go.
 const COMFORT_LEFT: f32 = 0.95;
-/// So many points below the pressure that stresses it a node is stressed no more.
-const PRESSURE_LEFT: f32 = 10.0;
 
 /// Steps below this share of their usual speed, in percent, say that a chip throttles: a Mac without a fan comes down
 /// to 75 % in stress tests (`tests/sim/macs.toml` has the source).

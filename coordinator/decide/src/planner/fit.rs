@@ -95,9 +95,9 @@ impl fmt::Display for Rejected {
             Rejected::Relocated => {
                 f.write_str("memory is, or was within the hour, short there: `pomona gates`, `pomona nodes`")
             }
-            Rejected::UnknownMemory => f.write_str(
-                "it does not say how much memory it has, or what cannot be: `pomona doctor` there",
-            ),
+            Rejected::UnknownMemory => {
+                f.write_str("it does not say how much memory it has, or what cannot be: `pomona nodes`")
+            }
             Rejected::OtherPool(role) => write!(f, "the policy is not for {role} machines"),
             Rejected::Private => {
                 f.write_str("the model is private and this machine is rented: `pomona cloud private`")

@@ -41,7 +41,7 @@ impl Adapter {
         };
         EngineReport {
             build: build(),
-            knobs: self.paced_knobs(),
+            knobs: self.knobs.entered(self.pace, self.is_short),
             models: up.map(model).collect(),
             classes: Class::ALL.into_iter().map(class).collect(),
             steps: self.progress,

@@ -2,12 +2,14 @@
 
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use pomona_common::Failure;
+use pomona_common::{Failure, ModelName};
 use tokio::time::Instant;
 
 use super::Actor;
+use crate::supervisor::Request;
+use crate::supervisor::last_run::reported;
 use crate::supervisor::served::{Ended, MOST, Served};
 
 /// First wait before a restart; doubled while the engine dies young.
@@ -41,7 +43,10 @@ impl Actor {
         if let Some(signal) = signal.filter(|_| of_memory) {
             cause = self.tally.cause().map(|cause| cause.to_string());
             if let Some(suspect) = self.view.suspect(true).cloned() {
-                let by_signal = || format!("signal {signal}, and the system says no reason");
+                if cause.is_none() {
+                    self.explain_later(suspect.clone());
+                }
+                let by_signal = || format!("signal {signal}, of which the system has said no reason yet");
                 self.view.blame(suspect, cause.clone().unwrap_or_else(by_signal));
             }
         }
@@ -65,6 +70,23 @@ impl Actor {
             self.sequences.fail(sequence, Failure::EngineLost);
         }
         self.publish();
+    }
+
+    /// Macs write down some minutes later why they ended a process.
+    fn explain_later(&mut self, model: ModelName) {
+        while self.reports.try_join_next().is_some() {}
+        if self.reports.len() >= REPORTS {
+            return;
+        }
+        let began = SystemTime::now() - self.born.elapsed();
+        let (tally, requests) = (self.tally.clone(), self.requests.clone());
+        self.reports.spawn(async move {
+            if let Some(cause) = reported(&tally, began).await
+                && let Some(requests) = requests.upgrade()
+            {
+                let _ = requests.send(Request::KillExplained { model, cause }).await;
+            }
+        });
     }
 
     pub(super) fn wait_before_restart(&mut self) {

@@ -44,6 +44,7 @@ impl Node {
         let works = self.engine.running_of(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause;
         let at = Duration::from_millis(self.machine.running(now));
         let pace = self.pacer.look(warmth, comfort, works, at);
+        self.scarcity.look(Some(self.mac.pressure()), at);
         self.engine.set_short(self.is_short_of_memory());
         self.pace = pace;
         self.engine.set_pace(pace);

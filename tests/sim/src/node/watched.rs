@@ -1,9 +1,9 @@
 //! A node's watch over its engine, as `node/src/supervisor/watched.rs`.
 
-use pomona_common::{Class, Rung};
-use pomona_decide::watchdog::{Seen, Verdict};
+use pomona_decide::watchdog::{Seen, Verdict, may_stand};
 
 use super::{Node, Wish};
+use crate::engine::Wedged;
 
 /// The number of every canary: it makes its token at once, or never.
 const CANARY: u64 = 1;
@@ -11,17 +11,17 @@ const CANARY: u64 = 1;
 impl Node {
     /// Once a second; an engine that is wedged is killed and started anew.
     pub(super) fn watch(&mut self, now: u64) -> Vec<Wish> {
-        let stands_still = self.relief.1.rung >= Rung::Pause || self.pace == 0;
-        if !self.engine.is_wedged() {
+        if self.engine.speaks() {
             self.watchdog.heard();
             self.watchdog.progress(self.engine.steps);
-            if self.watchdog.is_canary(CANARY) {
-                self.watchdog.answered();
-            }
         }
+        if !self.engine.is_wedged() && self.watchdog.is_canary(CANARY) {
+            self.watchdog.answered();
+        }
+        let (rung, is_short) = (self.relief.1.rung, self.is_short_of_memory());
         let mut asked = self.engine.asked();
         let seen = Seen {
-            works: asked.any(|(_, one)| !stands_still || one.class != Class::Batch),
+            works: asked.any(|(_, one)| !may_stand(one.class, rung, self.pace, is_short)),
             loads: !self.loading.is_empty(),
             can_sing: self.engine.models().next().is_some(),
         };
@@ -40,10 +40,10 @@ impl Node {
     }
 
     /// The engine does nothing from now on, or goes on.
-    pub fn wedge(&mut self, wedged: bool, now: u64) -> Vec<Wish> {
+    pub fn wedge(&mut self, wedged: Option<Wedged>, now: u64) -> Vec<Wish> {
         let mut wishes = self.catch_up(now);
-        if wedged {
-            self.engine.wedge();
+        if let Some(wedged) = wedged {
+            self.engine.wedge(wedged);
             return wishes;
         }
         let out = self.engine.unwedge(self.machine.running(now) * 1000);
