@@ -16,6 +16,7 @@ mod cloud;
 mod command;
 mod coordinators;
 mod crash;
+mod destinations;
 mod disk_full;
 mod fallback;
 mod gates;

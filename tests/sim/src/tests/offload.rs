@@ -17,7 +17,7 @@ const LAPTOP: usize = 1;
 /// What is comfortable at a laptop with this chip, in watts.
 const COMFORTABLE: f64 = 45.0;
 /// A node that came down a rung is stressed for so long before it goes up again, in milliseconds.
-const SUSTAINED: u64 = 20_000;
+const SUSTAINED: u64 = 60_000;
 
 fn person(watts: f64) -> Person {
     Person {
