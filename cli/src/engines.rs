@@ -38,12 +38,20 @@ pub(crate) fn run(config: &Config, command: &EngineCommand, json: bool) -> anyho
             name,
             slots,
             context,
+            key_file,
             force,
         } => {
             if !(1..=SLOTS_MAX).contains(slots) || *context == 0 {
                 bail!("a server makes 1 to {SLOTS_MAX} answers at once, of at least one token");
             }
-            let (there, name, memory) = look(url, model.as_deref(), name.as_deref())?;
+            // The node reads it as well, from wherever it was started.
+            let key_file = key_file.as_ref().map(|file| {
+                let absolute = std::path::absolute(file);
+                absolute.with_context(|| format!("{}", file.display()))
+            });
+            let key_file = key_file.transpose()?;
+            let server = (url.as_str(), key_file.as_deref());
+            let (there, name, memory) = look(server, model.as_deref(), name.as_deref())?;
             fits(&memory, *force)?;
             let adopted = Adopted {
                 url: url.trim_end_matches('/').to_owned(),
@@ -52,6 +60,7 @@ pub(crate) fn run(config: &Config, command: &EngineCommand, json: bool) -> anyho
                 context: *context,
                 memory_bytes: memory.of_server.unwrap_or_default(),
                 adopted_s: pomona_clocks::wall_s(),
+                key_file,
             };
             let record = adopt(&node, &adopted, &name)?;
             if json {
@@ -114,13 +123,19 @@ struct Memory {
 }
 
 /// The server's model, what the cluster calls it, and what it takes once it has answered.
-fn look(url: &str, model: Option<&str>, name: Option<&str>) -> anyhow::Result<(String, ModelName, Memory)> {
+fn look(
+    (url, key_file): (&str, Option<&Path>),
+    model: Option<&str>,
+    name: Option<&str>,
+) -> anyhow::Result<(String, ModelName, Memory)> {
     let address = local_address(url).map_err(|why| anyhow::anyhow!("{url}: {why}"))?;
     let port = address.port;
-    let client = servers::client(address).map_err(anyhow::Error::msg)?;
-    let has = runtime()?
-        .block_on(servers::models(&client))
-        .with_context(|| format!("{url} does not answer as a server of OpenAI's API"))?;
+    let client = servers::client(address, key_file).map_err(anyhow::Error::msg)?;
+    let has = runtime()?.block_on(servers::models(&client)).with_context(|| {
+        format!(
+            "{url} does not answer as a server of OpenAI's API (one that asks for an API key: --key-file)"
+        )
+    })?;
     let there = match (model, has.as_slice()) {
         (Some(model), has) if has.iter().any(|one| one == model) => model.to_owned(),
         (Some(model), has) => bail!("{url} has no `{model}`; it has {}", has.join(", ")),

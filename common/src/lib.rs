@@ -52,7 +52,7 @@ pub use relief::{Relief, Rung};
 pub use sampling::Sampling;
 pub use slo::{SLO_NAMES, Slo, SloSet};
 pub use store_key::StoreKey;
-pub use text_ask::{TextAsk, TextPrompt};
+pub use text_ask::{TextAsk, TextPrompt, Usage};
 pub use turnover::Turnover;
 pub use unit::{Bytes, Millis, Percent, Tokens, Watts};
 pub use versioned::Versioned;

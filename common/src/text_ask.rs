@@ -94,13 +94,38 @@ impl TextAsk {
     }
 
     /// What a server says that prompt and answer took, unless that cannot be: `texts` came of the answer.
-    pub fn plausible(&self, usage: (u64, u64), texts: u64) -> Option<(u64, u64)> {
+    pub fn plausible(&self, usage: Usage, texts: u64) -> Option<Usage> {
         /// Beyond what can be, for servers that count what they add.
         const TIMES_MOST: u64 = 2;
-        let (prompt, answer) = usage;
+        let Usage {
+            prompt,
+            answer,
+            cached,
+        } = usage;
         let most = self.most_prompt_tokens().saturating_add(self.max_tokens.into());
-        let sum = prompt.saturating_add(answer);
+        let sum = usage.sum();
         let is_plausible = prompt > 0 && (answer > 0 || texts == 0) && sum <= most.saturating_mul(TIMES_MOST);
-        is_plausible.then_some(usage)
+        is_plausible.then_some(Usage {
+            cached: cached.min(prompt),
+            ..usage
+        })
+    }
+}
+
+/// Tokens that a server says a request took.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Of the prompt.
+    pub prompt: u64,
+    /// Of the answer.
+    pub answer: u64,
+    /// Of the prompt, those that it had in a cache; 0 where it does not say.
+    pub cached: u64,
+}
+
+impl Usage {
+    /// Of prompt and answer.
+    pub fn sum(&self) -> u64 {
+        self.prompt.saturating_add(self.answer)
     }
 }

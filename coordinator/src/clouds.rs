@@ -9,7 +9,8 @@ use pomona_clocks::wall_s;
 use pomona_cluster_config::{CloudConfig, CloudKey, CloudModel};
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{
-    Accounting, CloudName, Failure, Fallback, FinishReason, Maker, ModelName, Money, Prices, TextAsk, limits,
+    Accounting, CloudName, Failure, Fallback, FinishReason, Maker, ModelName, Money, Prices, TextAsk, Usage,
+    limits,
 };
 use pomona_decide::clouds::LONGEST_S;
 use pomona_decide::{Command, Deed, Reply, Reserved, Spill, SpillId, Took};
@@ -374,12 +375,10 @@ impl Errand {
                 }
                 Piece::End { reason, usage } => {
                     let usage = usage.and_then(|usage| self.ask.plausible(usage, tokens));
-                    let (prompt, told) = usage.unzip();
-                    let counted = (prompt, told.unwrap_or(tokens));
-                    let accounting = self.accounting(counted, (first, began.elapsed()));
-                    let took = usage.map(|(prompt, answer)| Took {
-                        money: self.prices.cost(prompt, answer),
-                        tokens: prompt.saturating_add(answer),
+                    let accounting = self.accounting((usage, tokens), (first, began.elapsed()));
+                    let took = usage.map(|usage| Took {
+                        money: self.prices.cost(usage.prompt, usage.answer),
+                        tokens: usage.sum(),
                     });
                     (GenerationEvent::Finished { reason, accounting }, Some(took))
                 }
@@ -420,7 +419,7 @@ impl Errand {
     /// A cloud's answer in our terms. No node and no engine of ours had a part in it.
     fn accounting(
         &self,
-        (prompt, answer): (Option<u64>, u64),
+        (usage, tokens): (Option<Usage>, u64),
         (first, whole): (Duration, Duration),
     ) -> Accounting {
         let ms = |time: Duration| time.as_secs_f64() * 1e3;
@@ -428,8 +427,9 @@ impl Errand {
         Accounting {
             prefill_ms: ms(first),
             decode_ms: ms(whole.saturating_sub(first)),
-            prompt_tokens: prompt.map_or(self.ask.prompt_tokens, count),
-            completion_tokens: count(answer),
+            prompt_tokens: usage.map_or(self.ask.prompt_tokens, |usage| count(usage.prompt)),
+            completion_tokens: count(usage.map_or(tokens, |usage| usage.answer)),
+            cached_tokens: usage.map_or(0, |usage| count(usage.cached)),
             build: format!("cloud:{}", self.cloud),
             ..Accounting::default()
         }

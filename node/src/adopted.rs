@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use pomona_cluster_config::server_address;
 use pomona_common::{ModelDigests, ModelName, ModelRecord, ServerAddress};
+use pomona_upstream::Client;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -37,6 +38,9 @@ pub struct Adopted {
     pub memory_bytes: u64,
     /// When, in seconds since 1970.
     pub adopted_s: u64,
+    /// The file with its API key, where it asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
 }
 
 /// Who has the GPU.
@@ -105,6 +109,14 @@ impl Adopted {
     /// It is elsewhere, or no address.
     pub fn address(&self) -> Result<ServerAddress, String> {
         local_address(&self.url)
+    }
+
+    /// A client of its server.
+    ///
+    /// # Errors
+    /// It is elsewhere, or its key cannot be read.
+    pub fn client(&self) -> Result<Client, String> {
+        servers::client(self.address()?, self.key_file.as_deref())
     }
 
     /// How the cluster knows it. All servers that have a model of this name have the same, as far as anybody can tell.
@@ -210,6 +222,7 @@ mod tests {
             context: 4096,
             memory_bytes: 1 << 30,
             adopted_s: 7,
+            key_file: None,
         }
     }
 

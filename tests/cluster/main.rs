@@ -12,6 +12,7 @@
 
 mod entry;
 mod former;
+mod key_limits;
 mod lan_discovery;
 mod leader_kills;
 mod mdns_flood;
@@ -65,6 +66,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("rough_links", rough_links::run),
     ("memory", memory::run),
     ("served_memory", served_memory::run),
+    ("key_limits", key_limits::run),
     ("swap", swap::run),
     ("tail", tail::run),
     ("offload", offload::run),

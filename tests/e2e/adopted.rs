@@ -168,26 +168,33 @@ impl Drop for Server {
     }
 }
 
-/// Runs a Python module with these arguments; the port comes last.
-fn serve(packages: &Path, arguments: &[&str], folder: &Path) -> Server {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
-    drop(listener);
+/// A Python module, with the packages of a folder; its files go to another.
+fn python(packages: &Path, arguments: &[&str], folder: &Path) -> Command {
     // It looks for the models of the hub here, and finds none.
     std::fs::create_dir_all(folder.join("hub")).unwrap();
-    let log = std::fs::File::create(folder.join("log")).unwrap();
-    let child = Command::new("python3")
+    let mut command = Command::new("python3");
+    command
         .arg("-m")
         .args(arguments)
-        .args(["--host", "127.0.0.1", "--port", &port.to_string()])
         .env("PYTHONPATH", packages)
         .env("PYTHONDONTWRITEBYTECODE", "1")
         .env("HF_HOME", folder)
-        .env("HF_HUB_OFFLINE", "1")
+        .env("HF_HUB_OFFLINE", "1");
+    command
+}
+
+/// Runs a server; its address comes last.
+fn serve(mut command: Command, folder: &Path) -> Server {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    let log = std::fs::File::create(folder.join("log")).unwrap();
+    let child = command
+        .args(["--host", "127.0.0.1", "--port", &port.to_string()])
         .stdout(log.try_clone().unwrap())
         .stderr(Stdio::from(log))
         .spawn()
-        .expect("python3");
+        .expect("a server");
     let server = Server { child, port };
     eventually("the server answers", Duration::from_secs(120), || {
         let listed = agent().get(format!("http://127.0.0.1:{port}/v1/models")).call();
@@ -196,10 +203,11 @@ fn serve(packages: &Path, arguments: &[&str], folder: &Path) -> Server {
     server
 }
 
-/// Adopted, it answers as it does by itself, and is relieved; `variable` names the folder of its packages.
-fn is_adopted(variable: &str, arguments: impl Fn(&str) -> Vec<String>) {
+/// Adopted, it answers as it does by itself, and is relieved; `variable` names the folder of its packages, or the program.
+/// The command is made of that, of a model's folder, and of one for the server's own files.
+fn is_adopted(variable: &str, command: impl Fn(&Path, &str, &Path) -> Command) {
     let _one = crate::engine_lock();
-    let Some(packages) = std::env::var_os(variable) else {
+    let Some(program) = std::env::var_os(variable) else {
         println!(
             "SKIPPED a server to adopt: {variable} is not set, see the README on engines that already run"
         );
@@ -211,9 +219,8 @@ fn is_adopted(variable: &str, arguments: impl Fn(&str) -> Vec<String>) {
     let home = home(&script);
     let model = home.state.path().join("node/models").join(MODEL);
     let there = model.canonicalize().unwrap().display().to_string();
-    let arguments = arguments(&there);
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let server = serve(Path::new(&packages), &arguments, folder.path());
+    let command = command(Path::new(&program), &there, folder.path());
+    let server = serve(command, folder.path());
     let url = format!("http://127.0.0.1:{}/v1", server.port);
     let (ok, _, errors) = home.pomona(&["engine", "adopt", &url, "--name", SERVED]);
     assert!(ok, "{errors}");
@@ -231,14 +238,25 @@ fn is_adopted(variable: &str, arguments: impl Fn(&str) -> Vec<String>) {
 
 #[test]
 fn mlx_lm_server_is_adopted() {
-    is_adopted("POMONA_TEST_ORACLE", |model| {
-        ["mlx_lm", "server", "--model", model].map(str::to_owned).to_vec()
+    is_adopted("POMONA_TEST_ORACLE", |packages, model, folder| {
+        python(packages, &["mlx_lm", "server", "--model", model], folder)
     });
 }
 
 #[test]
 fn vllm_mlx_is_adopted() {
-    is_adopted("POMONA_TEST_VLLM_MLX", |model| {
-        ["vllm_mlx.cli", "serve", model].map(str::to_owned).to_vec()
+    is_adopted("POMONA_TEST_VLLM_MLX", |packages, model, folder| {
+        python(packages, &["vllm_mlx.cli", "serve", model], folder)
+    });
+}
+
+/// The one of llama.cpp, with the same weights.
+#[test]
+fn llama_server_is_adopted() {
+    is_adopted("POMONA_TEST_LLAMA_SERVER", |program, model, _| {
+        let mut command = Command::new(program);
+        let threads = ["--threads", "2", "--ctx-size", "4096", "--alias", model];
+        command.arg("-m").arg(pomona_tests::gguf()).args(threads);
+        command
     });
 }

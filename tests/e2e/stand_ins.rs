@@ -28,17 +28,25 @@ struct StandIn {
     active: AtomicU64,
     /// Of other clients, that wait there.
     pending: AtomicU64,
+    /// The API key that it asks for, if it does.
+    key: Option<&'static str>,
 }
 
 impl StandIn {
     /// It listens until the test's process ends.
     fn start(tells: bool, is_loaded: bool) -> Arc<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let server = Arc::new(Self {
-            port: listener.local_addr().unwrap().port(),
+        Self::listen(Self {
             tells,
             is_loaded: is_loaded.into(),
             ..Self::default()
+        })
+    }
+
+    fn listen(server: Self) -> Arc<Self> {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let server = Arc::new(Self {
+            port: listener.local_addr().unwrap().port(),
+            ..server
         });
         let listening = server.clone();
         std::thread::spawn(move || {
@@ -59,11 +67,14 @@ impl StandIn {
         let mut reader = BufReader::new(socket.try_clone()?);
         let mut first = String::new();
         reader.read_line(&mut first)?;
-        let mut length = 0;
+        let (mut length, mut shown) = (0, None);
         loop {
             let mut line = String::new();
             reader.read_line(&mut line)?;
             let line = line.trim().to_ascii_lowercase();
+            if let Some(value) = line.strip_prefix("authorization: bearer ") {
+                shown = Some(value.to_owned());
+            }
             if line.is_empty() {
                 break;
             }
@@ -74,6 +85,11 @@ impl StandIn {
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         match first.split(' ').nth(1) {
+            _ if self.key.is_some() && shown.as_deref() != self.key => document(
+                &socket,
+                401,
+                &json!({"error": {"message": "no key", "code": "invalid_api_key"}}),
+            ),
             Some("/v1/models") => document(&socket, 200, &json!({"object": "list", "data": [{"id": THERE}]})),
             Some("/v1/batch/stats") if self.tells => document(&socket, 200, &self.stats()),
             Some("/v1/chat/completions") if !self.is_loaded.load(Ordering::SeqCst) => {
@@ -203,4 +219,39 @@ fn a_server_whose_model_nobody_has_loaded_is_adopted_once_it_is() {
     let (ok, _, errors) = home.pomona(&adopt);
     assert!(ok, "{errors}");
     eventually("it answers", SOON, || ask(&home, SERVED, 3).0 == 200);
+}
+
+#[test]
+fn a_server_that_asks_for_a_key_gets_it_from_a_file() {
+    let _one = crate::engine_lock();
+    let server = StandIn::listen(StandIn {
+        is_loaded: true.into(),
+        key: Some("sk-there"),
+        ..StandIn::default()
+    });
+    let home = Cluster::start("echo:1");
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    let url = server.url();
+    let adopt = ["engine", "adopt", &url, "--name", SERVED];
+    let (ok, _, errors) = home.pomona(&adopt);
+    assert!(
+        !ok && errors.contains("--key-file") && errors.contains("401"),
+        "{errors}"
+    );
+    let with_key = [&adopt[..], &["--key-file", key.to_str().unwrap()]].concat();
+    let (ok, _, errors) = home.pomona(&with_key);
+    assert!(!ok && errors.contains("No such file"), "{errors}");
+    std::fs::write(&key, " \n").unwrap();
+    let (ok, _, errors) = home.pomona(&with_key);
+    assert!(!ok && errors.contains("there is no API key in it"), "{errors}");
+    std::fs::write(&key, "sk-there\n").unwrap();
+    let (ok, _, errors) = home.pomona(&with_key);
+    assert!(ok, "{errors}");
+    eventually("it answers", SOON, || ask(&home, SERVED, 3).0 == 200);
+    let shown = home.json(&["engine", "show"]).to_string();
+    assert!(
+        !shown.contains("sk-there") && !home.log().contains("sk-there"),
+        "{shown}"
+    );
 }

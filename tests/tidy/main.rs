@@ -269,3 +269,22 @@ fn every_crate_is_in_the_map_of_the_architecture() {
         assert!(map.contains(name.as_str()), "{name} is not in ARCHITECTURE.md");
     }
 }
+
+/// A planted bug that cannot be planted any more is none that is caught.
+#[test]
+fn every_planted_bug_can_be_planted() {
+    let mut count = 0;
+    for entry in std::fs::read_dir(root().join("tests/sim/planted")).unwrap() {
+        let patch = entry.unwrap().path();
+        let checked = Command::new("git")
+            .args(["apply", "--check"])
+            .arg(&patch)
+            .current_dir(root())
+            .output()
+            .unwrap();
+        let why = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success(), "{}: {why}", patch.display());
+        count += 1;
+    }
+    assert!(count > 10, "{count}");
+}

@@ -1,5 +1,7 @@
 //! `pomona engine`.
 
+use std::path::PathBuf;
+
 use clap::Subcommand;
 
 #[derive(Debug, Subcommand)]
@@ -26,6 +28,9 @@ pub(crate) enum EngineCommand {
         /// Longest prompt and answer together, in tokens.
         #[arg(long, default_value_t = 32_768)]
         context: u32,
+        /// A file with its API key, where it asks for one. The node reads it whenever it begins with the server.
+        #[arg(long, value_name = "FILE")]
+        key_file: Option<PathBuf>,
         /// Adopt it although it leaves the system less than 2 GiB of memory.
         #[arg(long)]
         force: bool,

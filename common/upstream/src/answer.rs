@@ -8,7 +8,7 @@ use http_body_util::BodyExt;
 use hyper::Response;
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
-use pomona_common::FinishReason;
+use pomona_common::{FinishReason, Usage};
 use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -37,8 +37,8 @@ pub enum Piece {
     End {
         /// Why it ends.
         reason: FinishReason,
-        /// Tokens of prompt and answer, as the server counts them, if it does.
-        usage: Option<(u64, u64)>,
+        /// Tokens as the server counts them, if it does.
+        usage: Option<Usage>,
     },
 }
 
@@ -111,8 +111,8 @@ impl Answer {
             Ok(Piece::End { usage, .. }) => {
                 self.ended = true;
                 self.turn.succeeded();
-                if let Some((prompt, answer)) = usage {
-                    self.turn.took(prompt.saturating_add(*answer));
+                if let Some(usage) = usage {
+                    self.turn.took(usage.sum());
                 }
             }
             Err(error) => {

@@ -1,6 +1,6 @@
 //! The server-sent events of a streamed answer, from bytes as they come. Bounded, and total on any bytes.
 
-use pomona_common::FinishReason;
+use pomona_common::{FinishReason, Usage};
 use serde_json::Value;
 
 use crate::answer::Piece;
@@ -20,7 +20,7 @@ pub struct Events {
     data: String,
     taken: usize,
     reason: Option<FinishReason>,
-    usage: Option<(u64, u64)>,
+    usage: Option<Usage>,
     ended: bool,
 }
 
@@ -101,7 +101,12 @@ impl Events {
         }
         let count = |name: &str| event["usage"][name].as_u64();
         if let (Some(prompt), Some(answer)) = (count("prompt_tokens"), count("completion_tokens")) {
-            self.usage = Some((prompt, answer));
+            let cached = &event["usage"]["prompt_tokens_details"]["cached_tokens"];
+            self.usage = Some(Usage {
+                prompt,
+                answer,
+                cached: cached.as_u64().unwrap_or(0),
+            });
         }
         let choice = &event["choices"][0];
         let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
@@ -141,7 +146,8 @@ mod tests {
         data: {\"choices\":[{\"delta\":{\"content\":\"Äp\"},\"finish_reason\":null}],\"usage\":null}\n\n\
         data: {\"choices\":[{\"delta\":{\"reasoning_content\":\"hm\"}}]}\n\n\
         event: message\ndata: {\"choices\":[{\"text\":\"fel\",\"finish_reason\":\"length\"}]}\n\n\
-        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n";
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":7,\"completion_tokens\":2,\
+        \"prompt_tokens_details\":{\"cached_tokens\":4}}}\n\ndata: [DONE]\n\n";
 
     fn pieces() -> Vec<Piece> {
         vec![
@@ -150,7 +156,11 @@ mod tests {
             Piece::Text("fel".into()),
             Piece::End {
                 reason: FinishReason::Length,
-                usage: Some((7, 2)),
+                usage: Some(Usage {
+                    prompt: 7,
+                    answer: 2,
+                    cached: 4,
+                }),
             },
         ]
     }

@@ -6,6 +6,7 @@ mod load;
 mod queue;
 mod reported;
 mod server;
+mod speed;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,6 +28,7 @@ use crate::pipes::read_frame;
 use load::Others;
 use queue::{Job, Queue};
 use server::{Ended, Server};
+use speed::Speed;
 
 /// Commands and news that may wait.
 const WAITING: usize = 4096;
@@ -57,6 +59,7 @@ struct Adapter {
     pace: u32,
     /// Whether the system is short of memory.
     is_short: bool,
+    speed: Speed,
     servers: BTreeMap<ModelName, Server>,
     queue: Queue,
     /// How fast each class goes on at each server, since this time.
@@ -94,6 +97,7 @@ pub async fn run() -> Result<(), WireError> {
         slos: SloSet::default(),
         pace: 100,
         is_short: false,
+        speed: Speed::default(),
         servers: BTreeMap::new(),
         queue: Queue::default(),
         turnover: Default::default(),
@@ -149,6 +153,7 @@ impl Adapter {
                     return Ok(());
                 };
                 task.abort();
+                self.speed.breaks_off();
                 self.class(job.generation.class).cancelled += 1;
                 let (reason, usage) = (FinishReason::Cancelled, None);
                 let event = Ended::Whole { reason, usage }.event(&job, began, self.knobs.version);
@@ -178,7 +183,9 @@ impl Adapter {
                 self.refuse_what_waited_too_long().await?;
                 self.send(&EngineEvent::Progress(self.progress)).await?;
                 let report = Box::new(self.report());
-                self.send(&EngineEvent::Report(report)).await
+                self.send(&EngineEvent::Report(report)).await?;
+                let percent = self.speed.percent(self.began.elapsed());
+                self.send(&EngineEvent::Steadiness(percent)).await
             }
         }
     }
@@ -269,6 +276,7 @@ impl Adapter {
                 job,
             };
             self.running.insert(sequence, running);
+            self.speed.breaks_off();
         }
     }
 
@@ -288,6 +296,7 @@ impl Adapter {
                 if is_first {
                     counted.ttft_ms.record(waited.as_secs_f64() * 1e3);
                 }
+                self.time(sequence, is_first);
                 if let Some(server) = self.servers.get_mut(&model) {
                     server.tokens += 1;
                 }
@@ -301,6 +310,7 @@ impl Adapter {
                 if matches!(ended, Ended::Whole { .. }) {
                     self.class(class).finished += 1;
                 }
+                self.speed.breaks_off();
                 let gone = ended.is_gone();
                 let event = ended.event(&running.job, running.began, self.knobs.version);
                 self.tell(sequence, event).await?;

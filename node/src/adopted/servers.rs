@@ -1,5 +1,7 @@
 //! Servers that people run on their Macs, by the ports that they take when nobody says otherwise.
 
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
 use pomona_common::{ModelName, ServerAddress, TextAsk, TextPrompt};
@@ -32,11 +34,16 @@ pub struct Found {
 /// A client of one, without limits of its own: what is asked at once is decided before.
 ///
 /// # Errors
-/// None that a local address could have.
-pub fn client(address: ServerAddress) -> Result<Client, String> {
+/// The file with its key cannot be read, or has none.
+pub fn client(address: ServerAddress, key_file: Option<&Path>) -> Result<Client, String> {
+    let key = key_file.map(|file| match fs::read_to_string(file) {
+        Ok(key) if key.trim().is_empty() => Err(format!("{}: there is no API key in it", file.display())),
+        Ok(key) => Ok(key),
+        Err(error) => Err(format!("its API key, {}: {error}", file.display())),
+    });
     Client::new(Settings {
         address,
-        key: None,
+        key: key.transpose()?,
         parallel: 1024,
         rate: Rate::default(),
         first_text: FIRST_TEXT,
@@ -83,7 +90,7 @@ pub async fn detect(known: &[(u16, &'static str)]) -> Vec<Found> {
             base: "/v1".to_owned(),
         };
         let url = address.to_string();
-        let Ok(client) = client(address) else {
+        let Ok(client) = client(address, None) else {
             continue;
         };
         if let Ok(models) = models(&client).await {

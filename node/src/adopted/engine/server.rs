@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pomona_common::failure::InvalidCode;
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Accounting, Failure, FinishReason, ModelName, TextAsk};
+use pomona_common::{Accounting, Failure, FinishReason, ModelName, TextAsk, Usage};
 use pomona_upstream::{Client, Piece, UpstreamError};
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
@@ -56,7 +56,7 @@ impl Drop for Server {
 impl Server {
     pub(super) fn new(adopted: Adopted, folder: &Path) -> Result<Self, String> {
         Ok(Self {
-            client: servers::client(adopted.address()?)?,
+            client: adopted.client()?,
             adopted,
             folder: folder.to_owned(),
             is_up: false,
@@ -200,8 +200,8 @@ pub(super) enum Ended {
     /// It is whole.
     Whole {
         reason: FinishReason,
-        /// Tokens of prompt and answer, if the server counts them.
-        usage: Option<(u64, u64)>,
+        /// Tokens, if the server counts them.
+        usage: Option<Usage>,
     },
     /// It is not.
     Failed(UpstreamError),
@@ -231,7 +231,7 @@ impl Ended {
     }
 }
 
-fn accounting(job: &Job, began: Instant, usage: Option<(u64, u64)>, knob_version: u64) -> Accounting {
+fn accounting(job: &Job, began: Instant, usage: Option<Usage>, knob_version: u64) -> Accounting {
     let count = |tokens: u64| u32::try_from(tokens).unwrap_or(u32::MAX);
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
     let first = job.first.unwrap_or_else(Instant::now);
@@ -239,8 +239,9 @@ fn accounting(job: &Job, began: Instant, usage: Option<(u64, u64)>, knob_version
         queue_ms: ms(began.duration_since(job.since)),
         prefill_ms: ms(first.saturating_duration_since(began)),
         decode_ms: ms(first.elapsed()),
-        prompt_tokens: usage.map_or(job.text.prompt_tokens, |(prompt, _)| count(prompt)),
-        completion_tokens: usage.map_or(job.texts, |(_, answer)| count(answer)),
+        prompt_tokens: usage.map_or(job.text.prompt_tokens, |usage| count(usage.prompt)),
+        completion_tokens: usage.map_or(job.texts, |usage| count(usage.answer)),
+        cached_tokens: usage.map_or(0, |usage| count(usage.cached)),
         knob_version,
         build: "adopted".into(),
         ..Accounting::default()
