@@ -220,6 +220,23 @@ mod tests {
     }
 
     #[test]
+    fn whoever_asks_from_an_editor_waits() {
+        for editor in EDITORS {
+            let agent = format!("{editor}1.99 (Macintosh)");
+            let hints = Hints {
+                user_agent: Some(&agent),
+                alias: Some(Class::Batch),
+                ..Hints::default()
+            };
+            assert_eq!(
+                classify(hints),
+                Ok((Class::Interactive, ClassReason::Client)),
+                "{agent}"
+            );
+        }
+    }
+
+    #[test]
     fn only_our_own_header_is_strict() {
         let class = |hints| classify(hints).map(|(class, _)| class);
         let tier = |tier| Hints {

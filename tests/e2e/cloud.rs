@@ -132,7 +132,7 @@ fn cloud(name: &str, port: u16) -> String {
 }
 
 /// Two clusters: one at home, whose batch work goes to machines in a rack that it does not have, and the cloud.
-fn home_and_away() -> (Cluster, Cluster) {
+pub(crate) fn home_and_away() -> (Cluster, Cluster) {
     let away = Cluster::start("echo:1");
     let keyless = format!(
         "{}key_env = \"POMONA_TEST_NO_SUCH_KEY\"\n",

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
-use pomona_tests::{Cluster, MODEL, Machine, agent, greedy};
+use pomona_tests::{MODEL, Machine, agent, eventually, greedy};
 use serde_json::{Value, json};
 
 /// Whoever was sent there would have come within this time.
@@ -50,23 +50,36 @@ fn a_request_cannot_name_a_destination() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let url = format!("http://127.0.0.1:{port}/v1");
-    let cluster = Cluster::start("echo");
+    // Batch goes to a cloud, so that there is a client of other servers which could be misled.
+    let (home, _away) = crate::cloud::home_and_away();
+    let approve = [
+        "cloud", "approve", "away", "--days", "1", "--money", "100", "--tokens", "1m",
+    ];
+    let (ok, _, errors) = home.pomona(&approve);
+    assert!(ok, "{errors}");
+    eventually("batch goes to the cloud", Duration::from_secs(20), || {
+        status(home.node, &batch(greedy("Hi", 2)), None) == 200
+    });
     let mut answered = 0;
-    for entry in [cluster.coordinator, cluster.node] {
+    for entry in [home.coordinator, home.node] {
         for header in HEADERS {
             for value in [
                 url.clone(),
                 format!("127.0.0.1:{port}"),
                 format!("host=127.0.0.1:{port}"),
             ] {
-                answered += usize::from(post(entry, &greedy("Hi", 2), Some((header, &value))) == 200);
+                for body in [greedy("Hi", 2), batch(greedy("Hi", 2))] {
+                    answered += usize::from(post(entry, &body, Some((header, &value))) == 200);
+                }
             }
         }
         for field in FIELDS {
             for value in [json!(url), json!({ "url": url })] {
                 let mut body = greedy("Hi", 2);
                 body[field] = value;
-                answered += usize::from(post(entry, &body, None) == 200);
+                for body in [body.clone(), batch(body)] {
+                    answered += usize::from(post(entry, &body, None) == 200);
+                }
             }
         }
         for model in [url.clone(), format!("{MODEL}@{url}"), format!("cloud:{url}")] {
@@ -87,21 +100,30 @@ fn a_request_cannot_name_a_destination() {
         }
     }
     // Most of it says nothing to anybody here, and is answered as ever.
-    assert!(answered > HEADERS.len() * 3, "{answered}");
+    assert!(answered > HEADERS.len() * 6, "{answered}");
     std::thread::sleep(COMES);
     listener.set_nonblocking(true).unwrap();
     let came = listener.accept();
     assert!(came.is_err(), "somebody was sent to {url}: {came:?}");
 }
 
+fn batch(mut body: Value) -> Value {
+    body["service_tier"] = "flex".into();
+    body
+}
+
 fn post(port: u16, body: &Value, header: Option<(&str, &str)>) -> u16 {
+    let status = status(port, body, header);
+    assert!(status < 500, "{body} {header:?}: {status}");
+    status
+}
+
+fn status(port: u16, body: &Value, header: Option<(&str, &str)>) -> u16 {
     let mut request = agent().post(format!("http://127.0.0.1:{port}/v1/chat/completions"));
     if let Some((name, value)) = header {
         request = request.header(name, value);
     }
-    let status = request.send_json(body).unwrap().status().as_u16();
-    assert!(status < 500, "{body} {header:?}: {status}");
-    status
+    request.send_json(body).unwrap().status().as_u16()
 }
 
 /// The first line of the answer to a request with this first line.

@@ -99,6 +99,7 @@ fn keys_give_classes_scopes_and_limits_and_end_at_once() {
         "{table}"
     );
 
+    is_nowhere_at_rest(&cluster, &plain);
     classes_and_scopes(&cluster);
     limits(&mut cluster);
     what_was_changed_is_written_down(&mut cluster);
@@ -120,6 +121,32 @@ fn keys_give_classes_scopes_and_limits_and_end_at_once() {
     known(&cluster, again["key"].as_str().unwrap(), false);
     let (ok, _, errors) = cluster.pomona(&["key", "revoke", "plain"]);
     assert!(!ok && errors.contains("pomona key list"), "{errors}");
+}
+
+/// No file of the cluster has the secret, whole or without its prefix, and nobody else may use the admin socket.
+fn is_nowhere_at_rest(cluster: &Cluster, key: &str) {
+    use std::os::unix::fs::PermissionsExt;
+    let (mut folders, mut files) = (vec![cluster.state.path().to_owned()], 0);
+    let secret = key.trim_start_matches("sk-pomona-").as_bytes();
+    let mut sockets = 0;
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap) {
+            let (path, kind) = (entry.path(), entry.file_type().unwrap());
+            if kind.is_dir() {
+                folders.push(path);
+            } else if kind.is_file() {
+                let bytes = std::fs::read(&path).unwrap_or_default();
+                files += 1;
+                let mut windows = bytes.windows(secret.len());
+                assert!(!windows.any(|window| window == secret), "{}", path.display());
+            } else if !kind.is_symlink() {
+                sockets += 1;
+                let mode = entry.metadata().unwrap().permissions().mode();
+                assert_eq!(mode & 0o777, 0o600, "{}", path.display());
+            }
+        }
+    }
+    assert!(files > 5 && sockets > 0, "{files} files, {sockets} sockets");
 }
 
 fn what_was_changed_is_written_down(cluster: &mut Cluster) {

@@ -76,3 +76,37 @@ fn replace<T>(reading: &mut Reading<T>, scripted: Option<T>) {
         *reading = Reading::Scripted(value);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_script_says_never_passes_for_measured() -> std::io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let file = folder.path().join("readings.json");
+        let said = r#"{"power_watts": 70, "swap_used_bytes": 7, "memory_available_bytes": 8, "pressure_percent": 9,
+            "on_battery": true, "battery_percent": 40, "low_power": true, "gpu_percent": 3, "indexing": true, "video": true,
+            "capture": true, "locked": false, "idle_s": 5}"#;
+        std::fs::write(&file, said)?;
+        let mut report = MachineReport {
+            power: Reading::Measured(Watts(12.0)),
+            swap_used: Reading::Measured(Bytes(1)),
+            ..MachineReport::default()
+        };
+        apply(&file, &mut report);
+        let conditions = &report.conditions;
+        let activity = &conditions.activity;
+        assert_eq!(report.power, Reading::Scripted(Watts(70.0)));
+        assert_eq!(report.power_source, "scripted");
+        assert_eq!(report.swap_used, Reading::Scripted(Bytes(7)));
+        assert_eq!(report.memory_available, Reading::Scripted(Bytes(8)));
+        assert_eq!(report.pressure, Reading::Scripted(Percent(9.0)));
+        assert_eq!(conditions.supply, Reading::Scripted(Supply::Battery));
+        assert_eq!(conditions.battery, Reading::Scripted(Percent(40.0)));
+        assert_eq!(conditions.low_power, Reading::Scripted(true));
+        assert_eq!(activity.idle_s, Reading::Scripted(5));
+        assert_eq!(activity.locked, Reading::Scripted(false));
+        Ok(())
+    }
+}

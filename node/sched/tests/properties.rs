@@ -700,3 +700,37 @@ fn a_queue_takes_what_its_service_level_says() {
     submit(&mut scheduler, 6, Class::Batch).unwrap();
     assert_eq!(submit(&mut scheduler, 7, Class::Batch), full(5));
 }
+
+/// Helpers of a person come after the person and before batch, whoever came first.
+#[test]
+fn classes_enter_by_their_urgency() {
+    let mut knobs = EngineKnobs {
+        total_slots: 1,
+        ..EngineKnobs::default()
+    };
+    for class in [&mut knobs.interactive, &mut knobs.background, &mut knobs.batch] {
+        class.reserved_slots = 0;
+    }
+    let mut scheduler = Scheduler::new(knobs);
+    scheduler.add_model(name(0), 1, 4096);
+    for (id, class) in [(1, Class::Batch), (2, Class::Background), (3, Class::Interactive)] {
+        let new = NewSequence {
+            id,
+            model: name(0),
+            class,
+            prompt: 10,
+            max_new: 50,
+            begun: false,
+            kept: 0,
+        };
+        scheduler.submit(new, Duration::from_millis(id)).unwrap();
+    }
+    let mut entered = Vec::new();
+    for second in 1..=3 {
+        let admitted = scheduler.admit(Duration::from_secs(second));
+        assert_eq!(admitted.len(), 1, "one slot");
+        scheduler.end(admitted[0]);
+        entered.extend(admitted);
+    }
+    assert_eq!(entered, [3, 2, 1]);
+}

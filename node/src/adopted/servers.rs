@@ -99,3 +99,64 @@ pub async fn detect(known: &[(u16, &'static str)]) -> Vec<Found> {
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// Sends one answer, to whoever asks first.
+    async fn answers(listener: TcpListener, body: &'static str) -> std::io::Result<String> {
+        let (mut socket, _) = listener.accept().await?;
+        let mut asked = vec![0; 4096];
+        let read = socket.read(&mut asked).await?;
+        let length = body.len();
+        let head = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close";
+        let answer = format!("{head}\r\ncontent-length: {length}\r\n\r\n{body}");
+        socket.write_all(answer.as_bytes()).await?;
+        Ok(String::from_utf8_lossy(&asked[..read]).into_owned())
+    }
+
+    #[tokio::test]
+    async fn servers_are_found_by_their_ports_and_what_does_not_speak_the_api_is_none() -> std::io::Result<()>
+    {
+        let mut listeners = Vec::new();
+        for _ in 0..3 {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await?);
+        }
+        let ports: Vec<u16> = listeners
+            .iter()
+            .map(|listener| listener.local_addr().map(|address| address.port()))
+            .collect::<std::io::Result<_>>()?;
+        let known = [
+            (ports[0], "nobody"),
+            (ports[1], "a page"),
+            (ports[2], "LM Studio"),
+        ];
+        let server = listeners.pop();
+        let page = listeners.pop();
+        // Nobody listens at the first any more.
+        listeners.clear();
+        let (Some(server), Some(page)) = (server, page) else {
+            return Ok(());
+        };
+        let models =
+            r#"{"object": "list", "data": [{"id": "qwen"}, {"id": "llama"}, {"object": "nothing"}]}"#;
+        let (found, page, asked) = tokio::join!(
+            detect(&known),
+            answers(page, "<html></html>"),
+            answers(server, models)
+        );
+        page?;
+        assert!(asked?.starts_with("GET /v1/models HTTP/1.1"));
+        let expected = Found {
+            who: "LM Studio",
+            url: format!("http://127.0.0.1:{}/v1", ports[2]),
+            models: vec!["qwen".into(), "llama".into()],
+        };
+        assert_eq!(found, [expected]);
+        Ok(())
+    }
+}

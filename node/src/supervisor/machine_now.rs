@@ -88,3 +88,25 @@ impl MachineNow {
         self.read.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use pomona_common::unit::{Reading, Watts};
+
+    use super::*;
+
+    #[test]
+    fn an_answer_draws_its_share_of_the_time() {
+        let now = MachineNow::new();
+        assert_eq!(now.energy(200.0), None, "nobody has looked");
+        let machine = MachineReport {
+            power: Reading::Measured(Watts(10.0)),
+            power_source: "rails".into(),
+            ..MachineReport::default()
+        };
+        now.note(&machine, Family::default());
+        let energy = now.energy(200.0).map(|energy| (energy.joules, energy.source));
+        assert_eq!(energy, Some((2.0, "rails".to_owned())));
+        assert_eq!(now.energy(0.0), None);
+    }
+}

@@ -16,9 +16,12 @@ pub struct Client {
     /// Whom it asks: a coordinator, or a node's own endpoint.
     pub entry: Id,
     pub class: Class,
+    pub model: ModelName,
     seed: u32,
     tokens: u32,
     pub got: u32,
+    /// Prompt tokens that whoever finished it had in a cache.
+    pub cached: u32,
     pub asked: u64,
     /// When the first token came.
     pub first: Option<u64>,
@@ -106,7 +109,10 @@ impl World {
             return;
         };
         let end = match event {
-            GenerationEvent::Finished { .. } => End::Finished,
+            GenerationEvent::Finished { accounting, .. } => {
+                client.cached = accounting.cached_tokens;
+                End::Finished
+            }
             GenerationEvent::Failed(Failure::TooLarge { .. }) => End::TooLarge,
             _ => End::Failed { moves },
         };
@@ -160,11 +166,13 @@ impl World {
         self.count += 1;
         let (number, now) = (self.count, self.now);
         let client = Client {
+            model: request.model.clone(),
             entry,
             class: request.class,
             seed: tokens::seed(&request.prompt),
             tokens: request.tokens,
             got: 0,
+            cached: 0,
             asked: now,
             first: None,
             last: now,

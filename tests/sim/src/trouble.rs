@@ -345,16 +345,20 @@ pub fn broken(world: &World) -> Vec<String> {
     for node in world.nodes.iter().filter(|node| node.went_back) {
         check(false, format!("{} went back to an older target", node.id.short()));
     }
-    let killed = world.nodes.iter().flat_map(|node| node.kills.values());
-    let is_forbidden = killed.copied().any(|kills| kills >= 2);
+    let is_forbidden = |model: &ModelName| {
+        let mut kills = world.nodes.iter().filter_map(|node| node.kills.get(model));
+        kills.any(|kills| *kills >= 2)
+    };
     for (number, client) in &world.clients {
         let holds = match client.end {
             Some(End::Finished | End::WithEntry | End::GivenUp) => true,
+            // What has begun is never lost, whatever becomes of machines and coordinators; but where engines were
+            // killed twice with its model no machine may be left that is allowed to have it.
+            Some(End::Failed { .. }) if client.class == Class::Batch && client.got > 0 => {
+                is_forbidden(&client.model)
+            }
             // An answer moves three times; one that is still unlucky ends with an error.
             Some(End::Failed { moves: 3 }) => true,
-            // What has begun is never lost, whatever becomes of machines and coordinators; but where engines were
-            // killed twice with a model no machine may be left that is allowed to have it.
-            Some(End::Failed { .. }) if client.class == Class::Batch && client.got > 0 => is_forbidden,
             Some(End::Failed { .. }) => client.entry != Id::Coordinator(1) || !world.has_refuge,
             Some(End::TooLarge) | None => false,
         };

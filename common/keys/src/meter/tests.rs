@@ -91,6 +91,52 @@ fn tokens_are_kept_free_for_what_runs_and_counted_as_they_were() -> Result<(), I
     Ok(())
 }
 
+/// A model's own limits bound that model and no other, beside the key's.
+#[test]
+fn limits_of_a_model_bound_it_alone() -> Result<(), IdError> {
+    let (one, other): (ModelName, ModelName) = ("org/m".parse()?, "org/other".parse()?);
+    let mut record = record(KeyLimits {
+        concurrency: Some(3),
+        ..KeyLimits::default()
+    });
+    let of_model = KeyLimits {
+        concurrency: Some(1),
+        requests_per_minute: Some(2),
+        tokens_per_day: Some(100),
+        ..KeyLimits::default()
+    };
+    record.terms.of_models.insert(one.clone(), of_model);
+    let (mut meter, ring) = (Meter::new(1), KeyRing::default());
+    let begin = |meter: &mut Meter, model: &ModelName, at_s| meter.begin(&ring, (KEY, &record), model, at_s);
+    let bound_of = |outcome: &Result<Reserved, Denied>| match outcome {
+        Err(Denied::Limited { bound, .. } | Denied::TooMuch { bound, .. }) => Some(bound.model.clone()),
+        _ => None,
+    };
+    let first = begin(&mut meter, &one, 30);
+    assert_eq!(bound_of(&begin(&mut meter, &one, 30)), Some(Some(one.clone())));
+    let more: Vec<_> = (0..2)
+        .filter_map(|_| begin(&mut meter, &other, 30).ok())
+        .collect();
+    assert_eq!(more.len(), 2, "the other model is not bound");
+    assert_eq!(bound_of(&begin(&mut meter, &other, 30)), Some(None), "the key is");
+    let ends = first.into_iter().chain(more);
+    ends.for_each(|reserved| meter.end(reserved, 40, 31));
+    // Forty tokens of the model's hundred are gone, whatever others of the key took.
+    let Ok(mut second) = begin(&mut meter, &one, 31) else {
+        panic!("one is left of the minute");
+    };
+    assert!(meter.reserve(&ring, &record, &mut second, 61, 31).is_err());
+    assert!(meter.reserve(&ring, &record, &mut second, 60, 31).is_ok());
+    meter.end(second, 60, 31);
+    assert_eq!(
+        bound_of(&begin(&mut meter, &one, 32)),
+        Some(Some(one)),
+        "two a minute"
+    );
+    assert!(begin(&mut meter, &other, 32).is_ok());
+    Ok(())
+}
+
 #[test]
 fn accounts_take_turns_in_batches() -> Result<(), IdError> {
     let model = "org/m".parse()?;

@@ -218,6 +218,52 @@ fn a_tail_trips_when_batch_is_tightened_already_and_then_interactive_work_is_alo
     assert_eq!(world.stage(Gate::Tail), Stage::Clear);
 }
 
+/// One in twenty is the tail: a few more are one, a few less are none.
+#[test]
+fn a_tail_is_one_in_twenty_and_clears_at_its_own_limit() {
+    let late = |every: u64, usual: f32, late: f32| {
+        let mut world = World::new();
+        world.node.running = 4;
+        for second in 0..600 {
+            world.answers(1, if second % every == 0 { late } else { usual });
+            world.run(1);
+        }
+        world
+    };
+    assert_eq!(late(25, 300.0, 3000.0).passed, [], "four of a hundred");
+    let mut world = late(16, 300.0, 3000.0);
+    assert_ne!(world.stage(Gate::Tail), Stage::Clear, "six of a hundred");
+    // Two and a half times as late as most, and over budget: not clear, however long.
+    for (late, is_clear) in [(1000.0, false), (860.0, true)] {
+        for second in 0..700 {
+            world.answers(1, if second % 10 == 0 { late } else { 400.0 });
+            world.run(1);
+        }
+        assert_eq!(world.stage(Gate::Tail) == Stage::Clear, is_clear, "{late} ms");
+    }
+}
+
+#[test]
+fn what_is_comfortable_again_is_a_little_less() {
+    let mut world = World::new();
+    let comfort = world
+        .state
+        .comfort(NODE, &world.node.chip)
+        .map(|watts| watts.get());
+    let comfort = comfort.unwrap_or_else(|| panic!("a laptop has one"));
+    world.node.power = Reading::Measured(Watts(comfort * 1.1));
+    world.run(120);
+    assert_eq!(world.stage(Gate::Comfort), Stage::Tripped);
+    world.node.power = Reading::Measured(Watts(comfort * 0.97));
+    world.run(600);
+    assert_eq!(world.stage(Gate::Comfort), Stage::Tripped);
+    world.node.power = Reading::Measured(Watts(comfort * 0.93));
+    world.run(50);
+    assert_eq!(world.stage(Gate::Comfort), Stage::Tripped);
+    world.run(90);
+    assert_eq!(world.stage(Gate::Comfort), Stage::Clear);
+}
+
 #[test]
 fn a_large_engine_is_throttled_and_then_gives_up_what_no_person_uses() {
     let mut world = World::new();

@@ -93,7 +93,7 @@ const COLUMNS: [Column; 7] = [
 const DEFINITIONS: [(&str, &str); 5] = [
     (
         "missed minute",
-        "of one person: TTFT p95 (of fewer than five requests: any) over 800 ms and what the laptop needs for the whole prompt alone, or a stream that stalls for 2 s",
+        "of one person: TTFT p95 (of fewer than five requests: any) over 800 ms and what the laptop needs for the prompt tokens that no cache had, or a stream that stalls for 2 s",
     ),
     (
         "capacity",

@@ -238,7 +238,8 @@ impl Running<'_> {
                 let kind = &self.machines[due.owner].mac.kind;
                 let given_up = client.end == Some(End::GivenUp);
                 let waited = client.first.unwrap_or(self.world.now) - client.asked;
-                let budget = budget(kind, editor().weight_bytes, due.request.prompt);
+                let uncached = due.request.prompt.saturating_sub(client.cached);
+                let budget = budget(kind, editor().weight_bytes, uncached);
                 // Who knows whether it would have come in time.
                 if given_up && waited as f64 <= budget {
                     continue;
