@@ -16,12 +16,14 @@ const WARMS: u64 = 600_000;
 const BUSY: u64 = 1_800_000;
 const TICK: u64 = 1_000;
 
-/// Of one machine with these conversations, of which it has as many at once as slots. One that would be too warm if it
-/// worked all the time works for a share of it.
-pub fn of_machine(machine: &Machine, slots: u32, talks: &[Vec<&Recorded>], random: &mut Random) -> f64 {
+/// Conversations that a machine has at once: the same load for everybody, whatever they tune.
+const TALKS: u32 = 4;
+
+/// Of one machine with these conversations. One that would be too warm if it worked all the time works for a share of it.
+pub fn of_machine(machine: &Machine, talks: &[Vec<&Recorded>], random: &mut Random) -> f64 {
     let (mut mac, model) = (machine.mac.clone(), agent());
     let mut knobs = machine.knobs.clone();
-    knobs.batch.max_slots = slots;
+    knobs.batch.max_slots = TALKS;
     let mut engine = Engine::new(knobs, 0);
     engine.add_model(&model);
     // What is left of each conversation, by the number of the turn under way.
@@ -33,7 +35,7 @@ pub fn of_machine(machine: &Machine, slots: u32, talks: &[Vec<&Recorded>], rando
             under_way.into_iter().partition(|(number, _)| is_made(number));
         under_way = made;
         let mut go_on = ended.into_values().filter(|left| !left.is_empty());
-        while under_way.len() < slots as usize {
+        while under_way.len() < TALKS as usize {
             let mut turns = go_on.next().unwrap_or_else(|| {
                 let talk = &talks[random.between(0, talks.len() as u64) as usize];
                 talk.iter().copied().collect()

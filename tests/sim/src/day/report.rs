@@ -109,7 +109,7 @@ const DEFINITIONS: [(&str, &str); 5] = [
     ),
     (
         "tuning",
-        "four slots for aggregate work on each machine, a latency buffer of 1: the best of those tried (src/policy.rs)",
+        "six slots for aggregate work on each machine, a latency buffer of 1: the best of those tried (src/policy.rs)",
     ),
 ];
 

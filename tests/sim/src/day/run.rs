@@ -75,8 +75,7 @@ pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
     let machines = fleet::machines(case.seed)?;
     let mut random = Random::new(case.seed ^ 0xda7);
     let talks = conversations(hour, agent().context);
-    let of_machine =
-        |machine: &Machine| capacity::of_machine(machine, case.tuning.slots, &talks, &mut random);
+    let of_machine = |machine: &Machine| capacity::of_machine(machine, &talks, &mut random);
     let capacities: Vec<f64> = machines.iter().map(of_machine).collect();
     let capacity: f64 = capacities.iter().sum();
     let people: Vec<Day> = (0..PEOPLE)
