@@ -53,7 +53,7 @@ fn a_request_cannot_name_a_destination() {
     // Batch goes to a cloud, so that there is a client of other servers which could be misled.
     let (home, _away) = crate::cloud::home_and_away();
     let approve = [
-        "cloud", "approve", "away", "--days", "1", "--money", "100", "--tokens", "1m",
+        "cloud", "approve", "away", "--days", "1", "--money", "100", "--tokens", "1M",
     ];
     let (ok, _, errors) = home.pomona(&approve);
     assert!(ok, "{errors}");
