@@ -132,9 +132,12 @@ fn look(
     let port = address.port;
     let client = servers::client(address, key_file).map_err(anyhow::Error::msg)?;
     let has = runtime()?.block_on(servers::models(&client)).with_context(|| {
-        format!(
-            "{url} does not answer as a server of OpenAI's API (one that asks for an API key: --key-file)"
-        )
+        let key = if key_file.is_none() {
+            " (one that asks for an API key: --key-file)"
+        } else {
+            ""
+        };
+        format!("{url} does not answer as a server of OpenAI's API{key}")
     })?;
     let there = match (model, has.as_slice()) {
         (Some(model), has) if has.iter().any(|one| one == model) => model.to_owned(),

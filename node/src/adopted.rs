@@ -24,7 +24,6 @@ const LEASE: &str = "gpu.json";
 
 /// A model that a server has.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Adopted {
     /// Where the server is, such as `http://127.0.0.1:8080/v1`.
     pub url: String,

@@ -196,8 +196,12 @@ pub(crate) enum Request {
     },
     /// The system killed the engine of an earlier process of this node.
     KilledBefore { model: ModelName, cause: KillCause },
-    /// Why an engine was killed whose end was seen, and is counted.
-    KillExplained { model: ModelName, cause: KillCause },
+    /// Why an engine was killed whose end was seen, and is counted: the model's so-manieth kill.
+    KillExplained {
+        model: ModelName,
+        nth: u64,
+        cause: KillCause,
+    },
 }
 
 /// A handle on the supervisor; clones share it.

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pomona_tests::{MODEL, Machine, agent, eventually, greedy};
 use serde_json::{Value, json};
@@ -60,7 +60,8 @@ fn a_request_cannot_name_a_destination() {
     eventually("batch goes to the cloud", Duration::from_secs(20), || {
         status(home.node, &batch(greedy("Hi", 2)), None) == 200
     });
-    let mut answered = 0;
+    // Of interactive and of batch requests.
+    let mut answered = [0, 0];
     for entry in [home.coordinator, home.node] {
         for header in HEADERS {
             for value in [
@@ -68,8 +69,8 @@ fn a_request_cannot_name_a_destination() {
                 format!("127.0.0.1:{port}"),
                 format!("host=127.0.0.1:{port}"),
             ] {
-                for body in [greedy("Hi", 2), batch(greedy("Hi", 2))] {
-                    answered += usize::from(post(entry, &body, Some((header, &value))) == 200);
+                for (i, body) in [greedy("Hi", 2), batch(greedy("Hi", 2))].iter().enumerate() {
+                    answered[i] += usize::from(post(entry, body, Some((header, &value))) == 200);
                 }
             }
         }
@@ -77,8 +78,8 @@ fn a_request_cannot_name_a_destination() {
             for value in [json!(url), json!({ "url": url })] {
                 let mut body = greedy("Hi", 2);
                 body[field] = value;
-                for body in [body.clone(), batch(body)] {
-                    answered += usize::from(post(entry, &body, None) == 200);
+                for (i, body) in [body.clone(), batch(body)].iter().enumerate() {
+                    answered[i] += usize::from(post(entry, body, None) == 200);
                 }
             }
         }
@@ -100,7 +101,10 @@ fn a_request_cannot_name_a_destination() {
         }
     }
     // Most of it says nothing to anybody here, and is answered as ever.
-    assert!(answered > HEADERS.len() * 6, "{answered}");
+    assert!(
+        answered.iter().all(|answered| *answered > HEADERS.len() * 3),
+        "{answered:?}"
+    );
     std::thread::sleep(COMES);
     listener.set_nonblocking(true).unwrap();
     let came = listener.accept();
@@ -147,10 +151,30 @@ fn raw(port: u16, line: &str) -> String {
 fn a_node_without_keys_does_not_listen_where_others_reach_it() {
     let mut node = Machine::empty();
     node.set("POMONA_NODE_HTTP", "0.0.0.0:0");
-    let (ok, _, errors) = node.pomona(&["node"]);
-    assert!(
-        !ok && errors.contains("this node knows of no API key"),
-        "{errors}"
-    );
+    let mut process = node
+        .command(&["node"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let ended = loop {
+        match process.try_wait().unwrap() {
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(50)),
+            None => {
+                process.kill().unwrap();
+                break process.wait().unwrap();
+            }
+            Some(status) => break status,
+        }
+    };
+    let mut errors = String::new();
+    process
+        .stderr
+        .take()
+        .unwrap()
+        .read_to_string(&mut errors)
+        .unwrap();
+    assert!(ended.code().is_some_and(|code| code != 0), "{ended}: {errors}");
+    assert!(errors.contains("this node knows of no API key"), "{errors}");
     assert!(errors.contains("pomona key create"), "{errors}");
 }

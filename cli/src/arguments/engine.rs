@@ -28,7 +28,7 @@ pub(crate) enum EngineCommand {
         /// Longest prompt and answer together, in tokens.
         #[arg(long, default_value_t = 32_768)]
         context: u32,
-        /// A file with its API key, where it asks for one. The node reads it whenever it begins with the server.
+        /// A file with its API key, where it asks for one. After another key was written into it, adopt the server again.
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
         /// Adopt it although it leaves the system less than 2 GiB of memory.

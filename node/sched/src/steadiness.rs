@@ -39,10 +39,6 @@ struct Kind {
     context: u32,
 }
 
-fn eighths(context: u64) -> u32 {
-    (8.0 * (context.max(1) as f64).log2()) as u32
-}
-
 /// What steps of a kind take.
 #[derive(Debug, Clone)]
 enum Usual {
@@ -96,42 +92,18 @@ pub struct Steadiness {
 impl Steadiness {
     /// A step was computed in this time: by the device alone, waiting for others not counted.
     pub fn note(&mut self, step: &Step, took: Duration, now: Duration) {
+        let seconds = took.as_secs_f64();
+        if seconds <= 0.0 {
+            return;
+        }
         let context: u64 = step.rows.iter().map(|row| u64::from(row.start + row.len)).sum();
         let kind = Kind {
             model: step.model.clone(),
             class: step.class,
             rows: step.rows.iter().filter(|row| row.len == 1).count(),
             prefill: step.rows.iter().map(|row| row.len).filter(|len| *len > 1).sum(),
-            context: eighths(context),
+            context: (8.0 * (context.max(1) as f64).log2()) as u32,
         };
-        self.note_kind(kind, took, now);
-    }
-
-    /// As many tokens as always were made in this time, of a model and class, in so many rows that attend to so many
-    /// tokens together.
-    pub fn note_decoding(
-        &mut self,
-        (model, class): (&ModelName, Class),
-        rows: usize,
-        context: u64,
-        took: Duration,
-        now: Duration,
-    ) {
-        let kind = Kind {
-            model: model.clone(),
-            class,
-            rows,
-            prefill: 0,
-            context: eighths(context),
-        };
-        self.note_kind(kind, took, now);
-    }
-
-    fn note_kind(&mut self, kind: Kind, took: Duration, now: Duration) {
-        let seconds = took.as_secs_f64();
-        if seconds <= 0.0 {
-            return;
-        }
         if !self.kinds.contains_key(&kind) {
             self.make_room();
         }

@@ -6,7 +6,6 @@ mod load;
 mod queue;
 mod reported;
 mod server;
-mod speed;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -28,7 +27,6 @@ use crate::pipes::read_frame;
 use load::Others;
 use queue::{Job, Queue};
 use server::{Ended, Server};
-use speed::Speed;
 
 /// Commands and news that may wait.
 const WAITING: usize = 4096;
@@ -59,7 +57,6 @@ struct Adapter {
     pace: u32,
     /// Whether the system is short of memory.
     is_short: bool,
-    speed: Speed,
     servers: BTreeMap<ModelName, Server>,
     queue: Queue,
     /// How fast each class goes on at each server, since this time.
@@ -97,7 +94,6 @@ pub async fn run() -> Result<(), WireError> {
         slos: SloSet::default(),
         pace: 100,
         is_short: false,
-        speed: Speed::default(),
         servers: BTreeMap::new(),
         queue: Queue::default(),
         turnover: Default::default(),
@@ -153,7 +149,6 @@ impl Adapter {
                     return Ok(());
                 };
                 task.abort();
-                self.speed.breaks_off();
                 self.class(job.generation.class).cancelled += 1;
                 let (reason, usage) = (FinishReason::Cancelled, None);
                 let event = Ended::Whole { reason, usage }.event(&job, began, self.knobs.version);
@@ -183,9 +178,7 @@ impl Adapter {
                 self.refuse_what_waited_too_long().await?;
                 self.send(&EngineEvent::Progress(self.progress)).await?;
                 let report = Box::new(self.report());
-                self.send(&EngineEvent::Report(report)).await?;
-                let percent = self.speed.percent(self.began.elapsed());
-                self.send(&EngineEvent::Steadiness(percent)).await
+                self.send(&EngineEvent::Report(report)).await
             }
         }
     }
@@ -276,7 +269,6 @@ impl Adapter {
                 job,
             };
             self.running.insert(sequence, running);
-            self.speed.breaks_off();
         }
     }
 
@@ -296,7 +288,6 @@ impl Adapter {
                 if is_first {
                     counted.ttft_ms.record(waited.as_secs_f64() * 1e3);
                 }
-                self.time(sequence, is_first);
                 if let Some(server) = self.servers.get_mut(&model) {
                     server.tokens += 1;
                 }
@@ -310,7 +301,6 @@ impl Adapter {
                 if matches!(ended, Ended::Whole { .. }) {
                     self.class(class).finished += 1;
                 }
-                self.speed.breaks_off();
                 let gone = ended.is_gone();
                 let event = ended.event(&running.job, running.began, self.knobs.version);
                 self.tell(sequence, event).await?;
@@ -381,7 +371,7 @@ impl Adapter {
         self.send(&EngineEvent::Serves(pid)).await
     }
 
-    /// What was adopted anew, with other slots or at another address, is so from now on.
+    /// What was adopted anew, with other slots, another key or at another address, is so from now on.
     async fn look_at_folders(&mut self) -> Result<(), WireError> {
         let changed = |(model, server): (&ModelName, &Server)| {
             let adopted = Adopted::read(&server.folder)?.ok()?;
@@ -392,13 +382,15 @@ impl Adapter {
             let Some(server) = self.servers.get_mut(&model) else {
                 continue;
             };
-            if (&adopted.url, &adopted.model) == (&server.adopted.url, &server.adopted.model) {
+            let is_same = (&adopted.url, &adopted.model) == (&server.adopted.url, &server.adopted.model);
+            // A key is read anew: the file may have another one, or the same file a new one.
+            if is_same && adopted.key_file.is_none() && server.adopted.key_file.is_none() {
                 server.adopted = adopted;
                 continue;
             }
             let (folder, was_up) = (server.folder.clone(), server.is_up);
             self.servers.remove(&model);
-            self.end_all_of(&model, "it is another server's now").await?;
+            self.end_all_of(&model, "it was adopted anew").await?;
             if was_up {
                 self.send(&EngineEvent::Unloaded(model.clone())).await?;
             }

@@ -183,10 +183,13 @@ impl Actor {
                     self.publish();
                 }
             }
-            Request::KillExplained { model, cause } => {
+            Request::KillExplained { model, nth, cause } => {
                 tracing::warn!(%model, %cause, "why the engine was killed");
-                self.view.kill_causes.insert(model, cause.to_string());
-                self.publish();
+                // It may have been killed again since.
+                if self.view.kills_of.get(&model) == Some(&nth) {
+                    self.view.kill_causes.insert(model, cause.to_string());
+                    self.publish();
+                }
             }
             Request::KilledBefore { model, cause } => {
                 tracing::warn!(%model, %cause, "an earlier engine was killed");

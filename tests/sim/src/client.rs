@@ -5,6 +5,7 @@ use pomona_common::{
     Class, ClassReason, Failure, Generation, ModelDigests, ModelName, NodeId, RequestId, Sampling, Seek,
 };
 
+use crate::engine::Asker;
 use crate::node;
 use crate::tokens;
 use crate::wire::Id;
@@ -20,7 +21,7 @@ pub struct Client {
     seed: u32,
     tokens: u32,
     pub got: u32,
-    /// Prompt tokens that whoever finished it had in a cache.
+    /// Prompt tokens that whoever finished it had in a cache, or made it when it was given up.
     pub cached: u32,
     pub asked: u64,
     /// When the first token came.
@@ -142,6 +143,14 @@ impl World {
         else {
             return;
         };
+        let asker = match client.entry {
+            Id::Node(_) => Asker::Here,
+            Id::Coordinator(coordinator) => Asker::Coordinator(coordinator),
+        };
+        let mut engines = self.nodes.iter().map(|node| &node.engine);
+        client.cached = engines
+            .find_map(|engine| engine.cached_of((asker, number)))
+            .unwrap_or(0);
         client.end = Some(End::GivenUp);
         let (entry, now) = (client.entry, self.now);
         self.ended.push(number);

@@ -369,6 +369,11 @@ impl Engine {
         self.sequences.get(id).map(|making| &making.generation)
     }
 
+    /// Prompt tokens of an answer that were taken from a kept beginning, if it came into a slot.
+    pub fn cached_of(&self, asked: (Asker, u64)) -> Option<u32> {
+        self.sequences.get(self.ids.get(&asked)?)?.cached
+    }
+
     pub fn is_empty(&self) -> bool {
         let waiting = self.wedged.as_ref().map(|(_, waiting)| waiting);
         self.sequences.is_empty() && waiting.is_none_or(Vec::is_empty)

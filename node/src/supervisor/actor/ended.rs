@@ -43,11 +43,12 @@ impl Actor {
         if let Some(signal) = signal.filter(|_| of_memory) {
             cause = self.tally.cause().map(|cause| cause.to_string());
             if let Some(suspect) = self.view.suspect(true).cloned() {
-                if cause.is_none() {
-                    self.explain_later(suspect.clone());
-                }
                 let by_signal = || format!("signal {signal}, of which the system has said no reason yet");
-                self.view.blame(suspect, cause.clone().unwrap_or_else(by_signal));
+                self.view
+                    .blame(suspect.clone(), cause.clone().unwrap_or_else(by_signal));
+                if cause.is_none() {
+                    self.explain_later(suspect);
+                }
             }
         }
         self.last_run.forget();
@@ -79,12 +80,13 @@ impl Actor {
             return;
         }
         let began = SystemTime::now() - self.born.elapsed();
+        let nth = self.view.kills_of.get(&model).copied().unwrap_or_default();
         let (tally, requests) = (self.tally.clone(), self.requests.clone());
         self.reports.spawn(async move {
             if let Some(cause) = reported(&tally, began).await
                 && let Some(requests) = requests.upgrade()
             {
-                let _ = requests.send(Request::KillExplained { model, cause }).await;
+                let _ = requests.send(Request::KillExplained { model, nth, cause }).await;
             }
         });
     }
