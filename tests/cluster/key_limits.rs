@@ -153,8 +153,8 @@ fn ask(entry: u16, key: &str, taken: &AtomicU64) -> Result<u16, String> {
             taken.fetch_add(tokens, Ordering::Relaxed);
         }
         429 => assert!(answer.to_string().contains("tokens a day"), "{answer}"),
-        // Not known yet, or no leader is there.
-        401 | 503 => {}
+        // Key or model are not known yet, or no leader is there.
+        401 | 404 | 503 => {}
         _ => panic!("{status}: {answer}"),
     }
     Ok(status)
