@@ -12,6 +12,7 @@
 
 mod entry;
 mod former;
+mod gates;
 mod key_limits;
 mod lan_discovery;
 mod leader_kills;

@@ -53,7 +53,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let done = AtomicBool::new(false);
     let (streams, (asked, samples)) = std::thread::scope(|scope| {
         let _stops = Stops(&done);
-        let person = scope.spawn(|| ask_until(&laptop, &done));
+        let person = scope.spawn(|| ask_until(&laptop, 8, &done));
         let watcher = scope.spawn(|| watch(&coordinator, "laptop", &done));
         let streams = batch_at(&laptop, || {
             std::thread::sleep(LOADED);
@@ -74,23 +74,24 @@ pub(crate) fn run(scale: Scale) -> Outcome {
 }
 
 /// When a person asked, and how many seconds passed until the first content.
-type Asked = Vec<(Instant, f64)>;
+pub(crate) type Asked = Vec<(Instant, f64)>;
 
 fn ask_for(laptop: &Machine, time: Duration) -> Asked {
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let person = scope.spawn(|| ask_until(laptop, &done));
+        let person = scope.spawn(|| ask_until(laptop, 8, &done));
         std::thread::sleep(time);
         done.store(true, Ordering::Relaxed);
         person.join().expect("a person")
     })
 }
 
-fn ask_until(laptop: &Machine, done: &AtomicBool) -> Asked {
+/// A person asks for answers of so many tokens until it is done.
+pub(crate) fn ask_until(laptop: &Machine, tokens: u32, done: &AtomicBool) -> Asked {
     let mut asked = Vec::new();
     while !done.load(Ordering::Relaxed) {
         let began = Instant::now();
-        let mut body = greedy(&format!("Complete line {}", asked.len()), 8);
+        let mut body = greedy(&format!("Complete line {}", asked.len()), tokens);
         body["stream"] = true.into();
         let answer = stream_from(laptop.node, &body);
         let first = answer.first.expect("content").as_secs_f64();

@@ -4,9 +4,10 @@
 use std::time::{Duration, Instant};
 
 use pomona_tests::{MODEL, Machine, eventually};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::former::{SOON, holders, join, lead};
+use crate::gates::{has_tripped, refuses_more};
 use crate::{Outcome, Scale, keep};
 
 /// The gate's own times, and two reports more.
@@ -32,25 +33,17 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     node.start_node("echo");
     eventually("it is there", SOON, || holders(&coordinator, MODEL) == 1);
 
-    let larger = ["knobs", "set", "batch.max_slots=20"];
     swap(900);
     let began = Instant::now();
-    eventually("it trips", TRIPS, || has_tripped(&coordinator));
+    eventually("it trips", TRIPS, || has_tripped(&coordinator, "swap"));
     let tripped_s = began.elapsed().as_secs_f64();
-    let (ok, _, errors) = coordinator.pomona(&larger);
-    assert!(!ok && errors.contains("the swap gate of"), "{errors}");
     let (ok, _, errors) = coordinator.pomona(&["knobs", "set", "batch.max_slots=5"]);
     assert!(ok, "less is no matter: {errors}");
-    let (ok, _, errors) = coordinator.pomona(&[&larger[..], &["--force"]].concat());
-    assert!(ok, "{errors}");
-    let shown = coordinator.json(&["knobs", "show"]).to_string();
-    let forced = "forced while a gate had tripped: ";
-    let who = shown.split_once(forced).map(|(_, rest)| rest.split('"').next());
-    assert!(who.flatten().is_some_and(|who| !who.trim().is_empty()), "{shown}");
+    refuses_more(&coordinator, "swap");
 
     swap(100);
     let began = Instant::now();
-    eventually("it clears", CLEARS, || !has_tripped(&coordinator));
+    eventually("it clears", CLEARS, || !has_tripped(&coordinator, "swap"));
     let cleared_s = began.elapsed().as_secs_f64();
     let (ok, _, errors) = coordinator.pomona(&["knobs", "set", "batch.max_slots=24"]);
     assert!(ok, "{errors}");
@@ -58,11 +51,4 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let figures = json!({ "tripped_s": tripped_s, "cleared_s": cleared_s });
     keep("swap", &json!({ "figures": figures }));
     Outcome::Figures(figures)
-}
-
-fn has_tripped(coordinator: &Machine) -> bool {
-    let shown = coordinator.json(&["gates", "show"]);
-    let open = shown["open"].as_array().cloned().unwrap_or_default();
-    open.iter()
-        .any(|gate: &Value| gate["gate"] == "swap" && gate["stage"] != "clear")
 }

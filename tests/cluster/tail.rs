@@ -9,13 +9,12 @@ use pomona_tests::{MODEL, Machine, Stops, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
 use crate::former::{SOON, holders, join, lead};
-use crate::offload::{batch, by_rung, of_role, rung, watch};
+use crate::gates::{has_tripped, refuses_more};
+use crate::offload::{ask_until, batch, by_rung, of_role, rung, watch};
 use crate::{Outcome, Scale, keep, quantile};
 
 const STREAMS: usize = 4;
 const TOKENS: u32 = 150;
-/// A person asks this often.
-const EVERY: Duration = Duration::from_millis(400);
 /// Words of the prompts that are in the way, and how long nobody asks between two.
 const WORDS: usize = 900;
 const BETWEEN: Duration = Duration::from_millis(1_500);
@@ -58,7 +57,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
             });
         }
         scope.spawn(|| be_in_the_way(&node, &done, &late));
-        let person = scope.spawn(|| ask_until(&node, &done));
+        let person = scope.spawn(|| ask_until(&node, 4, &done));
         let watcher = scope.spawn(|| watch(&coordinator, "rack", &done));
         eventually("batch runs", SOON, || batch(&here(), "running") > 0);
         std::thread::sleep(USUAL);
@@ -67,10 +66,13 @@ pub(crate) fn run(scale: Scale) -> Outcome {
         late.store(true, Ordering::Relaxed);
         eventually("batch is made small", TIGHTENS, || rung(&here()) == "tighten");
         let tightened_s = began.elapsed().as_secs_f64();
-        assert!(!has_tripped(&coordinator), "batch is made small first");
-        eventually("the gate trips", TRIPS, || has_tripped(&coordinator));
+        assert!(!has_tripped(&coordinator, "tail"), "batch is made small first");
+        eventually("the gate trips", TRIPS, || has_tripped(&coordinator, "tail"));
         let tripped_s = began.elapsed().as_secs_f64();
-        refuses_more(&coordinator);
+        refuses_more(&coordinator, "tail");
+        let gates = coordinator.json(&["gates", "show"]);
+        let evidence = gates["transitions"][0]["samples"].as_array().map_or(0, Vec::len);
+        assert!(evidence > 3, "{gates}");
         eventually("batch stands still", SOON, || {
             let before = batch(&here(), "tokens");
             std::thread::sleep(Duration::from_secs(3));
@@ -78,7 +80,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
         });
         late.store(false, Ordering::Relaxed);
         let began = Instant::now();
-        eventually("it clears", CLEARS, || !has_tripped(&coordinator));
+        eventually("it clears", CLEARS, || !has_tripped(&coordinator, "tail"));
         let cleared_s = began.elapsed().as_secs_f64();
         let before = made.load(Ordering::Relaxed);
         eventually("batch goes on", Duration::from_secs(120), || {
@@ -157,41 +159,4 @@ fn be_in_the_way(node: &Machine, done: &AtomicBool, wanted: &AtomicBool) {
         }
         std::thread::sleep(BETWEEN);
     }
-}
-
-/// When a person asked, and how many seconds passed until the first content.
-fn ask_until(node: &Machine, done: &AtomicBool) -> Vec<(Instant, f64)> {
-    let mut asked = Vec::new();
-    while !done.load(Ordering::Relaxed) {
-        let began = Instant::now();
-        let mut body = greedy(&format!("Complete line {}", asked.len()), 4);
-        body["stream"] = true.into();
-        let answer = stream_from(node.node, &body);
-        asked.push((began, answer.first.expect("content").as_secs_f64()));
-        std::thread::sleep(EVERY.saturating_sub(began.elapsed()));
-    }
-    asked
-}
-
-fn has_tripped(coordinator: &Machine) -> bool {
-    let shown = coordinator.json(&["gates", "show"]);
-    let open = shown["open"].as_array().cloned().unwrap_or_default();
-    open.iter()
-        .any(|gate| gate["gate"] == "tail" && gate["stage"] != "clear")
-}
-
-/// Nobody gives batch more of the node meanwhile, unless somebody insists, and the evidence is there.
-fn refuses_more(coordinator: &Machine) {
-    let larger = ["knobs", "set", "batch.max_slots=20"];
-    let (ok, _, errors) = coordinator.pomona(&larger);
-    assert!(!ok && errors.contains("the tail gate of"), "{errors}");
-    let (ok, _, errors) = coordinator.pomona(&[&larger[..], &["--force"]].concat());
-    assert!(ok, "{errors}");
-    let shown = coordinator.json(&["knobs", "show"]).to_string();
-    let forced = "forced while a gate had tripped: ";
-    let who = shown.split_once(forced).map(|(_, rest)| rest.split('"').next());
-    assert!(who.flatten().is_some_and(|who| !who.trim().is_empty()), "{shown}");
-    let gates = coordinator.json(&["gates", "show"]);
-    let samples = gates["transitions"][0]["samples"].as_array().map_or(0, Vec::len);
-    assert!(samples > 3, "{gates}");
 }

@@ -89,6 +89,14 @@ impl World {
         self.inventory.insert(node(i), inventory);
     }
 
+    /// A node stores one more model; gives what it says of itself.
+    fn stores_also(&mut self, i: usize, model: usize) -> &mut NodeInventory {
+        let record = self.state.catalogue[&name(model)].clone();
+        let inventory = self.inventory.get_mut(&node(i)).unwrap();
+        inventory.stored.push(record);
+        inventory
+    }
+
     fn policy(&mut self, i: usize, policy: ModelPolicy) {
         let model = name(i);
         apply(&mut self.state, &Command::SetPolicy { model, policy });
@@ -452,9 +460,7 @@ fn a_machine_that_does_not_say_how_much_memory_it_has_gets_nothing_new() {
     let mut world = World::new(&[2, 2]);
     world.add(1, MachineRole::Rack, 32, [0]);
     world.settle();
-    let one = world.state.catalogue[&name(1)].clone();
-    let inventory = world.inventory.get_mut(&node(1)).unwrap();
-    inventory.stored.push(one);
+    let inventory = world.stores_also(1, 1);
     inventory.memory_total = None;
     world.settle();
     assert_eq!((world.holders(0), world.holders(1)), (vec![1], vec![]));
@@ -467,9 +473,7 @@ fn pressure_keeps_new_models_away_and_old_ones_in_place() {
     let mut world = World::new(&[2, 2]);
     world.add(1, MachineRole::Rack, 32, [0]);
     world.settle();
-    let one = world.state.catalogue[&name(1)].clone();
-    let inventory = world.inventory.get_mut(&node(1)).unwrap();
-    inventory.stored.push(one);
+    let inventory = world.stores_also(1, 1);
     inventory.pressure = Some(92.0);
     world.settle();
     assert_eq!((world.holders(0), world.holders(1)), (vec![1], vec![]));

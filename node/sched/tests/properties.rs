@@ -68,6 +68,19 @@ fn name(model: u8) -> ModelName {
     format!("m{model}").parse().unwrap()
 }
 
+/// A short one, of a prompt of ten tokens.
+fn sequence(id: SequenceId, class: Class) -> NewSequence {
+    NewSequence {
+        id,
+        model: name(0),
+        class,
+        prompt: 10,
+        max_new: 50,
+        begun: false,
+        kept: 0,
+    }
+}
+
 /// A naive engine: what each sequence has in its KV row, and which rows exist.
 #[derive(Default)]
 struct Engine {
@@ -507,16 +520,9 @@ fn a_batch_window_holds_the_first_and_lets_later_arrivals_join() {
     let mut scheduler = Scheduler::new(EngineKnobs::default());
     scheduler.add_model(name(0), 1, 4096);
     let submit = |scheduler: &mut Scheduler, id, at| {
-        let new = NewSequence {
-            id,
-            model: name(0),
-            class: Class::Batch,
-            prompt: 10,
-            max_new: 50,
-            begun: false,
-            kept: 0,
-        };
-        scheduler.submit(new, Duration::from_millis(at)).unwrap();
+        scheduler
+            .submit(sequence(id, Class::Batch), Duration::from_millis(at))
+            .unwrap();
     };
     submit(&mut scheduler, 1, 0);
     assert!(scheduler.admit(Duration::from_millis(10)).is_empty());
@@ -531,16 +537,9 @@ fn a_full_window_closes_at_once() {
     let mut scheduler = Scheduler::new(EngineKnobs::default());
     scheduler.add_model(name(0), 1, 4096);
     for id in 0..10 {
-        let new = NewSequence {
-            id,
-            model: name(0),
-            class: Class::Batch,
-            prompt: 10,
-            max_new: 50,
-            begun: false,
-            kept: 0,
-        };
-        scheduler.submit(new, Duration::ZERO).unwrap();
+        scheduler
+            .submit(sequence(id, Class::Batch), Duration::ZERO)
+            .unwrap();
     }
     assert_eq!(scheduler.admit(Duration::from_millis(1)).len(), 10);
 }
@@ -557,13 +556,8 @@ fn batch_makes_way_when_all_slots_are_taken() {
     scheduler.add_model(name(0), 1, 4096);
     for (id, class) in [(1, Class::Batch), (2, Class::Batch), (3, Class::Interactive)] {
         let new = NewSequence {
-            id,
-            model: name(0),
-            class,
-            prompt: 10,
             max_new: 5,
-            begun: false,
-            kept: 0,
+            ..sequence(id, class)
         };
         scheduler.submit(new, Duration::ZERO).unwrap();
         scheduler.admit(Duration::ZERO);
@@ -583,13 +577,8 @@ fn an_answer_begun_elsewhere_goes_first_and_is_not_turned_away() {
     let at = Duration::from_secs;
     for (id, begun) in [(1, false), (2, false), (3, true)] {
         let new = NewSequence {
-            id,
-            model: name(0),
-            class: Class::Interactive,
-            prompt: 10,
-            max_new: 50,
             begun,
-            kept: 0,
+            ..sequence(id, Class::Interactive)
         };
         scheduler.submit(new, at(id)).unwrap();
         scheduler.admit(at(id));
@@ -616,13 +605,10 @@ fn who_is_kept_passes_nobody_that_was_begun_or_soon_waits_in_vain() {
     let at = |seconds: u64| Duration::from_secs(10 + seconds);
     let submit = |scheduler: &mut Scheduler, id: u64, class, (kept, begun), seconds| {
         let new = NewSequence {
-            id,
-            model: name(0),
-            class,
             prompt: 500,
-            max_new: 50,
             begun,
             kept,
+            ..sequence(id, class)
         };
         scheduler.submit(new, at(seconds)).unwrap();
     };
@@ -657,18 +643,7 @@ fn a_queue_takes_what_its_service_level_says() {
     let mut slos = SloSet::default();
     (slos.batch.queue, slos.batch.wait_s) = (2, 7);
     scheduler.set_slos(&slos);
-    let submit = |scheduler: &mut Scheduler, id, class| {
-        let new = NewSequence {
-            id,
-            model: name(0),
-            class,
-            prompt: 10,
-            max_new: 50,
-            begun: false,
-            kept: 0,
-        };
-        scheduler.submit(new, Duration::ZERO)
-    };
+    let submit = |scheduler: &mut Scheduler, id, class| scheduler.submit(sequence(id, class), Duration::ZERO);
     // One that has a slot to enter, and two that wait.
     for id in 1..=3 {
         submit(&mut scheduler, id, Class::Batch).unwrap();
@@ -714,16 +689,9 @@ fn classes_enter_by_their_urgency() {
     let mut scheduler = Scheduler::new(knobs);
     scheduler.add_model(name(0), 1, 4096);
     for (id, class) in [(1, Class::Batch), (2, Class::Background), (3, Class::Interactive)] {
-        let new = NewSequence {
-            id,
-            model: name(0),
-            class,
-            prompt: 10,
-            max_new: 50,
-            begun: false,
-            kept: 0,
-        };
-        scheduler.submit(new, Duration::from_millis(id)).unwrap();
+        scheduler
+            .submit(sequence(id, class), Duration::from_millis(id))
+            .unwrap();
     }
     let mut entered = Vec::new();
     for second in 1..=3 {
