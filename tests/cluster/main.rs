@@ -26,6 +26,7 @@ mod rough_links;
 mod served_memory;
 mod swap;
 mod tail;
+mod unload;
 
 use std::panic::catch_unwind;
 
@@ -70,6 +71,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("key_limits", key_limits::run),
     ("swap", swap::run),
     ("tail", tail::run),
+    ("unload", unload::run),
     ("offload", offload::run),
 ];
 

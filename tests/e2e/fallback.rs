@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use pomona_tests::{Cluster, MODEL, Machine, agent, eventually, greedy};
+use pomona_tests::{Cluster, MODEL, Machine, agent, eventually, greedy, stream_from};
 use serde_json::Value;
 
+use crate::offload::node;
 use crate::placement::holders;
+use crate::sleep::seen;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -130,6 +132,60 @@ fn requests_follow_the_list_of_their_class() {
 
     assert!(coordinator.pomona(&["fallback", "rollback", "0"]).0);
     assert_eq!(answered_by(at_cluster, "batch"), node(laptop));
+}
+
+/// What a person asks their own machine for goes elsewhere when its queue is full, and when it is drained. With real
+/// engines: the echo engine has no queue.
+#[test]
+fn a_full_or_drained_laptop_asks_the_cluster() {
+    let _one = crate::engine_lock();
+    let mut coordinator = Machine::empty();
+    coordinator.start_coordinator();
+    eventually("it leads", SOON, || coordinator.pomona(&["status"]).0);
+    let laptop = node(&coordinator, "laptop", "laptop", "mlx", None);
+    let _mini = node(&coordinator, "mini", "rack", "mlx", None);
+    let change = |arguments: &[&str]| {
+        let (ok, _, errors) = coordinator.pomona(arguments);
+        assert!(ok, "{errors}");
+    };
+    change(&["model", "place", MODEL, "--replicas", "2"]);
+    let one_slot = ["interactive.max_slots=1", "interactive.reserved_slots=1"];
+    change(&["knobs", "set", one_slot[0], one_slot[1]]);
+    change(&["slo", "set", "interactive.queue=1"]);
+    let here = |field: &str| {
+        let engine = &seen(&coordinator, "laptop")["report"]["engine"];
+        let (knobs, now) = (&engine["knobs"]["interactive"], &engine["classes"]["interactive"]);
+        knobs[field].as_u64().or_else(|| now[field].as_u64()).unwrap_or(0)
+    };
+    eventually("both hold it", Duration::from_secs(60), || {
+        let holders = holders(&coordinator);
+        holders.len() == 2 && holders.iter().all(|(_, loaded)| *loaded)
+    });
+    eventually("the laptop knows", SOON, || {
+        here("max_slots") == 1 && laptop.log().contains("slo of the cluster version=1")
+    });
+    let answered_by = || {
+        let (status, node, _, answer) = ask(laptop.node, "interactive");
+        assert_eq!(status, 200, "{answer}");
+        node
+    };
+    let [of_laptop, of_mini] = ["laptop", "mini"].map(|name| id(&coordinator, name));
+    assert_eq!(answered_by(), of_laptop);
+    std::thread::scope(|scope| {
+        for (tokens, field) in [(400, "running"), (4, "waiting")] {
+            let mut body = greedy("Count", tokens);
+            body["stream"] = true.into();
+            body["ignore_eos"] = true.into();
+            let port = laptop.node;
+            scope.spawn(move || assert!(stream_from(port, &body).done));
+            eventually(field, SOON, || here(field) == 1);
+        }
+        assert_eq!(answered_by(), of_mini, "its queue is full");
+        assert_eq!(here("waiting"), 1, "and was all the time");
+    });
+    assert_eq!(answered_by(), of_laptop);
+    change(&["node", "drain", "laptop"]);
+    eventually("its models have gone", SOON, || answered_by() == of_mini);
 }
 
 /// Whatever the engine itself takes: the memory is the system's.

@@ -98,7 +98,7 @@ fn litellm_is_served_in_front_and_asked_behind() {
     let _one = crate::engine_lock();
     let away = Cluster::start("echo:1");
     let Some(proxy) = proxy(away.coordinator) else {
-        println!("SKIPPED LiteLLM: POMONA_TEST_LITELLM is not set, run `cargo xtask test full`");
+        println!("SKIPPED LiteLLM: POMONA_TEST_LITELLM is not set, `cargo xtask test servers` does it");
         return;
     };
     // In front: an answer, and one that is streamed, are what the cluster itself says.

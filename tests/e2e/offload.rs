@@ -21,7 +21,7 @@ fn rung(at: &Machine, name: &str) -> String {
     rung.as_str().unwrap_or("normal").to_owned()
 }
 
-fn node(at: &Machine, name: &str, role: &str, engine: &str, script: Option<&Path>) -> Machine {
+pub(crate) fn node(at: &Machine, name: &str, role: &str, engine: &str, script: Option<&Path>) -> Machine {
     let mut machine = Machine::empty();
     machine.pull_model();
     machine.join(at, &["token", "create", "--role", role, "--name", name]);

@@ -18,6 +18,7 @@ mod model;
 mod planted;
 mod python;
 mod report;
+mod servers;
 mod sim;
 mod test;
 mod up;
@@ -42,9 +43,10 @@ enum Command {
     /// Set everything up, build, fetch the default model, and start a cluster on this machine.
     Up,
     /// Set everything up and run the tests: `full` adds the long ones, `cluster` runs faults of a
-    /// whole cluster alone, in full, `offload` the relief of a hot laptop.
+    /// whole cluster alone, in full, `offload` the relief of a hot laptop, `servers` those of other programs
+    /// (mlx-lm, vllm-mlx and llama-server as engines; LiteLLM in front and behind).
     Test {
-        /// `full`, `cluster` or `offload`.
+        /// `full`, `cluster`, `offload` or `servers`.
         kind: Option<String>,
     },
     /// Check format, lints, dependencies, documentation and tidiness; writes nothing.

@@ -15,7 +15,7 @@ use crate::commands::{self, output, run};
 const HOURS: &str = "31.7";
 
 /// Tests of everything that decides, keeps or carries: who looks at what the simulator has not.
-const CORE: &str = "test -p pomona-common -p pomona-decide -p pomona-sched -p pomona-raft -p pomona-dispatch -p pomona-api -p pomona-probe -p pomona-upstream -p pomona-node";
+const CORE: &str = "test -p pomona-common -p pomona-decide -p pomona-sched -p pomona-raft -p pomona-keys -p pomona-wire -p pomona-link -p pomona-dispatch -p pomona-api -p pomona-probe -p pomona-upstream -p pomona-node -p pomona-coordinator";
 
 /// Who may notice a bug.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -64,7 +64,8 @@ impl Bug {
     }
 }
 
-/// Plants every patch of a folder; an error unless each is noticed.
+/// Plants every patch of a folder; an error unless each is noticed. What is printed at the end lies in
+/// `target/sim/planted.json` as well.
 pub(crate) fn planted(folder: Option<&Path>) -> anyhow::Result<()> {
     let ours = crate::root().join("tests/sim/planted");
     let folder = folder.unwrap_or(&ours);
@@ -113,7 +114,11 @@ pub(crate) fn planted(folder: Option<&Path>) -> anyhow::Result<()> {
         .iter()
         .filter(|row| row["caught"] == Value::Bool(false))
         .count();
-    println!("{}", json!({ "planted": rows, "ran": bugs.len(), "skipped": [] }));
+    let outcome = json!({ "planted": rows, "ran": bugs.len(), "skipped": [] }).to_string();
+    let raw = crate::target().join("sim");
+    fs::create_dir_all(&raw)?;
+    fs::write(raw.join("planted.json"), &outcome)?;
+    println!("{outcome}");
     if missed > 0 {
         bail!("{missed} of {} bugs were not noticed", bugs.len());
     }

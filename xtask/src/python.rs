@@ -11,6 +11,16 @@ use crate::commands::{exists, run};
 /// Installs a requirements file of `xtask/mlx` into a folder below `target/py`, once. Files with
 /// hashes are installed without dependencies.
 pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
+    pip(requirements, &[])
+}
+
+/// The same with what the file names and nothing that it depends on: for packages of which a server of
+/// text needs a part only.
+pub(crate) fn install_alone(requirements: &str) -> anyhow::Result<PathBuf> {
+    pip(requirements, &["--no-deps"])
+}
+
+fn pip(requirements: &str, options: &[&str]) -> anyhow::Result<PathBuf> {
     let file = crate::root()
         .join("xtask/mlx")
         .join(format!("{requirements}.txt"));
@@ -35,6 +45,7 @@ pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
         "--root-user-action=ignore",
     ])
     .args(["--no-compile", "--only-binary", ":all:"])
+    .args(options)
     .arg("--target")
     .arg(&folder)
     .arg("-r")
@@ -50,12 +61,18 @@ pub(crate) fn install(requirements: &str) -> anyhow::Result<PathBuf> {
 /// mlx-lm with the engine's OpenBLAS: the wheel's reference BLAS is thirty times slower.
 pub(crate) fn oracle() -> anyhow::Result<PathBuf> {
     let oracle = install("oracle")?;
+    with_openblas(&oracle)?;
+    Ok(oracle)
+}
+
+/// Lets the MLX of a folder use the system's OpenBLAS.
+pub(crate) fn with_openblas(packages: &Path) -> anyhow::Result<()> {
     let system = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
         .iter()
         .map(|triple| Path::new("/usr/lib").join(triple).join("libopenblas.so.0"))
         .find(|path| path.exists())
         .context("OpenBLAS is not installed")?;
-    for entry in std::fs::read_dir(oracle.join("mlx_cpu.libs"))? {
+    for entry in std::fs::read_dir(packages.join("mlx_cpu.libs"))? {
         let path = entry?.path();
         let name = path
             .file_name()
@@ -67,7 +84,7 @@ pub(crate) fn oracle() -> anyhow::Result<PathBuf> {
             std::os::unix::fs::symlink(&system, &path)?;
         }
     }
-    Ok(oracle)
+    Ok(())
 }
 
 /// Python with the packages of a folder.

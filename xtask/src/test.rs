@@ -1,11 +1,12 @@
 //! `cargo xtask test`: what CI runs, `full` for the long figures, `cluster` for faults of a whole
-//! cluster in their full length, `offload` for the one in which a hot node is relieved.
+//! cluster in their full length, `offload` for the one in which a hot node is relieved, `servers` for
+//! those of other programs.
 
 use anyhow::bail;
 
 use crate::commands::{cargo, cargo_test, run};
 use crate::report::Report;
-use crate::{darwin, mlx, model, python, up, verify};
+use crate::{darwin, mlx, model, python, servers, up, verify};
 
 /// Everything of a submission; `full` adds the long figures.
 pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()> {
@@ -14,31 +15,24 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
         Some("full") => true,
         Some("cluster") => return cluster(None, report),
         Some("offload") => return cluster(Some("offload"), report),
-        Some(other) => bail!("no such kind of test: `{other}` (there are `full`, `cluster` and `offload`)"),
+        Some("servers") => return others(report),
+        Some(other) => {
+            bail!("no such kind of test: `{other}` (there are `full`, `cluster`, `offload` and `servers`)")
+        }
     };
     report.step("set-up", mlx::ensure)?;
     report.step("build", || up::build().map(|_| ()))?;
     let gguf = model::gguf()?;
     let clients = python::install("clients")?;
-    let oracle = if full { Some(python::oracle()?) } else { None };
-    let litellm = if full {
-        Some(python::install("litellm")?)
-    } else {
-        None
-    };
+    let servers = if full { servers::install()? } else { Vec::new() };
     report.step("tests", || {
         let mut command = cargo();
         command
             .args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
             .env("POMONA_TEST_GGUF", &gguf)
             .env("POMONA_TEST_CLIENTS", &clients)
-            .env("POMONA_TEST_PROGRAMS", crate::target().join("release"));
-        if let Some(oracle) = &oracle {
-            command.env("POMONA_TEST_ORACLE", oracle);
-        }
-        if let Some(litellm) = &litellm {
-            command.env("POMONA_TEST_LITELLM", litellm);
-        }
+            .env("POMONA_TEST_PROGRAMS", crate::target().join("release"))
+            .envs(servers);
         // Real processes share two cores: tests of one binary run one after the other there.
         run("cargo test", &mut command)
     })?;
@@ -48,12 +42,29 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
             "long; `cargo xtask test full` runs it, goldens ran",
         );
         report.skip(
-            "LiteLLM in front and behind",
-            "580 MB of packages; `cargo xtask test full` runs it",
+            "servers of other programs, adopted, in front and behind",
+            "large; `cargo xtask test servers` runs them, stand-ins ran",
         );
     }
     verify::verify(report)?;
     darwin::check(report)
+}
+
+/// The end-to-end tests with servers of other programs: adopted as engines, in front of a cluster and behind one.
+fn others(report: &mut Report) -> anyhow::Result<()> {
+    report.step("set-up", mlx::ensure)?;
+    report.step("build", || up::build().map(|_| ()))?;
+    let gguf = model::gguf()?;
+    let servers = servers::install()?;
+    report.step("tests", || {
+        let mut command = cargo_test("e2e");
+        command
+            .args(["--", "adopted", "litellm", "--nocapture"])
+            .env("POMONA_TEST_GGUF", &gguf)
+            .env("POMONA_TEST_PROGRAMS", crate::target().join("release"))
+            .envs(servers);
+        run("cargo test", &mut command)
+    })
 }
 
 /// The scenarios of `tests/cluster` in full, or one of them; the last line is their figures as JSON.
