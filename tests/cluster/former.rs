@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use pomona_tests::{Machine, eventually};
+use pomona_tests::{MODEL, Machine, eventually};
 use serde_json::{Value, json};
 
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -46,6 +46,16 @@ pub(crate) fn join(at: &Machine, node: &Machine, role: &str, address: Option<&st
         .chain(address.into_iter().flatten());
     let (ok, _, errors) = node.pomona(&arguments.collect::<Vec<_>>());
     assert!(ok, "{errors}");
+}
+
+/// Lets a machine with the default model join as a node with a real engine, the `nth` that has it loaded then.
+pub(crate) fn start_engine(at: &Machine, node: &mut Machine, role: &str, nth: usize) {
+    node.pull_model();
+    join(at, node, role, Some(&at.quic()));
+    node.start_node("mlx");
+    eventually("the node has its model", Duration::from_secs(60), || {
+        holders(at, MODEL) == nth
+    });
 }
 
 /// How many nodes in reach have a model loaded.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pomona_tests::{MODEL, Machine, Stops, Streamed, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, holders, join, lead, status};
+use crate::former::{SOON, holders, lead, start_engine, status};
 use crate::{Outcome, Scale, keep, quantile};
 
 const STREAMS: usize = 6;
@@ -35,12 +35,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     laptop.configure(&format!("[probe]\nscript = {script:?}\n"));
     for (node, role, core) in [(&mut laptop, "laptop", 0), (&mut rack, "rack", 1)] {
         node.set("OPENBLAS_NUM_THREADS", "1");
-        node.pull_model();
-        join(&coordinator, node, role, Some(&coordinator.quic()));
-        node.start_node("mlx");
-        eventually("the node has its model", Duration::from_secs(60), || {
-            holders(&coordinator, MODEL) == core + 1
-        });
+        start_engine(&coordinator, node, role, core + 1);
         node.pin_engine(core);
     }
     // The same answers without a disturbance, and a person without company.

@@ -5,10 +5,10 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use pomona_tests::{MODEL, Machine, Stops, eventually, greedy, stream_from};
+use pomona_tests::{Machine, Stops, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, holders, join, lead};
+use crate::former::{SOON, lead, start_engine};
 use crate::gates::{has_tripped, refuses_more};
 use crate::offload::{ask_until, batch, by_rung, of_role, rung, watch};
 use crate::{Outcome, Scale, keep, quantile};
@@ -34,12 +34,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let (mut coordinator, mut node) = (Machine::empty(), Machine::empty());
     lead(&mut coordinator);
     node.set("OPENBLAS_NUM_THREADS", "1");
-    node.pull_model();
-    join(&coordinator, &node, "rack", Some(&coordinator.quic()));
-    node.start_node("mlx");
-    eventually("the node has its model", Duration::from_secs(60), || {
-        holders(&coordinator, MODEL) == 1
-    });
+    start_engine(&coordinator, &mut node, "rack", 1);
     node.pin_engine(1);
 
     let (done, late) = (AtomicBool::new(false), AtomicBool::new(false));

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pomona_tests::{MODEL, Machine, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, holders, join, lead};
+use crate::former::{SOON, holders, lead, start_engine};
 use crate::offload::{of_role, rung};
 use crate::{Outcome, Scale, keep};
 
@@ -27,12 +27,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     lead(&mut coordinator);
     laptop.configure(&format!("[probe]\nscript = {script:?}\n"));
     for (node, role, others) in [(&mut laptop, "laptop", 0), (&mut rack, "rack", 1)] {
-        node.pull_model();
-        join(&coordinator, node, role, Some(&coordinator.quic()));
-        node.start_node("mlx");
-        eventually("the node has its model", Duration::from_secs(60), || {
-            holders(&coordinator, MODEL) == others + 1
-        });
+        start_engine(&coordinator, node, role, others + 1);
     }
     let here = || of_role(&coordinator, "laptop");
     eventually("its memory is told", SOON, || rss(&here()) > Some(WEIGHTS));

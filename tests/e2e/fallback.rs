@@ -152,17 +152,17 @@ fn a_full_or_drained_laptop_asks_the_cluster() {
     let one_slot = ["interactive.max_slots=1", "interactive.reserved_slots=1"];
     change(&["knobs", "set", one_slot[0], one_slot[1]]);
     change(&["slo", "set", "interactive.queue=1"]);
-    let here = |field: &str| {
-        let engine = &seen(&coordinator, "laptop")["report"]["engine"];
-        let (knobs, now) = (&engine["knobs"]["interactive"], &engine["classes"]["interactive"]);
-        knobs[field].as_u64().or_else(|| now[field].as_u64()).unwrap_or(0)
+    let of_interactive = |part: &str| {
+        let laptop = seen(&coordinator, "laptop");
+        laptop["report"]["engine"][part]["interactive"].clone()
     };
+    let here = |field: &str| of_interactive("classes")[field].clone();
     eventually("both hold it", Duration::from_secs(60), || {
         let holders = holders(&coordinator);
         holders.len() == 2 && holders.iter().all(|(_, loaded)| *loaded)
     });
     eventually("the laptop knows", SOON, || {
-        here("max_slots") == 1 && laptop.log().contains("slo of the cluster version=1")
+        of_interactive("knobs")["max_slots"] == 1 && laptop.log().contains("slo of the cluster version=1")
     });
     let answered_by = || {
         let (status, node, _, answer) = ask(laptop.node, "interactive");

@@ -65,8 +65,11 @@ pub(crate) fn oracle() -> anyhow::Result<PathBuf> {
     Ok(oracle)
 }
 
-/// Lets the MLX of a folder use the system's OpenBLAS.
+/// Lets the MLX of a folder use the system's OpenBLAS; elsewhere than on Linux it has a better one.
 pub(crate) fn with_openblas(packages: &Path) -> anyhow::Result<()> {
+    if !cfg!(target_os = "linux") {
+        return Ok(());
+    }
     let system = ["x86_64-linux-gnu", "aarch64-linux-gnu"]
         .iter()
         .map(|triple| Path::new("/usr/lib").join(triple).join("libopenblas.so.0"))

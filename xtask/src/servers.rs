@@ -22,9 +22,7 @@ pub(crate) fn install() -> anyhow::Result<Vec<(&'static str, PathBuf)>> {
 /// vllm-mlx with what it takes to serve text: all that it depends on is 5 GB, with CUDA among it.
 fn vllm_mlx() -> anyhow::Result<PathBuf> {
     let packages = python::install_alone("vllm-mlx")?;
-    if cfg!(target_os = "linux") {
-        python::with_openblas(&packages)?;
-    }
+    python::with_openblas(&packages)?;
     Ok(packages)
 }
 

@@ -2,6 +2,8 @@
 //! cluster in their full length, `offload` for the one in which a hot node is relieved, `servers` for
 //! those of other programs.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::bail;
 
 use crate::commands::{cargo, cargo_test, run};
@@ -29,9 +31,8 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
         let mut command = cargo();
         command
             .args(["test", "--release", "--locked", "--workspace", "--no-fail-fast"])
-            .env("POMONA_TEST_GGUF", &gguf)
+            .envs(real(&gguf))
             .env("POMONA_TEST_CLIENTS", &clients)
-            .env("POMONA_TEST_PROGRAMS", crate::target().join("release"))
             .envs(servers);
         // Real processes share two cores: tests of one binary run one after the other there.
         run("cargo test", &mut command)
@@ -50,6 +51,14 @@ pub(crate) fn test(kind: Option<&str>, report: &mut Report) -> anyhow::Result<()
     darwin::check(report)
 }
 
+/// Where tests find the real model and the programs that were built.
+fn real(gguf: &Path) -> [(&'static str, PathBuf); 2] {
+    [
+        ("POMONA_TEST_GGUF", gguf.to_owned()),
+        ("POMONA_TEST_PROGRAMS", crate::target().join("release")),
+    ]
+}
+
 /// The end-to-end tests with servers of other programs: adopted as engines, in front of a cluster and behind one.
 fn others(report: &mut Report) -> anyhow::Result<()> {
     report.step("set-up", mlx::ensure)?;
@@ -60,8 +69,7 @@ fn others(report: &mut Report) -> anyhow::Result<()> {
         let mut command = cargo_test("e2e");
         command
             .args(["--", "adopted", "litellm", "--nocapture"])
-            .env("POMONA_TEST_GGUF", &gguf)
-            .env("POMONA_TEST_PROGRAMS", crate::target().join("release"))
+            .envs(real(&gguf))
             .envs(servers);
         run("cargo test", &mut command)
     })
@@ -76,10 +84,7 @@ fn cluster(only: Option<&str>, report: &mut Report) -> anyhow::Result<()> {
     if let Some(scenario) = only {
         command.args(["--", scenario]);
     }
-    command
-        .env("POMONA_TEST_GGUF", &gguf)
-        .env("POMONA_TEST_CLUSTER", "full")
-        .env("POMONA_TEST_PROGRAMS", crate::target().join("release"));
+    command.envs(real(&gguf)).env("POMONA_TEST_CLUSTER", "full");
     // Not a step: the figures are the last thing that is printed.
     run("cargo test", &mut command)?;
     report.forget();
