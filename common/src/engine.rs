@@ -114,4 +114,19 @@ pub enum EngineEvent {
     /// After every report, of an engine that computes itself: the speed of the latest steps in percent of what like ones
     /// usually have, if that can be told.
     Steadiness(Option<u32>),
+    /// A step of an engine that computes itself, in which a person's prompt was, or a part of one.
+    Prompt(PromptStep),
+}
+
+/// How long a part of a prompt took.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PromptStep {
+    /// Of this model.
+    pub model: ModelName,
+    /// Prompt tokens that were computed.
+    pub tokens: u32,
+    /// Tokens that were attended to.
+    pub context: u64,
+    /// Microseconds of the device alone.
+    pub took_us: u64,
 }

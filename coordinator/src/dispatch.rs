@@ -7,8 +7,10 @@ use std::time::{Duration, Instant};
 
 use pomona_api::GenerationStream;
 use pomona_clocks::wall_s;
-use pomona_common::{Class, Failure, Generation, ModelName, NodeId, Pools, Rung, Seek, TextAsk, limits};
-use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, Warm, plan, route};
+use pomona_common::{
+    Accounting, Class, Failure, Generation, ModelName, NodeId, Pools, Rung, Seek, TextAsk, limits,
+};
+use pomona_decide::{Affinity, Candidate, Command, Heard, Marks, Prefills, Warm, plan, route};
 use pomona_dispatch::{Places, Promise, Waiting, hopeful, is_last_word};
 use pomona_raft::Replica;
 use tokio::sync::Semaphore;
@@ -42,6 +44,7 @@ pub(crate) struct Dispatcher {
     moves: Arc<Semaphore>,
     waiting: Arc<Waiting>,
     affinity: Arc<Mutex<Affinity>>,
+    prefills: Arc<Mutex<Prefills>>,
     clouds: Arc<Clouds>,
     began: Instant,
 }
@@ -58,6 +61,7 @@ impl Dispatcher {
             moves: pomona_dispatch::moves(),
             waiting: Arc::default(),
             affinity: Arc::default(),
+            prefills: Arc::default(),
             clouds,
             began: Instant::now(),
         }
@@ -213,11 +217,17 @@ impl Dispatcher {
         self.affinity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn prefills(&self) -> MutexGuard<'_, Prefills> {
+        self.prefills.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn candidates(&self, generation: &Generation, marks: &Marks) -> Vec<Candidate> {
         let now_s = wall_s();
         let state = self.replica.known();
         let list = state.fallback(generation.class);
-        let warm = self.affinity().warm(marks, self.began.elapsed());
+        let now = self.began.elapsed();
+        let warm = self.affinity().warm(marks, now);
+        let prefills = self.prefills();
         self.sessions
             .all()
             .iter()
@@ -241,9 +251,11 @@ impl Dispatcher {
                         || state.gates.relocates(*id, &generation.model, now_s),
                     spared: rung.spares(generation.class),
                     rank,
+                    is_personal: state.is_personal(*id),
                     slots,
                     full: of_class >= slots,
                     warm: Candidate::warmth(warm.get(id), generation.class, rung, of_class >= slots, slots),
+                    prefill_ms: prefills.ms_per_token(&generation.model, *id, now),
                 })
             })
             .collect()
@@ -254,7 +266,7 @@ impl Dispatcher {
         let mut candidates = self.candidates(generation, marks);
         if generation.seek == Seek::Better {
             // Who would have it wait, or stand still, is no better.
-            candidates.retain(|one| one.begins_at_once() && !avoid.contains(&one.node));
+            candidates.retain(|one| one.is_better(generation.class) && !avoid.contains(&one.node));
             return candidates;
         }
         if candidates.is_empty() {
@@ -290,9 +302,11 @@ impl Dispatcher {
                 draining: state.availability(*id, now_s).is_draining(),
                 spared: state.relief(*id).rung.spares(generation.class),
                 rank,
+                is_personal: state.is_personal(*id),
                 slots: 0,
                 full: false,
                 warm: Warm::default(),
+                prefill_ms: None,
             })
             .collect()
     }
@@ -350,6 +364,10 @@ impl Places for Dispatcher {
         let mut state = self.replica.state();
         // Fails only when this coordinator ends.
         let _ = state.wait_for(|state| state.relief(node).rung >= from).await;
+    }
+
+    fn ended(&self, generation: &Generation, accounting: &Accounting) {
+        self.prefills().note(generation, accounting, self.began.elapsed());
     }
 
     fn moves(&self) -> &Semaphore {

@@ -7,12 +7,13 @@ use std::time::Duration;
 use pomona_api::GenerationStream;
 use pomona_common::control::TextBundle;
 use pomona_common::{
-    Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Seek, Slo, SloSet,
-    TextAsk,
+    Accounting, Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Seek, Slo,
+    SloSet, TextAsk,
 };
-use pomona_decide::{EntryPlace, Here, entry};
+use pomona_decide::{Ask, EntryPlace, Here, entry};
 use pomona_dispatch::{Places, Promise, Waiting, hopeful, is_last_word};
 use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
 
 use crate::coordinators::Coordinators;
 use crate::instructions::Instructions;
@@ -22,6 +23,9 @@ use crate::supervisor::Supervisor;
 
 /// A coordinator asks up to three nodes before it answers. One that is lost is noticed sooner.
 const GRANT: Duration = Duration::from_secs(16);
+
+/// What comes late here is begun here all the same if nobody else has begun it by then: it is late by more than this.
+const SOONER: Duration = Duration::from_millis(300);
 
 /// See the module's documentation. Clones share it.
 #[derive(Clone)]
@@ -148,8 +152,8 @@ impl Entry {
 
     /// The text side of a model that is not in this store.
     pub(crate) async fn fetch_text(&self, model: &ModelName) -> Result<TextBundle, Failure> {
-        for (place, _) in self.places(Class::Interactive, Here::Absent, &[]) {
-            let EntryPlace::Coordinator(number) = place else {
+        for ask in self.places(Class::Interactive, Here::Absent, &[]) {
+            let EntryPlace::Coordinator(number) = ask.place else {
                 continue;
             };
             let Some(session) = self.coordinators.session(number) else {
@@ -163,7 +167,7 @@ impl Entry {
         Err(self.not_in_reach(model))
     }
 
-    fn places(&self, class: Class, here: Here, avoid: &[EntryPlace]) -> Vec<(EntryPlace, &'static str)> {
+    fn places(&self, class: Class, here: Here, avoid: &[EntryPlace]) -> Vec<Ask> {
         let state = (here, self.rung());
         entry(
             class,
@@ -192,7 +196,12 @@ impl Entry {
         let view = self.supervisor.view();
         let view = view.borrow();
         if view.loaded.contains(&generation.model) {
-            Here::Loaded
+            drop(view);
+            let slo = self.slo(generation.class);
+            match self.supervisor.is_late(generation, Duration::ZERO, &slo) {
+                true => Here::Late,
+                false => Here::Loaded,
+            }
         } else if view.wanted.contains(&generation.model) {
             Here::Expected
         } else {
@@ -250,33 +259,49 @@ impl Places for Entry {
         avoid: &[EntryPlace],
     ) -> Result<(EntryPlace, Promise), Failure> {
         let mut refusal: Option<Failure> = None;
-        // One coordinator has asked all machines by then: another one would ask them the same.
-        let mut cluster_is_full = false;
-        let places = self.places(generation.class, self.here(generation), avoid);
-        let is_wanted = |place: &EntryPlace| generation.seek == Seek::Any || !avoid.contains(place);
-        for (place, reason) in places.into_iter().filter(|(place, _)| is_wanted(place)) {
-            if cluster_is_full && place != EntryPlace::Here {
+        // What a coordinator was asked for in vain: it has asked all machines, and another one would ask them the same.
+        let mut refused: Vec<Seek> = Vec::new();
+        let asks = self.places(generation.class, self.here(generation), avoid);
+        let is_wanted = |ask: &Ask| generation.seek == Seek::Any || !avoid.contains(&ask.place);
+        for Ask { place, seek, why } in asks.into_iter().filter(is_wanted) {
+            // Who makes it meanwhile asks nobody for less than that.
+            let (seek, is_try) = match generation.seek {
+                Seek::Any => (seek, seek == Seek::Better),
+                Seek::Better => (Seek::Better, false),
+            };
+            if refused.contains(&seek) && place != EntryPlace::Here {
                 continue;
             }
-            tracing::debug!(?place, reason, request = %generation.request, "asked");
+            tracing::debug!(?place, why, request = %generation.request, "asked");
             let asked = match place {
                 EntryPlace::Here => {
                     let answer = self.generate_here(generation.clone()).await;
                     answer.map(|answer| Promise::here(self.id, answer.events, answer.enough))
                 }
                 EntryPlace::Coordinator(number) => match self.coordinators.session(number) {
-                    Some(session) => pomona_dispatch::ask(&session, self.id, generation.clone(), GRANT).await,
+                    Some(session) => {
+                        let generation = Generation {
+                            seek,
+                            ..generation.clone()
+                        };
+                        let patience = if is_try { SOONER } else { GRANT };
+                        pomona_dispatch::ask(&session, self.id, generation, patience).await
+                    }
                     None => continue,
                 },
             };
             match asked {
                 Ok(promise) => return Ok((place, promise)),
                 Err(failure) if is_last_word(&failure) => return Err(failure),
+                // This engine makes it as well.
+                Err(_) if is_try => refused.push(seek),
                 // That a coordinator left says less than what another place has said.
                 Err(Failure::NodeLost) => {}
                 Err(failure) => {
                     let is_full = matches!(failure, Failure::Overloaded { .. });
-                    cluster_is_full |= is_full && place != EntryPlace::Here;
+                    if is_full && place != EntryPlace::Here {
+                        refused.push(seek);
+                    }
                     refusal = Some(refusal.map_or(failure.clone(), |before| hopeful(before, failure)));
                 }
             }
@@ -298,6 +323,21 @@ impl Places for Entry {
             // It moves its answers itself.
             EntryPlace::Coordinator(_) => std::future::pending().await,
         }
+    }
+
+    async fn comes_late(&self, place: EntryPlace, generation: &Generation, asked: Instant) {
+        match place {
+            EntryPlace::Here => {
+                let slo = self.slo(generation.class);
+                self.supervisor.comes_late(generation, asked, &slo).await;
+            }
+            // It knows no more of it.
+            EntryPlace::Coordinator(_) => std::future::pending().await,
+        }
+    }
+
+    fn ended(&self, generation: &Generation, accounting: &Accounting) {
+        self.supervisor.note_answer(generation, accounting);
     }
 
     fn moves(&self) -> &Semaphore {

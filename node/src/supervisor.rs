@@ -6,6 +6,7 @@ mod instructed;
 mod last_run;
 mod machine_now;
 mod process;
+mod prompts;
 mod sequences;
 mod served;
 mod watched;
@@ -26,12 +27,14 @@ use pomona_common::{
 use pomona_probe::KillCause;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::instructions::Instructions;
 use crate::store::Store;
 use crate::supervisor::last_run::{LastRun, Left};
 use crate::supervisor::machine_now::MachineNow;
+use crate::supervisor::prompts::Prompts;
 
 pub(crate) use machine_now::Family;
 
@@ -210,6 +213,7 @@ pub(crate) struct Supervisor {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<EngineView>,
     machine: Arc<MachineNow>,
+    prompts: Arc<Prompts>,
     /// The model that the system killed an earlier engine with, along with its node.
     pub(crate) killed_before: Option<ModelName>,
 }
@@ -247,14 +251,20 @@ impl Supervisor {
                 });
             }
         }
-        let machine = Arc::new(MachineNow::new());
-        let shared = (publish, machine.clone(), requests.downgrade());
+        let (machine, prompts) = (Arc::new(MachineNow::new()), Arc::new(Prompts::of(setup.node)));
+        let shared = actor::Shared {
+            publish,
+            requests: requests.downgrade(),
+            machine: machine.clone(),
+            prompts: prompts.clone(),
+        };
         let actor = actor::Actor::new(setup, last_run, (store, instructions), shared);
         tasks.spawn(actor.run(receiver, stopped));
         Self {
             requests,
             view,
             machine,
+            prompts,
             killed_before,
         }
     }
@@ -301,6 +311,25 @@ impl Supervisor {
     /// The machine was read.
     pub(crate) fn note_machine(&self, machine: &MachineReport, family: Family) {
         self.machine.note(machine, family);
+    }
+
+    /// An answer to a request that came to this node has ended, wherever it was made.
+    pub(crate) fn note_answer(&self, generation: &Generation, accounting: &Accounting) {
+        self.prompts.note_answer(generation, accounting);
+    }
+
+    /// Whether a prompt that came so long ago comes later here than promised because the machine is slowed down, and sooner
+    /// elsewhere.
+    pub(crate) fn is_late(&self, generation: &Generation, waited: Duration, slo: &Slo) -> bool {
+        self.prompts
+            .is_late((generation, waited), slo, self.machine.strain())
+    }
+
+    /// Comes back when a prompt that came then does: steps tell how fast they are. Cancel-safe.
+    pub(crate) async fn comes_late(&self, generation: &Generation, asked: Instant, slo: &Slo) {
+        let mut steps = self.prompts.steps();
+        // The sender lives as long as this does.
+        while steps.changed().await.is_ok() && !self.is_late(generation, asked.elapsed(), slo) {}
     }
 
     /// The engine as it is, and news of it.

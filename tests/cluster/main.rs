@@ -24,6 +24,7 @@ mod offload;
 mod paths;
 mod rough_links;
 mod served_memory;
+mod slowed;
 mod swap;
 mod tail;
 mod unload;
@@ -71,6 +72,7 @@ const SCENARIOS: &[(&str, Scenario)] = &[
     ("key_limits", key_limits::run),
     ("swap", swap::run),
     ("tail", tail::run),
+    ("slowed", slowed::run),
     ("unload", unload::run),
     ("offload", offload::run),
 ];

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use pomona_api::{GenerationStream, Unwanted, enough};
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, Failure, Generation, Maker, Rung, Seek, limits};
+use pomona_common::{Accounting, Class, Failure, Generation, Maker, Rung, Seek, limits};
 use pomona_decide::{Next, Relay};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::Instant;
@@ -49,6 +49,20 @@ pub trait Places: Send + Sync + 'static {
 
     /// Comes back when a place is relieved so far that batch answers leave it. Cancel-safe.
     fn leaving(&self, place: Self::Place, from: Rung) -> impl Future<Output = ()> + Send;
+
+    /// Comes back when the first token of what was asked for then, for which somebody waits, comes late at its place, and
+    /// would come sooner at another one. Cancel-safe.
+    fn comes_late(
+        &self,
+        _place: Self::Place,
+        _generation: &Generation,
+        _asked: Instant,
+    ) -> impl Future<Output = ()> + Send {
+        std::future::pending()
+    }
+
+    /// An answer has ended as it should, of which this was asked.
+    fn ended(&self, _generation: &Generation, _accounting: &Accounting) {}
 
     /// Permits for answers that leave a place which still makes them, see [`moves`].
     fn moves(&self) -> &Semaphore;
@@ -95,11 +109,12 @@ async fn carry<P: Places>(
     let places = &places;
     // While another place is looked for, the present one goes on; what comes twice is dropped.
     let mut search: Option<Search<'_, P::Place>> = None;
-    let mut not_before = Instant::now();
+    let asked = Instant::now();
+    let mut not_before = asked;
     let mut is_enough = false;
     loop {
         let next = tokio::select! {
-            () = leaving(places, &relay, not_before), if search.is_none() && !is_enough => {
+            () = leaving(places, &relay, asked, not_before), if search.is_none() && !is_enough => {
                 search = Some(Box::pin(elsewhere(places, relay.rest().clone(), relay.place())));
                 continue;
             }
@@ -137,6 +152,9 @@ async fn carry<P: Places>(
                 }
             }
             Next::Last(event) => {
+                if let GenerationEvent::Finished { accounting, .. } = &event {
+                    places.ended(relay.rest(), accounting);
+                }
                 // Who has no room for both is told of the end.
                 if let Some(energy) = relay.energy().filter(|_| sender.capacity() > 1) {
                     let _ = sender.try_send(GenerationEvent::Energy(energy));
@@ -167,17 +185,19 @@ async fn carry<P: Places>(
 }
 
 /// Comes back when an answer should leave the place that makes it.
-async fn leaving<P: Places>(places: &P, relay: &Relay<P::Place>, not_before: Instant) {
-    if relay.rest().class != Class::Batch || !relay.may_shift() {
+async fn leaving<P: Places>(places: &P, relay: &Relay<P::Place>, asked: Instant, not_before: Instant) {
+    if !relay.may_shift() {
         return std::future::pending().await;
     }
     tokio::time::sleep_until(not_before).await;
-    let from = if relay.has_begun() {
-        Rung::MoveRunning
-    } else {
-        Rung::MoveQueued
-    };
-    places.leaving(relay.place(), from).await;
+    match (relay.rest().class, relay.has_begun()) {
+        (Class::Batch, true) => places.leaving(relay.place(), Rung::MoveRunning).await,
+        (Class::Batch, false) => places.leaving(relay.place(), Rung::MoveQueued).await,
+        (Class::Interactive | Class::Background, false) => {
+            places.comes_late(relay.place(), relay.rest(), asked).await;
+        }
+        (Class::Interactive | Class::Background, true) => std::future::pending().await,
+    }
 }
 
 /// Another place that has promised to go on; until then the present one keeps the answer.

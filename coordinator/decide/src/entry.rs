@@ -7,6 +7,7 @@
 //! |---|---|---|---|
 //! | is well, and has the model | here, cluster | here, cluster | cluster, here |
 //! | its queue is full | cluster, here | cluster, here | cluster, here |
+//! | is slowed down, so that a prompt so long comes late, and sooner elsewhere | cluster if it begins at once, here, cluster | as interactive | cluster, here |
 //! | is pressured (hot, short of memory, busy with a person) | here, cluster | cluster, here | cluster, here (which refuses) |
 //! | is asleep soon (on its battery) | here, cluster | cluster, here | cluster, here (which refuses) |
 //! | is drained, and still has the model | here, cluster | here, cluster | cluster, here |
@@ -18,7 +19,7 @@
 //! background, and where it does not name it, this engine is never asked for batch. With no coordinator in reach
 //! *cluster* is nobody, and where this engine is not to be asked either, the request is refused with the reason.
 
-use pomona_common::{Class, Fallback, Rung};
+use pomona_common::{Class, Fallback, Rung, Seek};
 
 /// One place to ask.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub enum EntryPlace {
 pub enum Here {
     /// The engine answers for it.
     Loaded,
+    /// As that, and a prompt so long comes late by what slows the machine down (see [`Promptness`](crate::Promptness)).
+    Late,
     /// It is to be loaded, or loaded again: requests wait for it.
     Expected,
     /// Nothing, or other contents under the name, or the request may not be answered here.
@@ -49,9 +52,22 @@ pub struct Reachable {
     pub rtt_us: u64,
 }
 
+/// One place to ask, and for what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ask {
+    /// The place.
+    pub place: EntryPlace,
+    /// Which machines will do.
+    pub seek: Seek,
+    /// Why now.
+    pub why: &'static str,
+}
+
 /// When the engine here is asked, beside the coordinators, and why.
 enum Turn {
     First(&'static str),
+    /// After machines elsewhere where it begins at once.
+    Second(&'static str),
     Last(&'static str),
     Never,
 }
@@ -64,22 +80,35 @@ pub fn entry(
     list: &Fallback,
     coordinators: &[Reachable],
     avoid: &[EntryPlace],
-) -> Vec<(EntryPlace, &'static str)> {
+) -> Vec<Ask> {
     let mut nearest: Vec<&Reachable> = coordinators.iter().collect();
     // Half a millisecond is noise.
     nearest.sort_by_key(|reachable| (reachable.rtt_us / 500, reachable.number));
-    let through = nearest.into_iter().map(|reachable| {
-        let place = EntryPlace::Coordinator(reachable.number);
-        (place, "elsewhere in the cluster")
-    });
-    let mut order: Vec<_> = through.collect();
-    match turn(class, (here, rung), list.local()) {
-        Turn::First(why) => order.insert(0, (EntryPlace::Here, why)),
-        Turn::Last(why) => order.push((EntryPlace::Here, why)),
-        Turn::Never => {}
-    }
+    let through = |seek, why| {
+        let ask = move |reachable: &&Reachable| Ask {
+            place: EntryPlace::Coordinator(reachable.number),
+            seek,
+            why,
+        };
+        nearest.iter().map(ask)
+    };
+    let here_for = |why| Ask {
+        place: EntryPlace::Here,
+        seek: Seek::Any,
+        why,
+    };
+    let elsewhere = through(Seek::Any, "elsewhere in the cluster");
+    let mut order: Vec<Ask> = match turn(class, (here, rung), list.local()) {
+        Turn::First(why) => [here_for(why)].into_iter().chain(elsewhere).collect(),
+        Turn::Second(why) => {
+            let sooner = through(Seek::Better, "sooner than on this node, which is slowed down");
+            sooner.chain([here_for(why)]).chain(elsewhere).collect()
+        }
+        Turn::Last(why) => elsewhere.chain([here_for(why)]).collect(),
+        Turn::Never => elsewhere.collect(),
+    };
     // Stable: the order within both parts stays.
-    order.sort_by_key(|(place, _)| avoid.contains(place));
+    order.sort_by_key(|ask| avoid.contains(&ask.place));
     order
 }
 
@@ -90,10 +119,11 @@ fn turn(class: Class, (here, rung): (Here, Rung), local: Option<bool>) -> Turn {
         (Here::Absent, _) | (_, None) => Turn::Never,
         // While it loads, a replica elsewhere is sooner.
         (Here::Expected, Some(_)) => Turn::Last("about to be loaded on this node"),
-        (Here::Loaded, Some(_)) if is_spared => Turn::Last("loaded on this node, which is spared"),
+        (_, Some(_)) if is_spared => Turn::Last("loaded on this node, which is spared"),
+        (Here::Late, Some(true)) => Turn::Second("late on this node, and nobody else begins at once"),
         (Here::Loaded, Some(true)) => Turn::First("loaded on this node"),
         // Nobody waits for it: whoever sees all machines says where it goes.
-        (Here::Loaded, Some(false)) => Turn::Last("loaded on this node, and no coordinator has a place"),
+        (_, Some(false)) => Turn::Last("loaded on this node, and no coordinator has a place"),
     }
 }
 
@@ -101,11 +131,15 @@ fn turn(class: Class, (here, rung): (Here, Rung), local: Option<bool>) -> Turn {
 mod tests {
     use super::*;
 
-    fn places(class: Class, here: Here, rung: Rung, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
+    fn asks(class: Class, here: Here, rung: Rung, avoid: &[EntryPlace]) -> Vec<Ask> {
         let at = |number, rtt_us| Reachable { number, rtt_us };
         let three = [at(1, 9_000), at(2, 300), at(3, 100)];
-        let order = entry(class, (here, rung), &Fallback::of(class), &three, avoid);
-        order.into_iter().map(|(place, _)| place).collect()
+        entry(class, (here, rung), &Fallback::of(class), &three, avoid)
+    }
+
+    fn places(class: Class, here: Here, rung: Rung, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
+        let order = asks(class, here, rung, avoid).into_iter();
+        order.map(|ask| ask.place).collect()
     }
 
     /// Its name, the model, rungs, who refused, and where each class goes.
@@ -117,9 +151,10 @@ mod tests {
         let cluster = vec![Coordinator(2), Coordinator(3), Coordinator(1)];
         let here_first = [&[Engine], &cluster[..]].concat();
         let here_last = [&cluster[..], &[Engine]].concat();
+        let here_second = [&here_last[..], &cluster[..]].concat();
         let (well, spared) = (&Rung::ALL[..1], &Rung::ALL[1..]);
         // What a machine goes through reaches this decision as a rung, a refusal, or a model that is gone.
-        let rows: [Row<'_>; 8] = [
+        let rows: [Row<'_>; 10] = [
             (
                 "well",
                 Here::Loaded,
@@ -128,6 +163,20 @@ mod tests {
                 [&here_first, &here_first, &here_last],
             ),
             ("full", Here::Loaded, &Rung::ALL, &[Engine], [&here_last; 3]),
+            (
+                "slowed down",
+                Here::Late,
+                well,
+                &[],
+                [&here_second, &here_second, &here_last],
+            ),
+            (
+                "slowed down and pressured",
+                Here::Late,
+                spared,
+                &[],
+                [&here_second, &here_last, &here_last],
+            ),
             (
                 "pressured",
                 Here::Loaded,
@@ -168,6 +217,19 @@ mod tests {
     }
 
     #[test]
+    fn nobody_else_is_asked_to_keep_waiting_what_is_late_here() {
+        let order = asks(Class::Interactive, Here::Late, Rung::Normal, &[]);
+        let seeks: Vec<Seek> = order.iter().map(|ask| ask.seek).collect();
+        assert_eq!(seeks, [&[Seek::Better; 3][..], &[Seek::Any; 4]].concat());
+        for here in [Here::Loaded, Here::Expected, Here::Absent] {
+            for rung in Rung::ALL {
+                let order = asks(Class::Interactive, here, rung, &[]);
+                assert!(order.iter().all(|ask| ask.seek == Seek::Any), "{order:?}");
+            }
+        }
+    }
+
+    #[test]
     fn what_failed_comes_last_and_nobody_is_left_out() {
         use EntryPlace::{Coordinator, Here as Engine};
         let failed = [Engine, Coordinator(2)];
@@ -197,7 +259,7 @@ mod tests {
             ("rack, pause", Rung::Normal, vec![cluster]),
         ] {
             let order = entry(Class::Batch, (Here::Loaded, rung), &list.parse()?, &at, &[]);
-            let order: Vec<EntryPlace> = order.into_iter().map(|(place, _)| place).collect();
+            let order: Vec<EntryPlace> = order.into_iter().map(|ask| ask.place).collect();
             assert_eq!(order, wanted, "{list}, {rung}");
         }
         Ok(())

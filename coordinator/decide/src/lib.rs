@@ -18,6 +18,7 @@ pub mod keys;
 pub mod knob_sets;
 pub mod ladder;
 mod lasting;
+mod latest;
 pub mod lease;
 mod membership;
 pub mod offload;
@@ -25,7 +26,9 @@ pub mod pace;
 pub mod patience;
 pub mod placement;
 pub mod planner;
+pub mod prefills;
 pub mod presence;
+pub mod promptness;
 pub mod proposal;
 pub mod relay;
 pub mod router;
@@ -43,7 +46,7 @@ pub use audit::{AuditBook, AuditEntry, AuditHash, Audited, Deed};
 pub use clouds::{Approval, CloudBook, Month, Reserved, Spill, SpillId, Took};
 pub use command::{Command, Reply};
 pub use coordinators::{CoordinatorRecord, MemberChange, Members, next_member_change};
-pub use entry::{EntryPlace, Here, Reachable, entry};
+pub use entry::{Ask, EntryPlace, Here, Reachable, entry};
 pub use gates::{GateBook, GateWatch, Transition};
 pub use heard::Heard;
 pub use keys::{Counted, KeyBook};
@@ -56,7 +59,9 @@ pub use placement::{Availability, Keep, ModelPolicy, Move, Placement, PlanMoves,
 pub use planner::{
     Explanation, Inventory, NodeInventory, PlanOutcome, StoreInventory, Verdict, explain, plan,
 };
+pub use prefills::Prefills;
 pub use presence::{Presence, presence};
+pub use promptness::{Promptness, Strain};
 pub use proposal::{Proposal, TOO_LATE, apply_proposal};
 pub use relay::{Next, Relay};
 pub use router::{Candidate, Route, route};

@@ -24,13 +24,21 @@ pub struct Candidate {
     pub spared: bool,
     /// The place of its kind of machine in the class's list of fallbacks.
     pub rank: usize,
+    /// Whether a person sits at it.
+    pub is_personal: bool,
     /// Slots of its class there.
     pub slots: u32,
     /// Whether all of them are taken.
     pub full: bool,
     /// What it has of the prompt's beginning, as far as known (see [`Affinity`](crate::Affinity)).
     pub warm: Warm,
+    /// Milliseconds that it takes for a prompt token, if that is known (see [`Prefills`](crate::Prefills)).
+    pub prefill_ms: Option<f64>,
 }
+
+/// Who takes so many times as long for a prompt as the fastest one with free slots is asked after the others, whatever they
+/// have to do, for what a person waits for: twice is a chip and the next larger one.
+const MUCH_SLOWER: f64 = 1.4;
 
 /// A node that has the prompt's beginning may have so many more answers than the least loaded one of its kind: they
 /// slow this answer less than its prefill would, and with more one node would do all the work for a system prompt
@@ -48,9 +56,11 @@ const WORTH_WAITING: u32 = 1024;
 const DEEP_QUEUE: u32 = 24;
 
 impl Candidate {
-    /// Whether an answer would begin there at once, and stay: who makes it meanwhile leaves it for no other.
-    pub fn begins_at_once(&self) -> bool {
-        !self.spared && !self.draining && !self.full
+    /// Whether another place may leave an answer to it that it could make itself: where it begins at once, and stays.
+    /// What a person waits for goes to no other person's machine: what slowed down one would be the next one's load.
+    pub fn is_better(&self, class: Class) -> bool {
+        let begins_at_once = !self.spared && !self.draining && !self.full;
+        begins_at_once && (class == Class::Batch || !self.is_personal)
     }
 
     /// What of the tokens that a node has counts: nothing where work of this class is spared or batch stands still, nor
@@ -110,7 +120,7 @@ pub struct Route {
 /// Orders the candidates for an answer of this class, the best first: drained nodes last, before them spared ones, fresh
 /// before stale, free before full, kinds of machine in the order of the class's list; then who has most of the prompt's
 /// beginning, unless it is much busier than others of its kind, then the least loaded; ties by id so that the order is
-/// one. For batch, for which nobody waits, a node is not full that has its conversation, much more of it than those with
+/// one. What a person waits for is asked after that of those that prefill much slower. For batch, for which nobody waits, a node is not full that has its conversation, much more of it than those with
 /// free slots, or where there are none those of the first kind of machine: one of its slots is free soon, and they are for
 /// others. The node has the last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
@@ -130,8 +140,23 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
         let saves = warm(c) >= elsewhere.saturating_add(WORTH_WAITING);
         c.full && !(c.is_worth_waiting(class) && is_soon && saves)
     };
+    let fastest = fit().filter(|c| !c.full).filter_map(|c| c.prefill_ms);
+    let fastest = fastest.min_by(f64::total_cmp);
+    let is_slow = |c: &Candidate| {
+        let times = c.prefill_ms.zip(fastest).map(|(takes, least)| takes / least);
+        class != Class::Batch && times.is_some_and(|times| times >= MUCH_SLOWER)
+    };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
-    order.sort_by_cached_key(|c| (c.misfit(is_full(c)), Reverse(warm(c)), c.load(), c.node));
+    let key = |c: &Candidate| {
+        (
+            c.misfit(is_full(c)),
+            Reverse(warm(c)),
+            is_slow(c),
+            c.load(),
+            c.node,
+        )
+    };
+    order.sort_by_cached_key(|c| key(c));
     let alone = order.len() == 1;
     order
         .into_iter()
@@ -162,9 +187,11 @@ mod tests {
             draining: false,
             spared: false,
             rank: 0,
+            is_personal: false,
             slots: 4,
             full: false,
             warm: Warm::default(),
+            prefill_ms: None,
         }
     }
 
@@ -180,6 +207,30 @@ mod tests {
 
     fn order(candidates: &[Candidate]) -> Vec<u128> {
         order_of(Class::Interactive, candidates)
+    }
+
+    #[test]
+    fn people_do_not_wait_for_who_prefills_much_slower() {
+        let takes = |id, ms: Option<f64>, in_flight| Candidate {
+            prefill_ms: ms,
+            in_flight,
+            ..idle(id)
+        };
+        let of = |class, all: &[Candidate]| order_of(class, all);
+        let all = [takes(1, Some(0.75), 0), takes(2, Some(0.5), 3), takes(3, None, 4)];
+        for class in [Class::Interactive, Class::Background] {
+            assert_eq!(of(class, &all), [2, 3, 1], "{class}: who is not known is tried");
+        }
+        assert_eq!(of(Class::Batch, &all), [1, 2, 3]);
+        let little = [takes(1, Some(0.69), 0), takes(2, Some(0.5), 3)];
+        assert_eq!(order(&little), [1, 2]);
+        // One that is full makes nobody slow.
+        let full = Candidate {
+            full: true,
+            ..takes(2, Some(0.5), 3)
+        };
+        let rest = [takes(1, Some(0.75), 1), takes(3, None, 0), full];
+        assert_eq!(order(&rest), [3, 1, 2]);
     }
 
     #[test]

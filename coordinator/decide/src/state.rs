@@ -136,6 +136,12 @@ impl ClusterState {
         SloSet::in_force(self.slos.current(), class)
     }
 
+    /// Whether a person sits at a node, as far as is known.
+    pub fn is_personal(&self, node: NodeId) -> bool {
+        let record = self.nodes.get(&node);
+        record.is_none_or(|record| record.role == MachineRole::Laptop)
+    }
+
     /// Whether this node, or its key, was shut out.
     pub fn has_revoked(&self, node: NodeId, key: KeyPrint) -> bool {
         self.revoked.contains_key(&node) || self.revoked.values().any(|revoked| revoked.key == Some(key))

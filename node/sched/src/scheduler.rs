@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use pomona_common::engine::PromptStep;
 use pomona_common::limits::{self, QueueBound};
 use pomona_common::{Class, EngineKnobs, ModelName, Slo, SloSet, Turnover};
 
@@ -67,6 +68,27 @@ impl Step {
     /// [`Scheduler::interrupt`].
     pub fn is_interruptible(&self) -> bool {
         self.class != Class::Interactive
+    }
+
+    /// Prompt tokens in it.
+    pub fn prefill(&self) -> u32 {
+        self.rows.iter().map(|row| row.len).filter(|len| *len > 1).sum()
+    }
+
+    /// Tokens that are attended to.
+    pub fn context(&self) -> u64 {
+        self.rows.iter().map(|row| u64::from(row.start + row.len)).sum()
+    }
+
+    /// What is to be told of a step that took so long on the device: where a person's prompt was in it.
+    pub fn prompt(&self, took: Duration) -> Option<PromptStep> {
+        let tokens = self.prefill();
+        (self.class == Class::Interactive && tokens > 0).then(|| PromptStep {
+            model: self.model.clone(),
+            tokens,
+            context: self.context(),
+            took_us: took.as_micros().try_into().unwrap_or(u64::MAX),
+        })
     }
 }
 

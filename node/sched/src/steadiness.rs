@@ -96,13 +96,12 @@ impl Steadiness {
         if seconds <= 0.0 {
             return;
         }
-        let context: u64 = step.rows.iter().map(|row| u64::from(row.start + row.len)).sum();
         let kind = Kind {
             model: step.model.clone(),
             class: step.class,
             rows: step.rows.iter().filter(|row| row.len == 1).count(),
-            prefill: step.rows.iter().map(|row| row.len).filter(|len| *len > 1).sum(),
-            context: (8.0 * (context.max(1) as f64).log2()) as u32,
+            prefill: step.prefill(),
+            context: (8.0 * (step.context().max(1) as f64).log2()) as u32,
         };
         if !self.kinds.contains_key(&kind) {
             self.make_room();

@@ -25,6 +25,7 @@ use crate::store::Store;
 use crate::supervisor::last_run::LastRun;
 use crate::supervisor::machine_now::MachineNow;
 use crate::supervisor::process::EngineProcess;
+use crate::supervisor::prompts::Prompts;
 use crate::supervisor::sequences::Sequences;
 use crate::supervisor::served::Served;
 use crate::supervisor::{EngineProgram, EngineView, Request, Setup};
@@ -32,6 +33,14 @@ use ended::RESTART_FIRST;
 
 /// How often the engine is asked for its report.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+
+/// What it has in common with its handles.
+pub(super) struct Shared {
+    pub(super) publish: watch::Sender<EngineView>,
+    pub(super) requests: mpsc::WeakSender<Request>,
+    pub(super) machine: Arc<MachineNow>,
+    pub(super) prompts: Arc<Prompts>,
+}
 
 pub(super) struct Actor {
     node: NodeId,
@@ -66,6 +75,7 @@ pub(super) struct Actor {
     last_run: LastRun,
     /// What the last reading of the machine said.
     pub(super) machine: Arc<MachineNow>,
+    prompts: Arc<Prompts>,
     pub(super) pacer: Pacer,
     /// The pace that the engine was told, percent.
     pub(super) pace: u32,
@@ -78,11 +88,7 @@ impl Actor {
         setup: Setup,
         last_run: LastRun,
         (store, instructions): (Store, watch::Receiver<Instructions>),
-        (publish, machine, requests): (
-            watch::Sender<EngineView>,
-            Arc<MachineNow>,
-            mpsc::WeakSender<Request>,
-        ),
+        shared: Shared,
     ) -> Self {
         let Setup {
             node,
@@ -109,7 +115,7 @@ impl Actor {
             slos,
             store,
             instructions,
-            publish,
+            publish: shared.publish,
             engine: None,
             born: Instant::now(),
             restart_at: Instant::now(),
@@ -121,9 +127,10 @@ impl Actor {
             tally: KillTally::default(),
             served: None,
             reports: JoinSet::new(),
-            requests,
+            requests: shared.requests,
             last_run,
-            machine,
+            machine: shared.machine,
+            prompts: shared.prompts,
             pacer: Pacer::default(),
             pace: 100,
             is_short: false,
@@ -412,6 +419,7 @@ impl Actor {
                 self.publish();
             }
             EngineEvent::Steadiness(percent) => self.view.speeds.steps_percent = percent,
+            EngineEvent::Prompt(step) => self.prompts.note_step(&step, self.machine.strain()),
             EngineEvent::Serves(pid) => self.on_serves(pid),
             EngineEvent::Sequence { sequence, event } => self.on_sequence_event(sequence, event),
             EngineEvent::Report(report) => {

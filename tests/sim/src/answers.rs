@@ -21,8 +21,8 @@ const RETRY_BATCH: u64 = 5_000;
 
 /// Where an answer stands.
 enum Stage<P> {
-    /// A place was asked, at this time.
-    Asked(P, u64),
+    /// A place was asked, for this, at this time.
+    Asked((P, Seek), u64),
     /// A place makes it.
     Made(P),
     /// Nobody has it; places are asked at this time or later.
@@ -41,8 +41,8 @@ struct Answer<P> {
     too_large: bool,
     /// How long it waits for its first place.
     hold: u64,
-    /// Places that refused since the last success.
-    refused: Vec<P>,
+    /// Places that refused since the last success, and what they were asked for.
+    refused: Vec<(P, Seek)>,
     moves: u32,
     /// A place that was asked to go on with it while the present one makes it, and when.
     better: Option<(P, u64)>,
@@ -61,10 +61,14 @@ pub enum Wish<P> {
 
 /// What an entry knows of places.
 pub trait Places<P> {
-    /// Who is to be asked, the best first; those in `avoid` failed this answer.
-    fn order(&self, generation: &Generation, avoid: &[P]) -> Vec<P>;
+    /// Who is to be asked, and for what, the best first; those in `avoid` failed this answer.
+    fn order(&self, generation: &Generation, avoid: &[P]) -> Vec<(P, Seek)>;
     /// How far this place is relieved of what it makes.
     fn rung(&self, place: P) -> Rung;
+    /// Whether an answer's first token, which somebody waits for, comes late where it is made.
+    fn comes_late(&self, _number: u64) -> bool {
+        false
+    }
     /// Who may go on with what a place makes that is relieved.
     fn better(&self, generation: &Generation, than: P) -> Option<P>;
     /// A place is asked.
@@ -109,7 +113,7 @@ impl<P: Copy + Eq> Answers<P> {
     {
         let mut places = BTreeMap::new();
         for answer in self.answers.values() {
-            if let Stage::Asked(at, _) | Stage::Made(at) = answer.stage {
+            if let Stage::Asked((at, _), _) | Stage::Made(at) = answer.stage {
                 *places.entry(at).or_default() += 1;
             }
         }
@@ -134,6 +138,16 @@ impl<P: Copy + Eq> Answers<P> {
         self.answers.insert(number, answer);
     }
 
+    /// Answers of which this place has said nothing yet, with when they were asked for.
+    pub fn not_begun(&self, of: P) -> impl Iterator<Item = (u64, &Generation, u64)> {
+        let its = move |(_, one): &(&u64, &Answer<P>)| {
+            let begun = one.relay.as_ref().is_none_or(Relay::has_begun);
+            !begun && matches!(one.stage, Stage::Made(at) if at == of)
+        };
+        let answers = self.answers.iter().filter(its);
+        answers.map(|(number, one)| (*number, one.rest(), one.asked))
+    }
+
     /// What is to be made for one.
     pub fn asked(&self, number: u64) -> Option<&Generation> {
         self.answers.get(&number).map(Answer::rest)
@@ -145,7 +159,7 @@ impl<P: Copy + Eq> Answers<P> {
             return Vec::new();
         };
         let at = match answer.stage {
-            Stage::Asked(at, _) | Stage::Made(at) => Some(at),
+            Stage::Asked((at, _), _) | Stage::Made(at) => Some(at),
             Stage::Homeless(_) => None,
         };
         let better = answer.better.map(|(place, _)| place);
@@ -194,7 +208,9 @@ impl<P: Copy + Eq> Answers<P> {
         }
         let again = match answer.stage {
             Stage::Homeless(again) => again,
-            Stage::Asked(place, at) if now >= at + places.grant() => return self.lost(number, place, now),
+            Stage::Asked((place, _), at) if now >= at + places.grant() => {
+                return self.lost(number, place, now);
+            }
             Stage::Made(place) => return self.look_for_better(number, place, places, asking, now),
             Stage::Asked(..) => return Vec::new(),
         };
@@ -204,7 +220,7 @@ impl<P: Copy + Eq> Answers<P> {
         let avoid = answer.relay.as_ref().map_or(&[][..], Relay::failed);
         let generation = answer.rest();
         let order = places.order(generation, avoid);
-        let best = order.into_iter().find(|place| !answer.refused.contains(place));
+        let best = order.into_iter().find(|ask| !answer.refused.contains(ask));
         let class = generation.class;
         let patience = match (class, &answer.relay) {
             (Class::Batch, Some(_)) => REPLACE_BATCH,
@@ -212,9 +228,12 @@ impl<P: Copy + Eq> Answers<P> {
             (_, None) => answer.hold,
         };
         match best {
-            Some(place) => {
-                let generation = Box::new(generation.clone());
-                answer.stage = Stage::Asked(place, now);
+            Some((place, seek)) => {
+                let generation = Box::new(Generation {
+                    seek,
+                    ..generation.clone()
+                });
+                answer.stage = Stage::Asked((place, seek), now);
                 places.chosen(place);
                 vec![Wish::Open(place, number, generation)]
             }
@@ -264,15 +283,16 @@ impl<P: Copy + Eq> Answers<P> {
             answer.stays_until = now + STAY;
             return vec![Wish::Cancel(place, number)];
         }
-        let is_due = answer.generation.class == Class::Batch && now >= answer.stays_until && *asking < ASK;
+        let is_due = now >= answer.stays_until && *asking < ASK;
         let Some(relay) = answer.relay.as_ref().filter(|relay| is_due && relay.may_shift()) else {
             return Vec::new();
         };
-        let leaves = match relay.has_begun() {
-            true => Rung::MoveRunning,
-            false => Rung::MoveQueued,
+        let leaves = match (answer.generation.class, relay.has_begun()) {
+            (Class::Batch, true) => places.rung(maker) >= Rung::MoveRunning,
+            (Class::Batch, false) => places.rung(maker) >= Rung::MoveQueued,
+            (_, has_begun) => !has_begun && places.comes_late(number),
         };
-        if places.rung(maker) < leaves {
+        if !leaves {
             return Vec::new();
         }
         let Some(best) = places.better(relay.rest(), maker) else {
@@ -290,8 +310,7 @@ impl<P: Copy + Eq> Answers<P> {
         for answer in self.answers.values_mut() {
             answer.better = answer.better.filter(|(better, _)| *better != place);
         }
-        let of_it =
-            |answer: &Answer<P>| matches!(answer.stage, Stage::Asked(at, _) | Stage::Made(at) if at == place);
+        let of_it = |answer: &Answer<P>| matches!(answer.stage, Stage::Asked((at, _), _) | Stage::Made(at) if at == place);
         let lost = self.answers.iter().filter(|(_, answer)| of_it(answer));
         let lost: Vec<u64> = lost.map(|(number, _)| *number).collect();
         lost.into_iter()
@@ -308,8 +327,10 @@ impl<P: Copy + Eq> Answers<P> {
                 let next = relay.on_lost();
                 self.follow(number, next, now)
             }
-            _ => {
-                answer.refused.push(place);
+            (stage, _) => {
+                if let Stage::Asked(ask, _) = stage {
+                    answer.refused.push(*ask);
+                }
                 answer.stage = Stage::Homeless(now);
                 // It may have begun, and only its promise been lost.
                 vec![Wish::Cancel(place, number)]
@@ -329,11 +350,12 @@ impl<P: Copy + Eq> Answers<P> {
         let Some(answer) = self.answers.get_mut(&number) else {
             return vec![Wish::Cancel(place, number)];
         };
+        let mut wishes = Vec::new();
         match answer.stage {
-            Stage::Asked(asked, _) if asked == place => {
+            Stage::Asked(ask, _) if ask.0 == place => {
                 if let GenerationEvent::Failed(failure) = &event {
                     answer.too_large |= matches!(failure, Failure::TooLarge { .. });
-                    answer.refused.push(place);
+                    answer.refused.push(ask);
                     answer.stage = Stage::Homeless(now);
                     return Vec::new();
                 }
@@ -341,7 +363,11 @@ impl<P: Copy + Eq> Answers<P> {
                 answer.refused.clear();
                 match &mut answer.relay {
                     Some(relay) => relay.moved(place, node),
-                    none => *none = Some(Relay::new(answer.generation.clone(), place, node)),
+                    none => {
+                        *none = Some(Relay::new(answer.generation.clone(), place, node));
+                        // Who asked hears of it at once.
+                        wishes.push(Wish::Tell(number, GenerationEvent::Granted));
+                    }
                 }
             }
             Stage::Made(maker) if maker == place => {}
@@ -366,7 +392,8 @@ impl<P: Copy + Eq> Answers<P> {
             return Vec::new();
         };
         let next = relay.on_event(event);
-        self.follow(number, next, now)
+        wishes.extend(self.follow(number, next, now));
+        wishes
     }
 
     /// Does what the relay says.

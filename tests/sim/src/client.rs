@@ -23,6 +23,8 @@ pub struct Client {
     pub got: u32,
     /// Prompt tokens that whoever finished it had in a cache, or made it when it was given up.
     pub cached: u32,
+    /// Who finished it.
+    pub made_by: Option<NodeId>,
     pub asked: u64,
     /// When the first token came.
     pub first: Option<u64>,
@@ -112,6 +114,7 @@ impl World {
         let end = match event {
             GenerationEvent::Finished { accounting, .. } => {
                 client.cached = accounting.cached_tokens;
+                client.made_by = accounting.node;
                 End::Finished
             }
             GenerationEvent::Failed(Failure::TooLarge { .. }) => End::TooLarge,
@@ -182,6 +185,7 @@ impl World {
             tokens: request.tokens,
             got: 0,
             cached: 0,
+            made_by: None,
             asked: now,
             first: None,
             last: now,

@@ -19,7 +19,7 @@ use pomona_common::{Generation, ModelRecord, NodeId, Relief};
 use pomona_decide::gates::are_counted;
 use pomona_decide::{
     Affinity, ClusterState, Command, GateWatch, Heard, Inventory, Ladder, Marks, NodeInventory, NodeSignals,
-    Patience, Presence, StoreInventory, apply, lease, plan, presence,
+    Patience, Prefills, Presence, StoreInventory, apply, lease, plan, presence,
 };
 
 use crate::answers::{self, Answers};
@@ -72,6 +72,7 @@ pub struct Coordinator {
     /// Answers that a node's own endpoint asked for.
     asked_by: BTreeMap<u64, NodeId>,
     affinity: Affinity,
+    prefills: Prefills,
     /// Who decides where requests go, if it is not the product.
     pub router: Option<Router>,
     watch: SleepWatch,
@@ -95,6 +96,7 @@ impl Coordinator {
             answers: Answers::default(),
             asked_by: BTreeMap::new(),
             affinity: Affinity::default(),
+            prefills: Prefills::default(),
             router: None,
             watch: SleepWatch::default(),
             patience: Patience::default(),
@@ -398,9 +400,15 @@ impl Coordinator {
                 if let Some(router) = &mut self.router {
                     router.heard(answer, &event, now);
                 }
-                if let (GenerationEvent::Granted, Some(asked)) = (&event, self.answers.asked(answer)) {
-                    let at = Duration::from_millis(now);
-                    self.affinity.note(&Marks::of(asked), node, at);
+                let at = Duration::from_millis(now);
+                match (&event, self.answers.asked(answer)) {
+                    (GenerationEvent::Granted, Some(asked)) => {
+                        self.affinity.note(&Marks::of(asked), node, at);
+                    }
+                    (GenerationEvent::Finished { accounting, .. }, Some(asked)) => {
+                        self.prefills.note(asked, accounting, at);
+                    }
+                    _ => {}
                 }
                 let next = self.answers.on_event(node, node, answer, event, now);
                 self.follow(next, now)

@@ -13,6 +13,7 @@ mod wedged;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use pomona_common::engine::PromptStep;
 use pomona_common::generation::GenerationEvent;
 use pomona_common::signs::FirstToken;
 use pomona_common::{
@@ -86,6 +87,7 @@ pub struct Engine {
     pub cached: [u64; 3],
     answers: u64,
     first_tokens: Vec<FirstToken>,
+    prompts: Vec<PromptStep>,
     /// Steps that were done.
     pub steps: u64,
     /// It does nothing any more and answers nobody; what it was asked for meanwhile.
@@ -122,6 +124,7 @@ impl Engine {
             cached: [0; 3],
             answers: 0,
             first_tokens: Vec::new(),
+            prompts: Vec::new(),
             steps: 0,
             wedged: None,
         }
@@ -267,7 +270,8 @@ impl Engine {
             seed: tokens::seed(&generation.prompt),
             emitted,
             arrived: self.now,
-            has_begun: false,
+            started: None,
+            began: None,
             cached: None,
             keep: None,
             untold: Vec::new(),
@@ -320,7 +324,7 @@ impl Engine {
         if let Some(id) = self.ids.get(&asked).copied() {
             self.keep_answer(id);
             self.scheduler.end(id);
-            if let Some(making) = self.forget(id).filter(|making| !making.has_begun) {
+            if let Some(making) = self.forget(id).filter(|making| making.began.is_none()) {
                 self.note(making.first(self.now, true));
             }
             self.look_again();
@@ -330,7 +334,7 @@ impl Engine {
     /// It is killed: whoever waits is told.
     pub fn die(&mut self) -> Vec<Out> {
         let ended = std::mem::take(&mut self.sequences).into_values();
-        let ended = ended.map(|making| match making.has_begun {
+        let ended = ended.map(|making| match making.began.is_some() {
             true => (making.asked, GenerationEvent::Failed(Failure::EngineLost)),
             false => (making.asked, not_begun(&making.generation)),
         });
@@ -490,6 +494,11 @@ impl Engine {
         }
     }
 
+    /// Parts of people's prompts that were computed since the last call.
+    pub fn take_prompts(&mut self) -> Vec<PromptStep> {
+        std::mem::take(&mut self.prompts)
+    }
+
     /// Energy of the engine's work since the last call in joules, and the seconds in which aggregate work ran.
     pub fn take_spent(&mut self) -> (f64, f64) {
         (
@@ -505,11 +514,11 @@ impl Engine {
             let making = self.sequences.get(&row.id);
             making.is_some_and(|making| {
                 let last = making.emitted + 1 >= making.generation.max_tokens;
-                row.emits && (last || !making.has_begun)
+                row.emits && (last || making.began.is_none())
             })
         };
         let awaited = running.left.is_some() || running.step.rows.iter().any(is_awaited);
-        let soon = self.sequences.values().any(|making| !making.has_begun);
+        let soon = self.sequences.values().any(|making| making.began.is_none());
         if awaited || soon {
             running.ends
         } else {
@@ -526,7 +535,9 @@ impl Engine {
         } = running;
         if left.is_none() {
             let now = Duration::from_micros(self.now);
-            self.steadiness.note(&step, Duration::from_micros(whole), now);
+            let took = Duration::from_micros(whole);
+            self.steadiness.note(&step, took, now);
+            self.prompts.extend(step.prompt(took));
         }
         // Others were cancelled meanwhile.
         let is_there = |row: &pomona_sched::RowWork| self.scheduler.place(row.id).is_some();
@@ -544,13 +555,7 @@ impl Engine {
             .filter(|row| row.emits)
             .map(|row| row.id)
             .collect();
-        let prompt: u32 = step
-            .rows
-            .iter()
-            .filter(|row| row.len > 1)
-            .map(|row| row.len)
-            .sum();
-        self.prefilled[step.class.index()] += u64::from(prompt);
+        self.prefilled[step.class.index()] += u64::from(step.prefill());
         self.scheduler.complete(&step);
         self.steps += 1;
         for row in &step.rows {
@@ -571,7 +576,8 @@ impl Engine {
         making.emitted += 1;
         self.tokens[class.index()] += 1;
         let is_done = making.emitted >= making.generation.max_tokens;
-        if !std::mem::replace(&mut making.has_begun, true) {
+        if making.began.is_none() {
+            making.began = Some(now);
             let first = making.first(now, false);
             self.note(first);
         }
@@ -588,6 +594,8 @@ impl Engine {
             prompt_tokens: making.generation.prompt.len() as u32,
             completion_tokens: making.emitted,
             cached_tokens: making.cached.unwrap_or(0),
+            queue_ms: making.waited_us() as f64 / 1e3,
+            prefill_ms: making.prefilled_us() as f64 / 1e3,
             ..Accounting::default()
         };
         let reason = FinishReason::Length;

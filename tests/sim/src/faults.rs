@@ -43,7 +43,7 @@ fn hours(ms: u64) -> f64 {
 
 /// What is judged of every seed: each that is broken is in [`Faults::broken`], by name.
 pub const PROMISED: [&str; 9] = [
-    "no interactive answer leaves a node that is well",
+    "no interactive answer leaves a node that is well: has the model, is cool, and has no build beside it",
     "nothing is planned past the memory reserve, or onto a node that drains",
     "nothing goes to a cloud without an approval, past a ceiling, or though it is private",
     "no node swings: down a rung and up again within the ladder's times",

@@ -16,6 +16,8 @@ pub const MEASURED_WEIGHTS: f64 = 3.82e9;
 const SENSOR_S: f64 = 3.0;
 /// A hot chip is so until it draws this share of what its cooling takes away.
 const COOL_AGAIN: f64 = 0.9;
+/// A chip's system calls it `fair` from this share of what its cooling takes away. Estimate.
+const FAIR: f64 = 0.85;
 /// What is left of a chip's speed for the engine while a build takes cores and bandwidth. Estimate.
 const BESIDE_BUILD: f64 = 0.8;
 /// Of the memory, what the system and open programs take. Estimate.
@@ -245,6 +247,11 @@ impl Mac {
         }
     }
 
+    /// Whether something takes speed from its engine, or is about to.
+    pub fn is_slowed(&self) -> bool {
+        self.thermal() > Thermal::Nominal || self.person.builds
+    }
+
     /// The battery holds so many percent.
     pub fn charge(&mut self, percent: f64) {
         self.battery = self.kind.battery_wh.value * 3600.0 * percent / 100.0;
@@ -269,6 +276,12 @@ impl Mac {
 
     fn used(&self) -> f64 {
         SYSTEM_GIB * GIB + self.person.bytes + self.engine_bytes
+    }
+
+    /// macOS says `fair` long before it slows down, and no more than that when it does.
+    fn thermal(&self) -> Thermal {
+        let is_fair = self.hot || self.warmth > FAIR * self.kind.sustained_w.value;
+        if is_fair { Thermal::Fair } else { Thermal::Nominal }
     }
 
     /// Memory pressure, percent.
@@ -299,8 +312,7 @@ impl Mac {
             pressure: Reading::Measured(Percent(self.pressure())),
             power: Reading::Measured(Watts(self.says.watts.unwrap_or(self.watts as f32))),
             swap_used: bytes(self.says.swap.map_or(self.swap, |(mb, _)| f64::from(mb) * 1e6)),
-            // macOS says `fair` long before it slows down, and no more than that when it does.
-            thermal: Reading::Measured(if self.hot { Thermal::Fair } else { Thermal::Nominal }),
+            thermal: Reading::Measured(self.thermal()),
             engine: ProcessReport {
                 rss: bytes(resident),
                 footprint: bytes(resident),

@@ -2,6 +2,7 @@
 
 mod entry;
 mod power;
+mod prompts;
 mod watched;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,7 +17,7 @@ use pomona_common::report::{NodeReport, REPORT_VERSION};
 use pomona_common::signs::Signs;
 use pomona_common::unit::{Bytes, Reading};
 use pomona_common::{Class, EngineKnobs, Fallback, Generation, ModelName, ModelRecord, NodeId, Relief, Rung};
-use pomona_decide::{EntryPlace, Pacer, Scarcity, Watchdog};
+use pomona_decide::{EntryPlace, Pacer, Promptness, Scarcity, Watchdog};
 use pomona_link::{Contacts, Source};
 
 use crate::answers::{self, Answers};
@@ -75,6 +76,8 @@ pub struct Node {
     pub guards_memory: bool,
     /// When aggregate work ran last.
     worked: Option<u64>,
+    /// When something took speed from its engine last, by its Mac's own truth.
+    slowed: Option<u64>,
     /// Whether it keeps to what is comfortable.
     pub is_paced: bool,
     /// What is comfortable, in watts.
@@ -86,6 +89,9 @@ pub struct Node {
     /// The share of the time for batch, in percent.
     pace: u32,
     scarcity: Scarcity,
+    promptness: Promptness,
+    /// Whether it asks elsewhere first for what comes late here because it is slowed down.
+    pub leaves_late: bool,
     /// Its wall clock is off by so many seconds.
     pub clock_off_s: i64,
 }
@@ -143,12 +149,15 @@ impl Node {
             kills: BTreeMap::new(),
             guards_memory: true,
             worked: None,
+            slowed: None,
             is_paced: true,
             comfort: None,
             watchdog: Watchdog::default(),
             wedged: 0,
             pace: 100,
             scarcity: Scarcity::default(),
+            promptness: Promptness::new(id),
+            leaves_late: true,
             clock_off_s: 0,
         }
     }
@@ -170,6 +179,7 @@ impl Node {
         (self.hot_s, self.joules) = (old.hot_s, old.joules);
         (self.comfort, self.is_paced) = (old.comfort, old.is_paced);
         (self.guards_memory, self.clock_off_s) = (old.guards_memory, old.clock_off_s);
+        self.leaves_late = old.leaves_late;
         self.wedged = old.wedged;
         self.engine.tokens = old.engine.tokens;
         (self.engine.prefilled, self.busy_s) = (old.engine.prefilled, old.busy_s);
@@ -187,16 +197,21 @@ impl Node {
     pub fn catch_up(&mut self, now: u64) -> Vec<Wish> {
         let to = self.machine.running(now) * 1000;
         let out = self.engine.advance(&self.mac, to);
+        self.note_prompts(now);
         self.pass_on(out, now)
     }
 
     fn pass_on(&mut self, out: Vec<Out>, now: u64) -> Vec<Wish> {
         let mut wishes = Vec::new();
-        for ((asker, number), event) in out {
+        for ((asker, number), mut event) in out {
+            if let GenerationEvent::Finished { accounting, .. } = &mut event {
+                accounting.node = Some(self.id);
+            }
             match asker {
                 Asker::Coordinator(to) => wishes.push(Wish::Send(to, Wire::Event(number, event))),
                 Asker::Here => {
                     let place = EntryPlace::Here;
+                    self.note_end(number, &event, now);
                     let next = self.answers.on_event(place, self.id, number, event, now);
                     wishes.extend(self.follow(next, now));
                 }
@@ -219,7 +234,7 @@ impl Node {
                 }
                 answers::Wish::Open(EntryPlace::Coordinator(to), number, generation) => {
                     let is_made_here = self.engine.makes((Asker::Here, number)).is_some();
-                    if generation.class == Class::Interactive && is_made_here {
+                    if generation.class == Class::Interactive && is_made_here && !self.was_slowed(now) {
                         wishes.push(Wish::Strays(number));
                     }
                     wishes.push(Wish::Send(to, Wire::Open(number, generation)));
@@ -244,10 +259,11 @@ impl Node {
         let mut wishes = self.catch_up(now);
         let (class, model) = (generation.class, generation.model.clone());
         let hold = Fallback::of(class).hold().as_millis() as u64;
+        let view = self.view(Some(&generation), now);
         self.answers.ask(number, generation, hold, now);
-        let view = self.view();
         let next = self.answers.look_at(number, &view, now);
         let strays = class == Class::Interactive
+            && !self.was_slowed(now)
             && self.engine.has(&model)
             && !self.engine.is_wedged()
             && next
@@ -268,12 +284,15 @@ impl Node {
         wishes
     }
 
-    fn view(&self) -> View {
+    /// What its endpoint goes by; of an answer that is asked for now, whether it comes late here.
+    fn view(&self, asked: Option<&Generation>, now: u64) -> View {
         View {
             rung: self.relief.1.rung,
             loaded: self.engine.models().map(|record| record.name.clone()).collect(),
             expected: self.loading.keys().cloned().collect(),
             reachable: self.sessions.keys().copied().collect(),
+            is_late: asked.is_some_and(|asked| self.is_late(asked, 0, now)),
+            late: self.late(now),
         }
     }
 
@@ -302,7 +321,7 @@ impl Node {
         }
         self.end_loads(awake);
         if !self.answers.is_empty() {
-            let view = self.view();
+            let view = self.view(None, now);
             let next = self.answers.tick(&view, now);
             wishes.extend(self.follow(next, now));
         }
@@ -428,6 +447,7 @@ impl Node {
             Wire::FromCoordinator(message) => wishes.extend(self.obey(coordinator, *message, now)),
             Wire::Event(answer, event) => {
                 let place = EntryPlace::Coordinator(coordinator);
+                self.note_end(answer, &event, now);
                 let next = self.answers.on_event(place, self.id, answer, event, now);
                 wishes.extend(self.follow(next, now));
             }

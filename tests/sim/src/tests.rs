@@ -2,6 +2,7 @@
 
 mod memory;
 mod offload;
+mod slowed;
 mod standstills;
 
 use pomona_common::Class;

@@ -7,6 +7,7 @@ use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlx_rs::ops::indexing::argmax_axis;
 use mlx_rs::transforms::eval;
+use pomona_common::engine::EngineEvent;
 use pomona_common::generation::{Chunk, GenerationEvent, TokenLogprob};
 use pomona_common::{Failure, FinishReason};
 use pomona_sched::{Decision, KvOp, RowWork, SequenceId, Step};
@@ -82,6 +83,9 @@ impl Worker {
         match outcome {
             Ok(Outcome::Done(emitted, computed)) => {
                 self.steadiness.note(&step, computed, self.now());
+                if let Some(prompt) = step.prompt(computed) {
+                    self.send(EngineEvent::Prompt(prompt))?;
+                }
                 self.finish_step(&step, emitted, spent + (self.now() - now))?;
             }
             Ok(Outcome::Interrupted(mut running)) => {

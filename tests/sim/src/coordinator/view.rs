@@ -30,7 +30,12 @@ impl View<'_> {
 
     /// As `coordinator/src/dispatch.rs` has them.
     fn candidates(&self, generation: &Generation) -> Vec<Candidate> {
-        let Coordinator { machine, state, .. } = self.coordinator;
+        let Coordinator {
+            machine,
+            state,
+            prefills,
+            ..
+        } = self.coordinator;
         let awake = machine.awake(self.now);
         let list = state.fallback(generation.class);
         let warm = self.warm(generation);
@@ -51,9 +56,11 @@ impl View<'_> {
                     || state.gates.relocates(*id, &generation.model, self.now_s),
                 spared: rung.spares(generation.class),
                 rank: state.rank(&list, (&generation.model, &generation.pools), *id)?,
+                is_personal: state.is_personal(*id),
                 slots,
                 full: of_class >= slots,
                 warm: Candidate::warmth(warm.get(id), generation.class, rung, of_class >= slots, slots),
+                prefill_ms: prefills.ms_per_token(&generation.model, *id, Duration::from_millis(self.now)),
             })
         };
         self.coordinator.sessions.iter().filter_map(of_node).collect()
@@ -80,20 +87,22 @@ impl View<'_> {
 }
 
 impl Places<NodeId> for View<'_> {
-    fn order(&self, generation: &Generation, avoid: &[NodeId]) -> Vec<NodeId> {
+    fn order(&self, generation: &Generation, avoid: &[NodeId]) -> Vec<(NodeId, Seek)> {
         if let Some(router) = &self.coordinator.router {
-            return router.order(generation, &self.seen(generation));
+            let order = router.order(generation, &self.seen(generation)).into_iter();
+            return order.map(|node| (node, Seek::Any)).collect();
         }
         let mut candidates = self.candidates(generation);
         if generation.seek == Seek::Better {
-            candidates.retain(Candidate::begins_at_once);
+            candidates.retain(|one| one.is_better(generation.class));
         }
         let (others, fresh): (Vec<_>, Vec<_>) = candidates
             .into_iter()
             .partition(|candidate| avoid.contains(&candidate.node));
         let class = generation.class;
         let order = route(&fresh, class).into_iter().chain(route(&others, class));
-        order.map(|route| route.node).collect()
+        // The machines are chosen here.
+        order.map(|route| (route.node, Seek::Any)).collect()
     }
 
     fn rung(&self, place: NodeId) -> Rung {
@@ -102,7 +111,7 @@ impl Places<NodeId> for View<'_> {
 
     fn better(&self, generation: &Generation, than: NodeId) -> Option<NodeId> {
         let mut others = self.candidates(generation);
-        others.retain(|one| one.node != than && one.begins_at_once());
+        others.retain(|one| one.node != than && one.is_better(generation.class));
         route(&others, generation.class).first().map(|route| route.node)
     }
 

@@ -110,6 +110,7 @@ pub fn world(seed: u64, machines: &[Machine], policy: Policy, tuning: Tuning) ->
         knobs.batch.max_slots = tuning.slots;
         let mut node = Node::new(node_id(node), machine.mac.clone(), knobs, models.to_vec(), &known);
         node.is_paced = policy == Policy::Pomona;
+        node.leaves_late = policy == Policy::Pomona;
         node.guards_memory = policy == Policy::Pomona;
         node.comfort = machine.comfort.map(|watts| f64::from(watts.get()));
         node

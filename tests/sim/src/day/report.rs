@@ -212,15 +212,12 @@ impl<'a> Report<'a> {
             against(ours(of), others(of, pick), holds)
         };
         // Who keeps batch off the laptops has what their people's own work does there, and no hot seconds with batch.
-        let without = self.mean(load, Policy::Split, |run| run.missed_minutes);
         let uses_laptops = |policy: &Policy| !matches!(policy, Policy::Pomona | Policy::Split);
         let on_laptops = Policy::ALL.into_iter().filter(uses_laptops);
         let hot = on_laptops
             .filter_map(|policy| Some(self.mean(load, policy, |run| run.hot_with_aggregate_s)?.mean));
         let least_bad = hot.reduce(f64::min);
         json!({
-            "missed minutes no more than a static split's, which has no batch on laptops":
-                against(ours(|run| run.missed_minutes), without.map(|mean| mean.mean), |ours, other| ours <= other),
             "laptop seconds above comfort with batch there at most 10 % of the least bad other's that uses laptops":
                 against(ours(|run| run.hot_with_aggregate_s), least_bad, |ours, other| ours <= 0.1 * other),
             "missed minutes at most 25 % of the best other's":

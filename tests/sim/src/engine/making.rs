@@ -15,7 +15,9 @@ pub(super) struct Making {
     /// Tokens of the whole answer that are made.
     pub(super) emitted: u32,
     pub(super) arrived: u64,
-    pub(super) has_begun: bool,
+    /// When it was in a slot, and when its first token came.
+    pub(super) started: Option<u64>,
+    pub(super) began: Option<u64>,
     /// Prompt tokens taken from a kept beginning, once it was in a slot.
     pub(super) cached: Option<u32>,
     /// Prompt tokens to keep once they are in the cache.
@@ -43,6 +45,17 @@ impl Making {
             took_ms: (took / 1000) as u32,
             given_up,
         })
+    }
+
+    /// How long it waited for a slot.
+    pub(super) fn waited_us(&self) -> u64 {
+        self.started.unwrap_or(self.arrived) - self.arrived
+    }
+
+    /// From there to its first token.
+    pub(super) fn prefilled_us(&self) -> u64 {
+        self.began
+            .map_or(0, |began| began - self.started.unwrap_or(self.arrived))
     }
 
     pub(super) fn chunk(&mut self) -> Option<Out> {

@@ -22,6 +22,7 @@ impl Engine {
             self.copies
                 .restore(found, token_bytes(&self.models, &making.generation.model));
             self.cached[making.generation.class.index()] += u64::from(found);
+            making.started.get_or_insert(self.now);
             if making.cached.is_none() {
                 let prompt = &making.generation.prompt;
                 making.keep = self

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use pomona_common::{Fallback, Generation, ModelName, Rung};
-use pomona_decide::{EntryPlace, Here, Reachable, entry};
+use pomona_common::{Fallback, Generation, ModelName, Rung, Seek};
+use pomona_decide::{Ask, EntryPlace, Here, Reachable, entry};
 
 use crate::answers::Places;
 
@@ -17,11 +17,16 @@ pub(super) struct View {
     pub(super) loaded: BTreeSet<ModelName>,
     pub(super) expected: BTreeSet<ModelName>,
     pub(super) reachable: Vec<u64>,
+    /// Whether the answer that is asked for comes late here.
+    pub(super) is_late: bool,
+    /// Answers that were begun here, and come late.
+    pub(super) late: BTreeSet<u64>,
 }
 
 impl View {
-    fn places(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
+    fn places(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<Ask> {
         let here = match &generation.model {
+            model if self.loaded.contains(model) && self.is_late => Here::Late,
             model if self.loaded.contains(model) => Here::Loaded,
             model if self.expected.contains(model) => Here::Expected,
             _ => Here::Absent,
@@ -35,14 +40,14 @@ impl View {
             })
             .collect();
         let list = Fallback::of(generation.class);
-        let order = entry(generation.class, (here, self.rung), &list, &reachable, avoid);
-        order.into_iter().map(|(place, _)| place).collect()
+        entry(generation.class, (here, self.rung), &list, &reachable, avoid)
     }
 }
 
 impl Places<EntryPlace> for View {
-    fn order(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<EntryPlace> {
-        self.places(generation, avoid)
+    fn order(&self, generation: &Generation, avoid: &[EntryPlace]) -> Vec<(EntryPlace, Seek)> {
+        let asks = self.places(generation, avoid).into_iter();
+        asks.map(|ask| (ask.place, ask.seek)).collect()
     }
 
     fn rung(&self, place: EntryPlace) -> Rung {
@@ -53,9 +58,16 @@ impl Places<EntryPlace> for View {
         }
     }
 
+    fn comes_late(&self, number: u64) -> bool {
+        self.late.contains(&number)
+    }
+
     fn better(&self, generation: &Generation, than: EntryPlace) -> Option<EntryPlace> {
         let others = self.places(generation, &[than]);
-        others.into_iter().find(|place| *place != than)
+        others
+            .into_iter()
+            .map(|ask| ask.place)
+            .find(|place| *place != than)
     }
 
     fn grant(&self) -> u64 {

@@ -25,6 +25,9 @@ impl Node {
         let weights: u64 = self.engine.models().map(|record| record.weight_bytes).sum();
         self.mac.engine_bytes = (weights + self.engine.kv_bytes()) as f64;
         self.mac.pass(passed, joules);
+        if self.mac.is_slowed() {
+            self.slowed = Some(running);
+        }
         if batch_s > 0.0 {
             self.worked = Some(running);
         }

@@ -1,0 +1,28 @@
+//! The latest few of something that is measured now and then.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+/// So many say how it is: one alone may have been beside something short.
+const LATEST: usize = 4;
+
+/// Values with when each was seen, the latest last. Times are of one clock.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Latest(VecDeque<(Duration, f64)>);
+
+impl Latest {
+    pub(crate) fn note(&mut self, value: f64, now: Duration) {
+        if self.0.len() == LATEST {
+            self.0.pop_front();
+        }
+        self.0.push_back((now, value));
+    }
+
+    /// The middle one of those not older than this.
+    pub(crate) fn middle(&self, lasts: Duration, now: Duration) -> Option<f64> {
+        let fresh = self.0.iter().filter(|(at, _)| now.saturating_sub(*at) < lasts);
+        let mut fresh: Vec<f64> = fresh.map(|(_, value)| *value).collect();
+        fresh.sort_by(f64::total_cmp);
+        fresh.get(fresh.len() / 2).copied()
+    }
+}
