@@ -198,7 +198,9 @@ impl Entry {
         if view.loaded.contains(&generation.model) {
             drop(view);
             let slo = self.slo(generation.class);
-            match self.supervisor.is_late(generation, Duration::ZERO, &slo) {
+            // Who has heard its beginning waits for the rest wherever that is soonest.
+            let is_new = generation.resume.is_empty();
+            match is_new && self.supervisor.is_late(generation, Duration::ZERO, &slo) {
                 true => Here::Late,
                 false => Here::Loaded,
             }
@@ -291,15 +293,16 @@ impl Places for Entry {
                 },
             };
             match asked {
+                // Nobody is better than this engine, which makes it or will.
+                Ok(promise) if seek == Seek::Better && promise.node == self.id => refused.push(seek),
                 Ok(promise) => return Ok((place, promise)),
                 Err(failure) if is_last_word(&failure) => return Err(failure),
-                // This engine makes it as well.
                 Err(_) if is_try => refused.push(seek),
                 // That a coordinator left says less than what another place has said.
                 Err(Failure::NodeLost) => {}
                 Err(failure) => {
                     let is_full = matches!(failure, Failure::Overloaded { .. });
-                    if is_full && place != EntryPlace::Here {
+                    if (is_full || seek == Seek::Better) && place != EntryPlace::Here {
                         refused.push(seek);
                     }
                     refusal = Some(refusal.map_or(failure.clone(), |before| hopeful(before, failure)));

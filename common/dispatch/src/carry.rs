@@ -61,10 +61,10 @@ pub trait Places: Send + Sync + 'static {
         std::future::pending()
     }
 
-    /// An answer has ended as it should, of which this was asked.
+    /// An answer has ended as it should, of which this was asked, and which one place made from its first token on.
     fn ended(&self, _generation: &Generation, _accounting: &Accounting) {}
 
-    /// Permits for answers that leave a place which still makes them, see [`moves`].
+    /// Permits for batch answers that leave a place which still makes them, see [`moves`].
     fn moves(&self) -> &Semaphore;
 }
 
@@ -112,6 +112,8 @@ async fn carry<P: Places>(
     let asked = Instant::now();
     let mut not_before = asked;
     let mut is_enough = false;
+    // Whoever ends it has begun it as well.
+    let mut is_whole = relay.rest().resume.is_empty();
     loop {
         let next = tokio::select! {
             () = leaving(places, &relay, asked, not_before), if search.is_none() && !is_enough => {
@@ -121,6 +123,7 @@ async fn carry<P: Places>(
             found = outcome(&mut search) => {
                 if let Some(found) = found {
                     relay.shift();
+                    is_whole &= relay.rest().resume.is_empty();
                     take_over(&mut relay, &mut promise, found);
                 }
                 search = None;
@@ -146,13 +149,17 @@ async fn carry<P: Places>(
         match next {
             Next::Wait => {}
             Next::Pass(event) => {
+                // It came late, but it is there: to leave now would cost more.
+                if relay.rest().class != Class::Batch {
+                    search = None;
+                }
                 // A reader that is that far behind is gone for all purposes.
                 if sender.try_send(event).is_err() {
                     return;
                 }
             }
             Next::Last(event) => {
-                if let GenerationEvent::Finished { accounting, .. } = &event {
+                if let (true, GenerationEvent::Finished { accounting, .. }) = (is_whole, &event) {
                     places.ended(relay.rest(), accounting);
                 }
                 // Who has no room for both is told of the end.
@@ -173,7 +180,10 @@ async fn carry<P: Places>(
                     () = sender.closed() => return,
                 };
                 match found {
-                    Ok(found) => take_over(&mut relay, &mut promise, found),
+                    Ok(found) => {
+                        is_whole &= relay.rest().resume.is_empty();
+                        take_over(&mut relay, &mut promise, found);
+                    }
                     Err(failure) => {
                         let _ = sender.try_send(GenerationEvent::Failed(failure));
                         return;
@@ -206,7 +216,11 @@ async fn elsewhere<P: Places>(
     mut rest: Generation,
     present: P::Place,
 ) -> Option<(P::Place, Promise)> {
-    let _permit = places.moves().try_acquire().ok()?;
+    // For others somebody waits.
+    let _permit = match rest.class {
+        Class::Batch => Some(places.moves().try_acquire().ok()?),
+        Class::Interactive | Class::Background => None,
+    };
     rest.seek = Seek::Better;
     places.place(&rest, &[present]).await.ok()
 }

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// So many say how it is: one alone may have been beside something short.
-const LATEST: usize = 4;
+/// So many say how it is.
+pub(crate) const LATEST: usize = 4;
 
 /// Values with when each was seen, the latest last. Times are of one clock.
 #[derive(Debug, Clone, Default)]
@@ -18,11 +18,15 @@ impl Latest {
         self.0.push_back((now, value));
     }
 
-    /// The middle one of those not older than this.
-    pub(crate) fn middle(&self, lasts: Duration, now: Duration) -> Option<f64> {
+    /// The lower middle one of those not older than this, where they are no fewer: one may have been beside something short.
+    pub(crate) fn middle(&self, least: usize, lasts: Duration, now: Duration) -> Option<f64> {
         let fresh = self.0.iter().filter(|(at, _)| now.saturating_sub(*at) < lasts);
         let mut fresh: Vec<f64> = fresh.map(|(_, value)| *value).collect();
         fresh.sort_by(f64::total_cmp);
-        fresh.get(fresh.len() / 2).copied()
+        let is_enough = fresh.len() >= least.max(1);
+        fresh
+            .get(fresh.len().saturating_sub(1) / 2)
+            .copied()
+            .filter(|_| is_enough)
     }
 }

@@ -41,7 +41,7 @@ impl Prefills {
 
     /// Of one node, if that is known.
     pub fn ms_per_token(&self, model: &ModelName, node: NodeId, now: Duration) -> Option<f64> {
-        self.known.get(&(model.clone(), node))?.middle(LASTS, now)
+        self.known.get(&(model.clone(), node))?.middle(1, LASTS, now)
     }
 }
 

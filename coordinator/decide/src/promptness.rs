@@ -10,18 +10,18 @@ use pomona_common::report::{MachineReport, Thermal};
 use pomona_common::{Accounting, Generation, ModelName, NodeId, Slo, limits};
 
 use crate::affinity::{Affinity, Marks};
-use crate::latest::Latest;
+use crate::latest::{LATEST, Latest};
 use crate::prefills::{self, long_prompt};
 
 /// Steps of a kind that are remembered, and how many of them say what is usual.
 const KEPT: usize = 32;
 const ENOUGH: usize = 4;
-/// How it was on a machine that says of nothing that it slows it down is how it is for so long, then it is tried again.
+/// How fast steps were is how fast they are for so long, then the machine is tried again.
 const UNKNOWN_LASTS: Duration = Duration::from_secs(300);
-/// What a build or its warmth costs a machine is what it costs it the next time.
+/// What a build costs a machine is what the next one does.
 const KNOWN_LASTS: Duration = Duration::from_secs(24 * 3600);
 /// Slower by less than this is how steps of a kind differ by themselves.
-const NOISE: f64 = 1.1;
+const NOISE: f64 = 1.15;
 /// What slowing may add to a prompt, of the time to the first token that is promised of any: the rest is for a queue, and
 /// for the first token itself.
 const SHARE: f64 = 0.9;
@@ -61,11 +61,17 @@ impl Strain {
         alone.into_iter().filter(|_| is_both).collect()
     }
 
+    /// How many steps say how it is: where nothing is known to slow them, no few.
+    fn least(self) -> usize {
+        if self == Self::default() { LATEST } else { 1 }
+    }
+
+    /// For how long: a build costs the next time what it cost, a warm chip may not throttle yet, or no more.
     fn lasts(self) -> Duration {
-        if self == Self::default() {
-            UNKNOWN_LASTS
-        } else {
+        if self.builds && !self.is_warm {
             KNOWN_LASTS
+        } else {
+            UNKNOWN_LASTS
         }
     }
 }
@@ -103,7 +109,11 @@ impl Here {
     /// How many times as long as usual steps take under a strain. Under two of which only one is known it is no less than
     /// that.
     fn slower(&self, strain: Strain, now: Duration) -> Option<f64> {
-        let of = |strain: Strain| self.slower.get(&strain)?.middle(strain.lasts(), now);
+        let of = |strain: Strain| {
+            self.slower
+                .get(&strain)?
+                .middle(strain.least(), strain.lasts(), now)
+        };
         let parts = strain.parts().into_iter().filter_map(of);
         of(strain).or_else(|| parts.max_by(f64::total_cmp))
     }
@@ -188,11 +198,16 @@ impl Promptness {
         let usual_ms = usual * f64::from(uncached.here);
         let takes_ms = usual_ms * slower;
         let elsewhere = self.elsewhere.get(&generation.model);
-        let there = elsewhere.and_then(|latest| latest.middle(prefills::LASTS, now));
+        let there = elsewhere.and_then(|latest| latest.middle(1, prefills::LASTS, now));
         let there_ms = there.unwrap_or(usual) * f64::from(uncached.elsewhere);
         let is_sooner = there_ms < takes_ms - waited.as_secs_f64() * 1e3;
         let promised = f64::from(slo.ttft_ms);
         promised > 0.0 && slower >= NOISE && takes_ms - usual_ms > SHARE * promised && is_sooner
+    }
+
+    /// Forgets how fast a model is here: its contents may be others now.
+    pub fn forget(&mut self, model: &ModelName) {
+        self.here.remove(model);
     }
 
     fn uncached(&self, generation: &Generation, now: Duration) -> Uncached {
@@ -317,11 +332,15 @@ mod tests {
         assert!(!is_late(&promptness, 1_440, WARM, at(11)));
         assert!(is_late(&promptness, 1_441, WARM, at(11)));
         assert!(!is_late(&promptness, 1_441, CALM, at(11)), "it has cooled down");
+        assert!(is_late(&promptness, 1_441, WARM, at(10 + 299)));
+        let cools = "warm is not yet slow, nor slow for ever";
+        assert!(!is_late(&promptness, 1_441, WARM, at(10 + 300)), "{cools}");
+        steps(&mut promptness, 1, 1.5, BUILDS, at(10));
         assert!(
-            is_late(&promptness, 1_441, WARM, at(10 + 20 * 3600)),
+            is_late(&promptness, 1_441, BUILDS, at(10 + 20 * 3600)),
             "as it was this morning"
         );
-        assert!(!is_late(&promptness, 1_441, WARM, at(10 + 24 * 3600)));
+        assert!(!is_late(&promptness, 1_441, BUILDS, at(10 + 24 * 3600)));
         // Nothing is promised to batch, and more to helpers.
         for (class, late) in [
             (Class::Batch, false),
@@ -340,6 +359,11 @@ mod tests {
         steps(&mut promptness, 4, 1.0, CALM, at(10));
         steps(&mut promptness, 1, 9.0, CALM, at(10));
         assert!(!is_late(&promptness, 10_000, CALM, at(11)));
+        // Nor do few say anything after a pause.
+        steps(&mut promptness, 3, 9.0, CALM, at(1_000));
+        assert!(!is_late(&promptness, 10_000, CALM, at(1_001)));
+        let mut promptness = usual();
+        steps(&mut promptness, 4, 1.0, CALM, at(11));
         steps(&mut promptness, 4, 1.5, CALM, at(12));
         assert!(is_late(&promptness, 10_000, CALM, at(12 + 299)));
         assert!(!is_late(&promptness, 10_000, CALM, at(12 + 300)));
@@ -370,20 +394,20 @@ mod tests {
             ..ask(1000)
         };
         let asked = other(Class::Interactive);
-        steps(&mut promptness, 1, 2.0, WARM, at(10));
+        steps(&mut promptness, 1, 2.0, BUILDS, at(10));
         answer(&mut promptness, &asked, MINI, 2.5, at(10));
-        assert!(!is_late(&promptness, 2_000, WARM, at(11)));
+        assert!(!is_late(&promptness, 2_000, BUILDS, at(11)));
         assert!(
-            is_late(&promptness, 2_000, WARM, at(10 + 4 * 3600)),
+            is_late(&promptness, 2_000, BUILDS, at(10 + 4 * 3600)),
             "it is tried again"
         );
         for (by, class) in [(ME, Class::Interactive), (MINI, Class::Batch)] {
             let other = other(class);
             (0..4).for_each(|_| answer(&mut promptness, &other, by, 0.5, at(11)));
-            assert!(!is_late(&promptness, 2_000, WARM, at(12)), "{class}");
+            assert!(!is_late(&promptness, 2_000, BUILDS, at(12)), "{class}");
         }
         (0..4).for_each(|_| answer(&mut promptness, &asked, MINI, 1.9, at(13)));
-        assert!(is_late(&promptness, 2_000, WARM, at(14)));
+        assert!(is_late(&promptness, 2_000, BUILDS, at(14)));
     }
 
     #[test]

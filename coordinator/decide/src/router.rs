@@ -119,10 +119,11 @@ pub struct Route {
 
 /// Orders the candidates for an answer of this class, the best first: drained nodes last, before them spared ones, fresh
 /// before stale, free before full, kinds of machine in the order of the class's list; then who has most of the prompt's
-/// beginning, unless it is much busier than others of its kind, then the least loaded; ties by id so that the order is
-/// one. What a person waits for is asked after that of those that prefill much slower. For batch, for which nobody waits, a node is not full that has its conversation, much more of it than those with
-/// free slots, or where there are none those of the first kind of machine: one of its slots is free soon, and they are for
-/// others. The node has the last word: a refusal goes to the next.
+/// beginning, unless it is much busier than others of its kind; for what a person waits for those first that do not
+/// prefill much slower than others; then the least loaded; ties by id so that the order is one. For batch, for which
+/// nobody waits, a node is not full that has its conversation, much more of it than those with free slots, or where there
+/// are none those of the first kind of machine: one of its slots is free soon, and they are for others. The node has the
+/// last word: a refusal goes to the next.
 pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
     let warm = |c: &Candidate| c.warm_for(class, candidates);
     let fit = || candidates.iter().filter(|c| c.unfit() == [false; 3]);

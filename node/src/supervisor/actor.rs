@@ -396,6 +396,7 @@ impl Actor {
                 }
             }
             EngineEvent::Loaded { model } => {
+                self.prompts.forget(&model);
                 tracing::info!(%model, "model loaded");
                 self.view.loading.remove(&model);
                 self.view.failed.remove(&model);

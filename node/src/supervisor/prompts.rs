@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use pomona_common::engine::PromptStep;
-use pomona_common::{Accounting, Generation, NodeId, Slo};
+use pomona_common::{Accounting, Generation, ModelName, NodeId, Slo};
 use pomona_decide::{Promptness, Strain};
 use tokio::sync::watch;
 
@@ -34,6 +34,10 @@ impl Prompts {
     pub(super) fn note_answer(&self, generation: &Generation, accounting: &Accounting) {
         self.known()
             .note_answer(generation, accounting, self.began.elapsed());
+    }
+
+    pub(super) fn forget(&self, model: &ModelName) {
+        self.known().forget(model);
     }
 
     /// News of each step.

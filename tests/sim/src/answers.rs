@@ -173,7 +173,7 @@ impl<P: Copy + Eq> Answers<P> {
         let mut asking = self
             .answers
             .values()
-            .filter(|answer| answer.better.is_some())
+            .filter(|answer| answer.better.is_some() && answer.generation.class == Class::Batch)
             .count();
         for number in self.answers.keys().copied().collect::<Vec<_>>() {
             wishes.extend(self.look_after(number, places, &mut asking, now));
@@ -283,7 +283,8 @@ impl<P: Copy + Eq> Answers<P> {
             answer.stays_until = now + STAY;
             return vec![Wish::Cancel(place, number)];
         }
-        let is_due = now >= answer.stays_until && *asking < ASK;
+        let is_batch = answer.generation.class == Class::Batch;
+        let is_due = now >= answer.stays_until && (!is_batch || *asking < ASK);
         let Some(relay) = answer.relay.as_ref().filter(|relay| is_due && relay.may_shift()) else {
             return Vec::new();
         };
@@ -301,7 +302,7 @@ impl<P: Copy + Eq> Answers<P> {
         let mut rest = Box::new(relay.rest().clone());
         rest.seek = Seek::Better;
         answer.better = Some((best, now));
-        *asking += 1;
+        *asking += usize::from(is_batch);
         vec![Wish::Open(best, number, rest)]
     }
 
@@ -374,6 +375,10 @@ impl<P: Copy + Eq> Answers<P> {
             Stage::Made(maker) if answer.better.is_some_and(|(better, _)| better == place) => {
                 answer.better = None;
                 answer.stays_until = now + STAY;
+                let has_begun = answer.relay.as_ref().is_some_and(Relay::has_begun);
+                if has_begun && answer.generation.class != Class::Batch {
+                    return vec![Wish::Cancel(place, number)];
+                }
                 if matches!(event, GenerationEvent::Failed(_)) {
                     return Vec::new();
                 }

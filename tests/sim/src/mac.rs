@@ -247,9 +247,21 @@ impl Mac {
         }
     }
 
-    /// Whether something takes speed from its engine, or is about to.
-    pub fn is_slowed(&self) -> bool {
-        self.thermal() > Thermal::Nominal || self.person.builds
+    /// How many times as long as usual a prompt takes now.
+    pub fn times(&self) -> f64 {
+        let hot = if self.hot {
+            self.kind.slow_prefill.value
+        } else {
+            1.0
+        };
+        let beside = if self.person.builds { BESIDE_BUILD } else { 1.0 };
+        1.0 / hot / beside
+    }
+
+    /// Milliseconds that a prompt of so many tokens takes of a model when nothing slows it down.
+    pub fn usual_ms(&self, weight_bytes: u64, tokens: u32) -> f64 {
+        let scale = weight_bytes as f64 / MEASURED_WEIGHTS;
+        1000.0 * scale * f64::from(tokens) / self.kind.prefill_tok_s.value
     }
 
     /// The battery holds so many percent.

@@ -76,8 +76,8 @@ pub struct Node {
     pub guards_memory: bool,
     /// When aggregate work ran last.
     worked: Option<u64>,
-    /// When something took speed from its engine last, by its Mac's own truth.
-    slowed: Option<u64>,
+    /// When something took speed from its engine last, and how many times as long prompts took, by its Mac's own truth.
+    slowed: Option<(u64, f64)>,
     /// Whether it keeps to what is comfortable.
     pub is_paced: bool,
     /// What is comfortable, in watts.
@@ -234,7 +234,10 @@ impl Node {
                 }
                 answers::Wish::Open(EntryPlace::Coordinator(to), number, generation) => {
                     let is_made_here = self.engine.makes((Asker::Here, number)).is_some();
-                    if generation.class == Class::Interactive && is_made_here && !self.was_slowed(now) {
+                    if generation.class == Class::Interactive
+                        && is_made_here
+                        && !self.may_leave(&generation, now)
+                    {
                         wishes.push(Wish::Strays(number));
                     }
                     wishes.push(Wish::Send(to, Wire::Open(number, generation)));
@@ -260,10 +263,11 @@ impl Node {
         let (class, model) = (generation.class, generation.model.clone());
         let hold = Fallback::of(class).hold().as_millis() as u64;
         let view = self.view(Some(&generation), now);
+        let may_leave = self.may_leave(&generation, now);
         self.answers.ask(number, generation, hold, now);
         let next = self.answers.look_at(number, &view, now);
         let strays = class == Class::Interactive
-            && !self.was_slowed(now)
+            && !may_leave
             && self.engine.has(&model)
             && !self.engine.is_wedged()
             && next
@@ -344,6 +348,7 @@ impl Node {
             self.loading.remove(&model);
             if let Some(record) = self.stored.iter().find(|record| record.name == model) {
                 self.engine.add_model(record);
+                self.promptness.forget(&model);
             }
         }
     }

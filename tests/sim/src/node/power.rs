@@ -25,8 +25,9 @@ impl Node {
         let weights: u64 = self.engine.models().map(|record| record.weight_bytes).sum();
         self.mac.engine_bytes = (weights + self.engine.kv_bytes()) as f64;
         self.mac.pass(passed, joules);
-        if self.mac.is_slowed() {
-            self.slowed = Some(running);
+        let times = self.mac.times();
+        if times > 1.0 {
+            self.slowed = Some((running, times));
         }
         if batch_s > 0.0 {
             self.worked = Some(running);

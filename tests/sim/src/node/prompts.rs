@@ -9,8 +9,10 @@ use pomona_decide::{EntryPlace, Strain};
 
 use super::Node;
 
-/// How long steps count that ran while nothing was known to slow them down, in milliseconds: as README says.
+/// How long steps count, in milliseconds: as README says.
 const SLOW_STEPS: u64 = 300_000;
+/// What slowing adds to a prompt that may leave, in milliseconds: most of the budget of 800.
+const SLOWED_MS: f64 = 640.0;
 
 impl Node {
     /// What its engine has computed of people's prompts.
@@ -32,11 +34,16 @@ impl Node {
         }
     }
 
-    /// Whether its person's prompts may be asked for elsewhere although it is awake and has the model: its Mac is slowed
-    /// down, or was when the steps ran that it goes by.
-    pub(super) fn was_slowed(&self, now: u64) -> bool {
+    /// Whether what its person asks may be asked for elsewhere although it is awake and has the model: by its Mac's own
+    /// truth a prompt so long takes longer by most of what is promised, now or when the steps ran that it goes by.
+    pub(super) fn may_leave(&self, asked: &Generation, now: u64) -> bool {
         let running = self.machine.running(now);
-        self.mac.is_slowed() || self.slowed.is_some_and(|at| running - at <= SLOW_STEPS)
+        let lately = self.slowed.filter(|(at, _)| running - at <= SLOW_STEPS);
+        let times = lately.map_or(1.0, |(_, times)| times).max(self.mac.times());
+        let record = self.engine.models().find(|record| record.name == asked.model);
+        let tokens = asked.prompt.len() as u32;
+        let usual_ms = record.map_or(0.0, |record| self.mac.usual_ms(record.weight_bytes, tokens));
+        usual_ms * (times - 1.0) > SLOWED_MS
     }
 
     /// Answers that were begun here, and come late.
