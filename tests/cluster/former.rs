@@ -1,5 +1,6 @@
 //! Forms clusters of machines.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use pomona_tests::{MODEL, Machine, eventually};
@@ -56,6 +57,22 @@ pub(crate) fn start_engine(at: &Machine, node: &mut Machine, role: &str, nth: us
     eventually("the node has its model", Duration::from_secs(60), || {
         holders(at, MODEL) == nth
     });
+}
+
+/// Founds a cluster with a laptop, whose readings come from a script, and a machine of the rack, with real engines on a
+/// core each, the first one and the second, and one BLAS thread.
+pub(crate) fn pin_pair(
+    coordinator: &mut Machine,
+    (laptop, rack): (&mut Machine, &mut Machine),
+    script: &Path,
+) {
+    lead(coordinator);
+    laptop.configure(&format!("[probe]\nscript = {script:?}\n"));
+    for (node, role, core) in [(laptop, "laptop", 0), (rack, "rack", 1)] {
+        node.set("OPENBLAS_NUM_THREADS", "1");
+        start_engine(coordinator, node, role, core + 1);
+        node.pin_engine(core);
+    }
 }
 
 /// How many nodes in reach have a model loaded.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pomona_tests::{MODEL, Machine, Stops, Streamed, eventually, greedy, stream_from};
 use serde_json::{Value, json};
 
-use crate::former::{SOON, holders, lead, start_engine, status};
+use crate::former::{SOON, holders, pin_pair, status};
 use crate::{Outcome, Scale, keep, quantile};
 
 const STREAMS: usize = 6;
@@ -31,13 +31,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let power = |watts: u32| std::fs::write(&script, json!({ "power_watts": watts }).to_string());
     power(12).expect("a script");
     let (mut coordinator, mut laptop, mut rack) = (Machine::empty(), Machine::empty(), Machine::empty());
-    lead(&mut coordinator);
-    laptop.configure(&format!("[probe]\nscript = {script:?}\n"));
-    for (node, role, core) in [(&mut laptop, "laptop", 0), (&mut rack, "rack", 1)] {
-        node.set("OPENBLAS_NUM_THREADS", "1");
-        start_engine(&coordinator, node, role, core + 1);
-        node.pin_engine(core);
-    }
+    pin_pair(&mut coordinator, (&mut laptop, &mut rack), &script);
     // The same answers without a disturbance, and a person without company.
     let undisturbed = batch_at(&rack, || ());
     let unloaded = ask_for(&laptop, UNLOADED);

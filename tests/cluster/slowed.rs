@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use pomona_tests::{MODEL, Machine, agent, eventually, greedy};
 use serde_json::json;
 
-use crate::former::{SOON, holders, lead, start_engine};
+use crate::former::{SOON, holders, pin_pair};
 use crate::offload::of_role;
 use crate::{Outcome, Scale, keep, quantile};
 
@@ -35,13 +35,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     };
     builds(false);
     let (mut coordinator, mut laptop, mut rack) = (Machine::empty(), Machine::empty(), Machine::empty());
-    lead(&mut coordinator);
-    laptop.configure(&format!("[probe]\nscript = {script:?}\n"));
-    for (node, role, core) in [(&mut laptop, "laptop", 0), (&mut rack, "rack", 1)] {
-        node.set("OPENBLAS_NUM_THREADS", "1");
-        start_engine(&coordinator, node, role, core + 1);
-        node.pin_engine(core);
-    }
+    pin_pair(&mut coordinator, (&mut laptop, &mut rack), &script);
     let own = of_role(&coordinator, "laptop")["id"]
         .as_str()
         .expect("an id")

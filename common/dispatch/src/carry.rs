@@ -112,8 +112,6 @@ async fn carry<P: Places>(
     let asked = Instant::now();
     let mut not_before = asked;
     let mut is_enough = false;
-    // Whoever ends it has begun it as well.
-    let mut is_whole = relay.rest().resume.is_empty();
     loop {
         let next = tokio::select! {
             () = leaving(places, &relay, asked, not_before), if search.is_none() && !is_enough => {
@@ -123,7 +121,6 @@ async fn carry<P: Places>(
             found = outcome(&mut search) => {
                 if let Some(found) = found {
                     relay.shift();
-                    is_whole &= relay.rest().resume.is_empty();
                     take_over(&mut relay, &mut promise, found);
                 }
                 search = None;
@@ -159,7 +156,7 @@ async fn carry<P: Places>(
                 }
             }
             Next::Last(event) => {
-                if let (true, GenerationEvent::Finished { accounting, .. }) = (is_whole, &event) {
+                if let (true, GenerationEvent::Finished { accounting, .. }) = (relay.is_whole(), &event) {
                     places.ended(relay.rest(), accounting);
                 }
                 // Who has no room for both is told of the end.
@@ -180,10 +177,7 @@ async fn carry<P: Places>(
                     () = sender.closed() => return,
                 };
                 match found {
-                    Ok(found) => {
-                        is_whole &= relay.rest().resume.is_empty();
-                        take_over(&mut relay, &mut promise, found);
-                    }
+                    Ok(found) => take_over(&mut relay, &mut promise, found),
                     Err(failure) => {
                         let _ = sender.try_send(GenerationEvent::Failed(failure));
                         return;

@@ -41,6 +41,8 @@ pub struct Relay<P> {
     moves: u32,
     /// Whether the present place has said a token, known before or not.
     has_begun: bool,
+    /// Whether the present place has made it from its first token on.
+    is_whole: bool,
     /// Whether any place has said text.
     said_text: bool,
     /// How often it left a place that still made it.
@@ -54,6 +56,7 @@ impl<P: Copy + Eq> Relay<P> {
     /// it is in `generation.resume` already.
     pub fn new(generation: Generation, place: P, node: NodeId) -> Self {
         Self {
+            is_whole: generation.resume.is_empty(),
             generation: Generation {
                 // Whoever made it meanwhile leaves it now.
                 seek: Seek::Any,
@@ -85,6 +88,11 @@ impl<P: Copy + Eq> Relay<P> {
         self.has_begun
     }
 
+    /// Whether the present place has made it from its first token on.
+    pub fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+
     /// Whether it may leave a place that still makes it; no, when it has done so too often, or nobody could go on.
     pub fn may_shift(&self) -> bool {
         self.shifts < MOVES && !self.said_text
@@ -105,6 +113,7 @@ impl<P: Copy + Eq> Relay<P> {
         self.place = place;
         self.node = node;
         self.has_begun = false;
+        self.is_whole = self.generation.resume.is_empty();
         self.energy = None;
     }
 

@@ -10,7 +10,7 @@ use pomona_decide::{Command, Lease, ModelPolicy, Presence};
 
 use crate::actions::Action;
 use crate::client::End;
-use crate::cluster::{BEGAN_S, node_id};
+use crate::cluster::{BEGAN_S, node_id, place};
 use crate::faults::{self, Faults};
 use crate::trouble::{COORDINATORS, ask, broken, model, run, world};
 use crate::wire::Id;
@@ -63,13 +63,7 @@ fn a_laptop_that_wakes_is_there_and_repeats_nothing() {
             pins: [node_id(1)].into(),
             ..ModelPolicy::default()
         };
-        world.at(
-            1_000,
-            Action::Commit(Command::SetPolicy {
-                model: model(0),
-                policy,
-            }),
-        );
+        world.at(1_000, Action::Commit(place(model(0), policy)));
         for i in 0..20 {
             let action = ask(1 + i % COORDINATORS, model(0), Class::Interactive, 200);
             world.at(9_000 + i * 50, action);

@@ -1,11 +1,11 @@
 //! A laptop that is slowed down: what its person asks goes where it comes sooner, and nothing else does.
 
 use pomona_common::{Class, NodeId};
-use pomona_decide::{Command, ModelPolicy, Replicas};
+use pomona_decide::{ModelPolicy, Replicas};
 
 use crate::actions::Action;
 use crate::client::{End, Request};
-use crate::cluster::node_id;
+use crate::cluster::{node_id, place};
 use crate::mac::{DATA, Mac, Person, kinds};
 use crate::trouble::{broken, model, world};
 use crate::wire::Id;
@@ -26,13 +26,7 @@ fn air(seed: u64) -> World {
         pins: [node_id(LAPTOP)].into(),
         ..ModelPolicy::default()
     };
-    world.at(
-        1_000,
-        Action::Commit(Command::SetPolicy {
-            model: model(0),
-            policy,
-        }),
-    );
+    world.at(1_000, Action::Commit(place(model(0), policy)));
     world
 }
 
