@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::ModelRecord;
+use crate::class::Class;
 use crate::fallback::Fallbacks;
 use crate::generation::{Generation, Seek};
 use crate::id::{KeyId, ModelName, NodeId};
@@ -28,9 +29,9 @@ use crate::unit::Watts;
 /// weights through a coordinator, the room on disks and keys of stores, version 4 relief, knobs and signs, version
 /// 5 API keys and pools, version 6 fallbacks, version 7 answers of clouds, version 8 what is comfortable, version 9 service
 /// levels, speeds and the rung that unloads, version 10 answers that another place makes meanwhile, what answers draw and
-/// configured knobs, version 11 why engines were killed. A message that is new gets its version in `since`: peers that do
-/// not know it are not sent it.
-pub const PROTOCOL: u16 = 11;
+/// configured knobs, version 11 why engines were killed, version 12 prompts that come late where a person sits. A message
+/// that is new gets its version in `since`: peers that do not know it are not sent it.
+pub const PROTOCOL: u16 = 12;
 
 /// Sent by the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -256,17 +257,20 @@ pub enum StreamRequest {
     /// As `GenerateIn`, of a model that takes text.
     GenerateText(Box<Generation>, Pools, Box<TextAsk>),
     /// As `GenerateIn`, or `GenerateText`, of an answer that the asker makes meanwhile: see [`Seek::Better`]. A peer of
-    /// before version 10 is asked as for any other.
+    /// before version 10 is asked for batch as for any other, and for what a person waits for not at all before version
+    /// 12: it would ask other people's laptops.
     GenerateBetter(Box<Generation>, Pools, Option<Box<TextAsk>>),
 }
 
 /// Version of the protocol that brought [`StreamRequest::GenerateBetter`].
 const BETTER: u16 = 10;
+/// Version from which on it spares people's machines what other people wait for.
+const SPARES_PEOPLE: u16 = 12;
 
 impl StreamRequest {
     /// The request for a generation, with what travels beside it, to a peer that speaks this version.
     pub fn generate(mut generation: Generation, protocol: u16) -> Self {
-        if protocol < BETTER {
+        if protocol < BETTER && generation.class == Class::Batch {
             generation.seek = Seek::Any;
         }
         let pools = generation.pools.clone();
@@ -311,7 +315,8 @@ impl StreamRequest {
             StreamRequest::Generate(_) | StreamRequest::FetchText(_) => 1,
             StreamRequest::GenerateIn(..) => 5,
             StreamRequest::Spill(_) | StreamRequest::GenerateText(..) => 7,
-            StreamRequest::GenerateBetter(..) => BETTER,
+            StreamRequest::GenerateBetter(generation, ..) if generation.class == Class::Batch => BETTER,
+            StreamRequest::GenerateBetter(..) => SPARES_PEOPLE,
         }
     }
 }

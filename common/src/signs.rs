@@ -35,7 +35,8 @@ pub struct FirstToken {
     pub ttft_ms: f32,
     /// From there to the end of the answer, in milliseconds.
     pub took_ms: u32,
-    /// Whether the client went away before the first token: it would have come later still.
+    /// Whether the client went away before the first token, or a slowed-down machine left it to another one: here it would
+    /// have come later still.
     pub given_up: bool,
 }
 

@@ -24,6 +24,7 @@ use pomona_common::signs::{FirstToken, Speeds};
 use pomona_common::{
     Accounting, Class, EngineKnobs, Failure, Generation, ModelName, NodeId, Slo, SloSet, limits,
 };
+use pomona_decide::Strain;
 use pomona_probe::KillCause;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -311,6 +312,7 @@ impl Supervisor {
     /// The machine was read.
     pub(crate) fn note_machine(&self, machine: &MachineReport, family: Family) {
         self.machine.note(machine, family);
+        self.prompts.note_strain(Strain::of(machine));
     }
 
     /// An answer to a request that came to this node has ended, wherever it was made.
@@ -321,8 +323,7 @@ impl Supervisor {
     /// Whether a prompt that came so long ago comes later here than promised because the machine is slowed down, and sooner
     /// elsewhere.
     pub(crate) fn is_late(&self, generation: &Generation, waited: Duration, slo: &Slo) -> bool {
-        self.prompts
-            .is_late((generation, waited), slo, self.machine.strain())
+        self.prompts.is_late((generation, waited), slo)
     }
 
     /// Comes back when a prompt that came then does: steps tell how fast they are. Cancel-safe.

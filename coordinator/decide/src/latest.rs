@@ -18,6 +18,17 @@ impl Latest {
         self.0.push_back((now, value));
     }
 
+    /// The least one of those not older than this: others had company.
+    pub(crate) fn least(&self, lasts: Duration, now: Duration) -> Option<f64> {
+        let fresh = self.0.iter().filter(|(at, _)| now.saturating_sub(*at) < lasts);
+        fresh.map(|(_, value)| *value).min_by(f64::total_cmp)
+    }
+
+    /// Forgets what was seen from then on.
+    pub(crate) fn forget_since(&mut self, since: Duration) {
+        self.0.retain(|(at, _)| *at < since);
+    }
+
     /// The lower middle one of those not older than this, where they are no fewer: one may have been beside something short.
     pub(crate) fn middle(&self, least: usize, lasts: Duration, now: Duration) -> Option<f64> {
         let fresh = self.0.iter().filter(|(at, _)| now.saturating_sub(*at) < lasts);

@@ -39,9 +39,9 @@ impl Prefills {
         latest.note(accounting.prefill_ms / f64::from(uncached), now);
     }
 
-    /// Of one node, if that is known.
+    /// Of one node, if that is known: the fastest of its latest, since others shared the engine.
     pub fn ms_per_token(&self, model: &ModelName, node: NodeId, now: Duration) -> Option<f64> {
-        self.known.get(&(model.clone(), node))?.middle(1, LASTS, now)
+        self.known.get(&(model.clone(), node))?.least(LASTS, now)
     }
 }
 

@@ -22,6 +22,10 @@ const UNKNOWN_LASTS: Duration = Duration::from_secs(300);
 const KNOWN_LASTS: Duration = Duration::from_secs(24 * 3600);
 /// Slower by less than this is how steps of a kind differ by themselves.
 const NOISE: f64 = 1.15;
+/// What a machine says of itself is so late at most: builds are looked for every ten seconds.
+const LAG: Duration = Duration::from_secs(12);
+/// Who has not been read for so long has a probe that hangs.
+const STALE: Duration = Duration::from_secs(30);
 /// What slowing may add to a prompt, of the time to the first token that is promised of any: the rest is for a queue, and
 /// for the first token itself.
 const SHARE: f64 = 0.9;
@@ -61,9 +65,9 @@ impl Strain {
         alone.into_iter().filter(|_| is_both).collect()
     }
 
-    /// How many steps say how it is: where nothing is known to slow them, no few.
+    /// How many steps say how it is: one may have had company, and where nothing is known to slow them no few are like it.
     fn least(self) -> usize {
-        if self == Self::default() { LATEST } else { 1 }
+        if self == Self::default() { LATEST } else { 2 }
     }
 
     /// For how long: a build costs the next time what it cost, a warm chip may not throttle yet, or no more.
@@ -84,7 +88,7 @@ type Kind = (u32, u32);
 #[derive(Debug, Clone, Default)]
 struct Here {
     /// Milliseconds for each token of the latest steps of each kind, while nothing was known to slow them.
-    calm: BTreeMap<Kind, VecDeque<f64>>,
+    calm: BTreeMap<Kind, VecDeque<(Duration, f64)>>,
     /// How many times as long as is usual the latest steps took, under each strain.
     slower: BTreeMap<Strain, Latest>,
 }
@@ -92,7 +96,7 @@ struct Here {
 impl Here {
     /// The lower quartile: what is slower was slowed down by something.
     fn usual_of(&self, kind: Kind) -> Option<f64> {
-        let mut all: Vec<f64> = self.calm.get(&kind)?.iter().copied().collect();
+        let mut all: Vec<f64> = self.calm.get(&kind)?.iter().map(|(_, took)| *took).collect();
         all.sort_by(f64::total_cmp);
         (all.len() >= ENOUGH)
             .then(|| all.get(all.len() / 4).copied())
@@ -118,6 +122,17 @@ impl Here {
         of(strain).or_else(|| parts.max_by(f64::total_cmp))
     }
 
+    /// What ran under a strain from then on may have run under another one.
+    fn forget_since(&mut self, strain: Strain, since: Duration) {
+        if let Some(slower) = self.slower.get_mut(&strain) {
+            slower.forget_since(since);
+        }
+        if strain == Strain::default() {
+            let calm = self.calm.values_mut();
+            calm.for_each(|calm| calm.retain(|(at, _)| *at < since));
+        }
+    }
+
     fn note(&mut self, step: &PromptStep, strain: Strain, now: Duration) {
         let context = (4.0 * (step.context.max(1) as f64).log2()) as u32;
         let kind = (step.tokens.ilog2(), context);
@@ -127,7 +142,7 @@ impl Here {
             if calm.len() == KEPT {
                 calm.pop_front();
             }
-            calm.push_back(took);
+            calm.push_back((now, took));
         }
         if let Some(usual) = self.usual_of(kind) {
             self.slower.entry(strain).or_default().note(took / usual, now);
@@ -139,6 +154,9 @@ impl Here {
 #[derive(Debug)]
 pub struct Promptness {
     me: NodeId,
+    /// What the machine said of itself last, and when.
+    strain: Strain,
+    read: Option<Duration>,
     here: BTreeMap<ModelName, Here>,
     /// Milliseconds to the first token for each one that had to be computed.
     elsewhere: BTreeMap<ModelName, Latest>,
@@ -151,17 +169,31 @@ impl Promptness {
     pub fn new(me: NodeId) -> Self {
         Self {
             me,
+            strain: Strain::default(),
+            read: None,
             here: BTreeMap::new(),
             elsewhere: BTreeMap::new(),
             affinity: Affinity::default(),
         }
     }
 
+    /// The machine was read. It says late what it says anew: the steps of just before count for nothing.
+    pub fn note_strain(&mut self, strain: Strain, now: Duration) {
+        let before = std::mem::replace(&mut self.strain, strain);
+        if before != strain && self.read.is_some() {
+            let since = now.saturating_sub(LAG);
+            self.here
+                .values_mut()
+                .for_each(|here| here.forget_since(before, since));
+        }
+        self.read = Some(now);
+    }
+
     /// The engine here has computed a person's prompt, or a part of it.
-    pub fn note_step(&mut self, step: &PromptStep, strain: Strain, now: Duration) {
+    pub fn note_step(&mut self, step: &PromptStep, now: Duration) {
         if step.tokens >= prefills::LONG && step.took_us > 0 {
             let here = of_model(&mut self.here, &step.model);
-            here.note(step, strain, now);
+            here.note(step, self.strain, now);
         }
     }
 
@@ -182,15 +214,12 @@ impl Promptness {
     /// Whether the first token comes later here than promised because the machine is slowed down, and sooner elsewhere as
     /// far as is known: of a request that came so long ago, and is only now asked for elsewhere. Who is not known is taken
     /// to be as fast as this machine usually is.
-    pub fn is_late(
-        &self,
-        (generation, waited): (&Generation, Duration),
-        slo: &Slo,
-        strain: Strain,
-        now: Duration,
-    ) -> bool {
+    pub fn is_late(&self, (generation, waited): (&Generation, Duration), slo: &Slo, now: Duration) -> bool {
+        if self.read.is_none_or(|read| now.saturating_sub(read) >= STALE) {
+            return false;
+        }
         let here = self.here.get(&generation.model);
-        let slower = here.and_then(|here| here.slower(strain, now));
+        let slower = here.and_then(|here| here.slower(self.strain, now));
         let (Some(usual), Some(slower)) = (here.and_then(Here::usual), slower) else {
             return false;
         };
@@ -238,260 +267,4 @@ fn of_model<'a, T: Default>(known: &'a mut BTreeMap<ModelName, T>, model: &Model
 }
 
 #[cfg(test)]
-mod tests {
-    use pomona_common::Class;
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const CALM: Strain = Strain {
-        is_warm: false,
-        builds: false,
-    };
-    const WARM: Strain = Strain {
-        is_warm: true,
-        ..CALM
-    };
-    const BUILDS: Strain = Strain { builds: true, ..CALM };
-    const BOTH: Strain = Strain { builds: true, ..WARM };
-    const ME: NodeId = NodeId::from_bits(1);
-    const MINI: NodeId = NodeId::from_bits(2);
-
-    fn at(second: u64) -> Duration {
-        Duration::from_secs(second)
-    }
-
-    fn ask(tokens: u32) -> Generation {
-        let name: ModelName = "editor".parse().unwrap_or_else(|error| panic!("{error}"));
-        Generation {
-            prompt: (0..tokens).collect(),
-            ..Generation::canary(name)
-        }
-    }
-
-    /// Steps in which a token takes so many milliseconds.
-    fn steps(promptness: &mut Promptness, count: usize, ms: f64, strain: Strain, now: Duration) {
-        let step = PromptStep {
-            model: ask(1).model,
-            tokens: 512,
-            context: 1024,
-            took_us: (512.0 * ms * 1000.0) as u64,
-        };
-        for _ in 0..count {
-            promptness.note_step(&step, strain, now);
-        }
-    }
-
-    /// A machine that usually takes a millisecond for a token.
-    fn usual() -> Promptness {
-        let mut promptness = Promptness::new(ME);
-        steps(&mut promptness, ENOUGH, 1.0, CALM, at(0));
-        promptness
-    }
-
-    fn is_late(promptness: &Promptness, tokens: u32, strain: Strain, now: Duration) -> bool {
-        promptness.is_late(
-            (&ask(tokens), Duration::ZERO),
-            &Slo::of(Class::Interactive),
-            strain,
-            now,
-        )
-    }
-
-    fn answer(promptness: &mut Promptness, generation: &Generation, by: NodeId, ms: f64, now: Duration) {
-        let tokens = generation.prompt.len() as u32;
-        let accounting = Accounting {
-            prompt_tokens: tokens,
-            prefill_ms: f64::from(tokens) * ms,
-            node: Some(by),
-            ..Accounting::default()
-        };
-        promptness.note_answer(generation, &accounting, now);
-    }
-
-    #[test]
-    fn who_is_not_known_to_be_slow_keeps_every_prompt() {
-        let promptness = usual();
-        for strain in [CALM, WARM, BUILDS, BOTH] {
-            assert!(!is_late(&promptness, 100_000, strain, at(1)), "{strain:?}");
-        }
-        let mut unknown = Promptness::new(ME);
-        steps(&mut unknown, ENOUGH - 1, 1.0, CALM, at(0));
-        steps(&mut unknown, 10, 2.0, WARM, at(1));
-        assert!(
-            !is_late(&unknown, 100_000, WARM, at(1)),
-            "nobody knows what is usual"
-        );
-    }
-
-    #[test]
-    fn late_is_what_slowing_adds_beyond_the_budget() {
-        let mut promptness = usual();
-        steps(&mut promptness, 1, 1.5, WARM, at(10));
-        // Of 800 ms it may take 720, which it does of 1,440 tokens.
-        assert!(!is_late(&promptness, 1_440, WARM, at(11)));
-        assert!(is_late(&promptness, 1_441, WARM, at(11)));
-        assert!(!is_late(&promptness, 1_441, CALM, at(11)), "it has cooled down");
-        assert!(is_late(&promptness, 1_441, WARM, at(10 + 299)));
-        let cools = "warm is not yet slow, nor slow for ever";
-        assert!(!is_late(&promptness, 1_441, WARM, at(10 + 300)), "{cools}");
-        steps(&mut promptness, 1, 1.5, BUILDS, at(10));
-        assert!(
-            is_late(&promptness, 1_441, BUILDS, at(10 + 20 * 3600)),
-            "as it was this morning"
-        );
-        assert!(!is_late(&promptness, 1_441, BUILDS, at(10 + 24 * 3600)));
-        // Nothing is promised to batch, and more to helpers.
-        for (class, late) in [
-            (Class::Batch, false),
-            (Class::Background, false),
-            (Class::Interactive, true),
-        ] {
-            let found = promptness.is_late((&ask(2_000), Duration::ZERO), &Slo::of(class), WARM, at(11));
-            assert_eq!(found, late, "{class}");
-        }
-    }
-
-    #[test]
-    fn what_a_machine_does_not_know_of_is_tried_again_soon() {
-        let mut promptness = usual();
-        // One step was beside something short.
-        steps(&mut promptness, 4, 1.0, CALM, at(10));
-        steps(&mut promptness, 1, 9.0, CALM, at(10));
-        assert!(!is_late(&promptness, 10_000, CALM, at(11)));
-        // Nor do few say anything after a pause.
-        steps(&mut promptness, 3, 9.0, CALM, at(1_000));
-        assert!(!is_late(&promptness, 10_000, CALM, at(1_001)));
-        let mut promptness = usual();
-        steps(&mut promptness, 4, 1.0, CALM, at(11));
-        steps(&mut promptness, 4, 1.5, CALM, at(12));
-        assert!(is_late(&promptness, 10_000, CALM, at(12 + 299)));
-        assert!(!is_late(&promptness, 10_000, CALM, at(12 + 300)));
-        // Nor does it become what is usual.
-        steps(&mut promptness, 3 * KEPT / 4 - 5, 1.5, CALM, at(13));
-        assert!(is_late(&promptness, 10_000, CALM, at(14)));
-    }
-
-    #[test]
-    fn under_two_strains_it_is_no_faster_than_under_one() {
-        let mut promptness = usual();
-        steps(&mut promptness, 1, 1.5, WARM, at(10));
-        assert!(is_late(&promptness, 1_441, BOTH, at(11)));
-        assert!(!is_late(&promptness, 1_441, BUILDS, at(11)));
-        steps(&mut promptness, 1, 2.0, BUILDS, at(12));
-        assert!(is_late(&promptness, 721, BOTH, at(13)));
-        steps(&mut promptness, 1, 1.8, BOTH, at(14));
-        assert!(!is_late(&promptness, 721, BOTH, at(15)), "it is known");
-    }
-
-    #[test]
-    fn it_stays_where_elsewhere_is_no_sooner() {
-        let mut promptness = usual();
-        // Other prompts, that begin in other ways.
-        let other = |class| Generation {
-            class,
-            cache_salt: 7,
-            ..ask(1000)
-        };
-        let asked = other(Class::Interactive);
-        steps(&mut promptness, 1, 2.0, BUILDS, at(10));
-        answer(&mut promptness, &asked, MINI, 2.5, at(10));
-        assert!(!is_late(&promptness, 2_000, BUILDS, at(11)));
-        assert!(
-            is_late(&promptness, 2_000, BUILDS, at(10 + 4 * 3600)),
-            "it is tried again"
-        );
-        for (by, class) in [(ME, Class::Interactive), (MINI, Class::Batch)] {
-            let other = other(class);
-            (0..4).for_each(|_| answer(&mut promptness, &other, by, 0.5, at(11)));
-            assert!(!is_late(&promptness, 2_000, BUILDS, at(12)), "{class}");
-        }
-        (0..4).for_each(|_| answer(&mut promptness, &asked, MINI, 1.9, at(13)));
-        assert!(is_late(&promptness, 2_000, BUILDS, at(14)));
-    }
-
-    #[test]
-    fn what_has_waited_is_left_only_where_the_rest_takes_longer() {
-        let mut promptness = usual();
-        steps(&mut promptness, 1, 2.0, WARM, at(10));
-        let is_late = |promptness: &Promptness, waited| {
-            let asked = ask(2_000);
-            let asked = (&asked, Duration::from_millis(waited));
-            promptness.is_late(asked, &Slo::of(Class::Interactive), WARM, at(11))
-        };
-        // Of four seconds two are left, which is what this machine would usually take.
-        assert!(is_late(&promptness, 1_999));
-        assert!(!is_late(&promptness, 2_000));
-        let other = Generation {
-            cache_salt: 7,
-            ..ask(1000)
-        };
-        answer(&mut promptness, &other, MINI, 0.5, at(10));
-        assert!(is_late(&promptness, 2_999));
-        assert!(!is_late(&promptness, 3_000));
-        assert!(!is_late(&promptness, u64::MAX));
-    }
-
-    #[test]
-    fn what_is_in_a_cache_is_not_computed() {
-        let mut promptness = usual();
-        steps(&mut promptness, 1, 2.0, WARM, at(10));
-        answer(&mut promptness, &ask(1920), ME, 1.0, at(10));
-        assert!(!is_late(&promptness, 2_000, WARM, at(11)), "80 tokens are new");
-        assert!(
-            !is_late(&promptness, 2_700, WARM, at(11)),
-            "elsewhere all of them are"
-        );
-        let other = Generation {
-            cache_salt: 7,
-            ..ask(1000)
-        };
-        answer(&mut promptness, &other, MINI, 0.5, at(10));
-        assert!(
-            is_late(&promptness, 2_700, WARM, at(11)),
-            "by a mini that is so much faster"
-        );
-        (0..4).for_each(|_| answer(&mut promptness, &ask(200), MINI, 1.0, at(12)));
-        assert!(!is_late(&promptness, 2_700, WARM, at(13)));
-        answer(&mut promptness, &ask(2_600), MINI, 1.0, at(14));
-        assert!(
-            is_late(&promptness, 2_700, WARM, at(15)),
-            "it has most of them now"
-        );
-    }
-
-    #[test]
-    fn strains_are_what_a_machine_says() {
-        use pomona_common::unit::Reading;
-
-        let mut machine = MachineReport::default();
-        assert_eq!(Strain::of(&machine), CALM);
-        machine.thermal = Reading::Measured(Thermal::Nominal);
-        assert_eq!(Strain::of(&machine), CALM);
-        machine.thermal = Reading::Measured(Thermal::Fair);
-        assert_eq!(Strain::of(&machine), WARM);
-        machine.conditions.activity.indexing = Reading::Measured(true);
-        assert_eq!(Strain::of(&machine), BOTH);
-    }
-
-    proptest! {
-        /// Whatever was seen before: a machine whose latest steps were as fast as any keeps its prompts, and what is
-        /// remembered has a bound.
-        #[test]
-        fn who_is_as_fast_as_ever_is_never_late(
-            seen in proptest::collection::vec((1u32..5000, 1u64..200_000, 0u64..u64::MAX, any::<bool>(), any::<bool>()), 0..200),
-            tokens in 1u32..20_000,
-        ) {
-            let (mut promptness, mut now) = (Promptness::new(ME), Duration::ZERO);
-            for (tokens, context, took_us, is_warm, builds) in seen {
-                now += Duration::from_secs(7);
-                let step = PromptStep { model: ask(1).model, tokens, context, took_us };
-                promptness.note_step(&step, Strain { is_warm, builds }, now);
-            }
-            steps(&mut promptness, KEPT, 0.001, CALM, now);
-            prop_assert!(!is_late(&promptness, tokens, CALM, now));
-            let here = promptness.here.values();
-            prop_assert!(here.flat_map(|here| here.calm.values()).all(|calm| calm.len() <= KEPT));
-        }
-    }
-}
+mod tests;

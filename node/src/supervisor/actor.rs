@@ -420,7 +420,7 @@ impl Actor {
                 self.publish();
             }
             EngineEvent::Steadiness(percent) => self.view.speeds.steps_percent = percent,
-            EngineEvent::Prompt(step) => self.prompts.note_step(&step, self.machine.strain()),
+            EngineEvent::Prompt(step) => self.prompts.note_step(&step),
             EngineEvent::Serves(pid) => self.on_serves(pid),
             EngineEvent::Sequence { sequence, event } => self.on_sequence_event(sequence, event),
             EngineEvent::Report(report) => {

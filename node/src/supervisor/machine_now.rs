@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use pomona_common::Energy;
 use pomona_common::report::MachineReport;
 use pomona_common::unit::Percent;
-use pomona_decide::{Scarcity, Strain, Warmth};
+use pomona_decide::{Scarcity, Warmth};
 
 /// See the module's documentation.
 #[derive(Debug)]
@@ -20,7 +20,6 @@ struct Read {
     at: Duration,
     scarcity: Scarcity,
     warmth: Warmth,
-    strain: Strain,
     /// Watts, and what they were read from.
     power: Option<(f64, String)>,
     family: Family,
@@ -53,7 +52,6 @@ impl MachineNow {
             at,
             scarcity,
             warmth: Warmth::of(machine),
-            strain: Strain::of(machine),
             power: power.map(|watts| (watts.get().into(), machine.power_source.clone())),
             family,
         };
@@ -72,11 +70,6 @@ impl MachineNow {
     /// How warm it was.
     pub(super) fn warmth(&self) -> Warmth {
         self.read().warmth
-    }
-
-    /// What slowed its engine down.
-    pub(super) fn strain(&self) -> Strain {
-        self.read().strain
     }
 
     /// What it draws for an answer for which the engine worked so many milliseconds, if both are known.

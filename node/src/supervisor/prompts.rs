@@ -26,8 +26,12 @@ impl Prompts {
         }
     }
 
-    pub(super) fn note_step(&self, step: &PromptStep, strain: Strain) {
-        self.known().note_step(step, strain, self.began.elapsed());
+    pub(super) fn note_strain(&self, strain: Strain) {
+        self.known().note_strain(strain, self.began.elapsed());
+    }
+
+    pub(super) fn note_step(&self, step: &PromptStep) {
+        self.known().note_step(step, self.began.elapsed());
         self.steps.send_replace(());
     }
 
@@ -45,8 +49,8 @@ impl Prompts {
         self.steps.subscribe()
     }
 
-    pub(super) fn is_late(&self, asked: (&Generation, Duration), slo: &Slo, strain: Strain) -> bool {
-        self.known().is_late(asked, slo, strain, self.began.elapsed())
+    pub(super) fn is_late(&self, asked: (&Generation, Duration), slo: &Slo) -> bool {
+        self.known().is_late(asked, slo, self.began.elapsed())
     }
 
     fn known(&self) -> MutexGuard<'_, Promptness> {

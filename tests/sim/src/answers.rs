@@ -73,8 +73,8 @@ pub trait Places<P> {
     fn better(&self, generation: &Generation, than: P) -> Option<P>;
     /// A place is asked.
     fn chosen(&self, _place: P) {}
-    /// How long a place has to promise or refuse, in milliseconds.
-    fn grant(&self) -> u64;
+    /// How long a place has to promise or refuse what it is asked for first, in milliseconds.
+    fn grant(&self, seek: Seek) -> u64;
 }
 
 /// See the module's documentation. Times are in milliseconds.
@@ -208,7 +208,7 @@ impl<P: Copy + Eq> Answers<P> {
         }
         let again = match answer.stage {
             Stage::Homeless(again) => again,
-            Stage::Asked((place, _), at) if now >= at + places.grant() => {
+            Stage::Asked((place, seek), at) if now >= at + places.grant(seek) => {
                 return self.lost(number, place, now);
             }
             Stage::Made(place) => return self.look_for_better(number, place, places, asking, now),
@@ -275,7 +275,7 @@ impl<P: Copy + Eq> Answers<P> {
             return Vec::new();
         };
         if let Some((place, at)) = answer.better {
-            if now < at + places.grant() {
+            if now < at + places.grant(Seek::Any) {
                 return Vec::new();
             }
             // No better place was found.

@@ -22,6 +22,7 @@ use pomona_common::{
 use pomona_sched::{
     Decision, Kin, NewSequence, Prefixes, Refusal, Scheduler, SequenceId, Steadiness, Step, with_prefix_share,
 };
+use pomona_tests::Random;
 
 use crate::mac::{Mac, Work};
 use crate::tokens;
@@ -88,6 +89,7 @@ pub struct Engine {
     answers: u64,
     first_tokens: Vec<FirstToken>,
     prompts: Vec<PromptStep>,
+    noise: Random,
     /// Steps that were done.
     pub steps: u64,
     /// It does nothing any more and answers nobody; what it was asked for meanwhile.
@@ -125,6 +127,7 @@ impl Engine {
             answers: 0,
             first_tokens: Vec::new(),
             prompts: Vec::new(),
+            noise: Random::new(now),
             steps: 0,
             wedged: None,
         }
@@ -435,7 +438,9 @@ impl Engine {
                     let (whole, _) = mac.step(&work);
                     work.moved = self.copies.take();
                     let (takes, watts) = mac.step(&work);
-                    self.begin(step, takes, whole, watts);
+                    let permille = self.noise();
+                    let with_noise = |time: u64| time * permille / 1000;
+                    self.begin(step, with_noise(takes), with_noise(whole), watts);
                 }
                 Decision::Resume(step) => {
                     let work = self.work_of(&step);
@@ -448,6 +453,14 @@ impl Engine {
         }
         self.tell(&mut out);
         out
+    }
+
+    /// How long a step takes, in thousandths of what it should: steps differ by themselves, and one in fifty had company.
+    fn noise(&mut self) -> u64 {
+        match self.noise.one_in(50) {
+            true => self.noise.between(1300, 1800),
+            false => self.noise.between(960, 1040),
+        }
     }
 
     fn begin(&mut self, step: Step, takes: u64, whole: u64, watts: f64) {

@@ -16,6 +16,8 @@ pub const MEASURED_WEIGHTS: f64 = 3.82e9;
 const SENSOR_S: f64 = 3.0;
 /// A hot chip is so until it draws this share of what its cooling takes away.
 const COOL_AGAIN: f64 = 0.9;
+/// Seconds after which its probe looks for builds again, as `node/probe/src/macos.rs` does.
+const LOOKS_S: f64 = 10.0;
 /// A chip's system calls it `fair` from this share of what its cooling takes away. Estimate.
 const FAIR: f64 = 0.85;
 /// What is left of a chip's speed for the engine while a build takes cores and bandwidth. Estimate.
@@ -139,6 +141,8 @@ pub struct Mac {
     /// Power over the time in which it warms up.
     warmth: f64,
     hot: bool,
+    /// Whether its probe found a build when it looked last, and for how many seconds that was so.
+    found: (bool, f64),
     /// What is left in the battery, in joules.
     battery: f64,
     pub swap: f64,
@@ -170,6 +174,7 @@ impl Mac {
             watts: kind.idle_w.value,
             warmth: kind.idle_w.value,
             hot: false,
+            found: (false, 0.0),
             battery: kind.battery_wh.value * 3600.0,
             swap: 0.0,
             swapped_out: 0.0,
@@ -233,6 +238,10 @@ impl Mac {
         self.warmth += (watts - self.warmth) * towards(kind.heat_s.value);
         let limit = kind.sustained_w.value * if self.hot { COOL_AGAIN } else { 1.0 };
         self.hot = self.warmth > limit;
+        self.found.1 += seconds;
+        if self.found.1 >= LOOKS_S {
+            self.found = (self.person.builds, 0.0);
+        }
         let full = kind.battery_wh.value * 3600.0;
         self.battery = match self.person.unplugged {
             true => (self.battery - joules).max(0.0),
@@ -338,7 +347,7 @@ impl Mac {
                     Reading::default()
                 },
                 activity: Activity {
-                    indexing: Reading::Measured(person.builds),
+                    indexing: Reading::Measured(self.found.0),
                     video: Reading::Measured(person.calls),
                     capture: Reading::Measured(person.calls),
                     locked: Reading::Measured(false),

@@ -119,7 +119,7 @@ impl Places<NodeId> for View<'_> {
         *self.in_flight.borrow_mut().entry(place).or_default() += 1;
     }
 
-    fn grant(&self) -> u64 {
+    fn grant(&self, _seek: Seek) -> u64 {
         GRANT
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! An interactive minute is *missed* when, in that minute and for one person, the TTFT's 95th percentile (of fewer
 //! than five requests: any) is over its budget, or a stream stalls for more than two seconds. The budget is 800 ms and
-//! the time that the person's own laptop needs, when it is cold, for the prompt tokens that no cache had.
+//! the time that the person's own laptop needs, when it is cold, for the prompt tokens that no cache had. Who asks for
+//! something else, or closes the lid, has waited until then.
 
 use std::collections::BTreeMap;
 

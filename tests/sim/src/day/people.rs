@@ -78,6 +78,12 @@ impl Day {
     }
 
     pub fn is_open(&self, at: u64) -> bool {
-        self.open.iter().any(|(from, to)| (*from..*to).contains(&at))
+        self.closes(at).is_some()
+    }
+
+    /// When the lid that is open then is closed.
+    pub fn closes(&self, at: u64) -> Option<u64> {
+        let open = self.open.iter().find(|(from, to)| (*from..*to).contains(&at));
+        open.map(|(_, to)| *to)
     }
 }

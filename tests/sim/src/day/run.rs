@@ -40,6 +40,7 @@ struct Running<'a> {
     case: Case,
     machines: &'a [Machine],
     load: &'a Load,
+    people: &'a [Day],
     world: World,
     /// Answers under way, by their number: which request each is.
     asked: BTreeMap<u64, usize>,
@@ -84,13 +85,14 @@ pub fn run(case: Case, hour: &Hour) -> anyhow::Result<Figures> {
     let wanted = capacity * f64::from(case.load) / 100.0;
     let load = Load::deal(hour, &people, wanted, agent().context, &mut random);
     let mut world = fleet::world(case.seed, &machines, case.policy, case.tuning);
-    for (at, action) in people.into_iter().flat_map(|day| day.actions) {
-        world.at(BEFORE + at, action);
+    for (at, action) in people.iter().flat_map(|day| &day.actions) {
+        world.at(BEFORE + at, action.clone());
     }
     let mut running = Running {
         case,
         machines: &machines,
         load: &load,
+        people: &people,
         world,
         asked: BTreeMap::new(),
         again: BTreeSet::new(),
@@ -235,8 +237,12 @@ impl Running<'_> {
             if due.interactive {
                 self.delivered[0] += u64::from(client.got);
                 let kind = &self.machines[due.owner].mac.kind;
-                let given_up = client.end == Some(End::GivenUp);
-                let waited = client.first.unwrap_or(self.world.now) - client.asked;
+                // Whoever closes the lid on an answer waits no longer.
+                let closes = self.people[due.owner].closes(due.at).map(|at| BEFORE + at);
+                let closed = closes.filter(|at| !finished && *at < self.world.now);
+                let given_up = client.end == Some(End::GivenUp) || closed.is_some();
+                let until = closed.unwrap_or(self.world.now);
+                let waited = client.first.unwrap_or(until).saturating_sub(client.asked);
                 let uncached = due.request.prompt.saturating_sub(client.cached);
                 let budget = budget(kind, editor().weight_bytes, uncached);
                 // Who knows whether it would have come in time.

@@ -11,6 +11,9 @@ use crate::answers::Places;
 /// three nodes.
 const GRANT: u64 = 16_000;
 
+/// As that, of who is asked whether it is sooner.
+const SOONER: u64 = 300;
+
 /// What its endpoint goes by.
 pub(super) struct View {
     pub(super) rung: Rung,
@@ -70,7 +73,10 @@ impl Places<EntryPlace> for View {
             .find(|place| *place != than)
     }
 
-    fn grant(&self) -> u64 {
-        GRANT
+    fn grant(&self, seek: Seek) -> u64 {
+        match seek {
+            Seek::Any => GRANT,
+            Seek::Better => SOONER,
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use pomona_common::{Class, Rung, Watts};
-use pomona_decide::Warmth;
+use pomona_decide::{Strain, Warmth};
 
 use super::Node;
 
@@ -42,11 +42,13 @@ impl Node {
 
     /// Batch works for as much of the time as is comfortable.
     pub(super) fn keep_pace(&mut self, now: u64) {
-        let warmth = Warmth::of(&self.mac.report());
+        let report = self.mac.report();
+        let warmth = Warmth::of(&report);
         let comfort = self.comfort.filter(|_| self.is_paced);
         let comfort = comfort.map(|watts| Watts(watts as f32));
         let works = self.engine.running_of(Class::Batch) > 0 && self.relief.1.rung < Rung::Pause;
         let at = Duration::from_millis(self.machine.running(now));
+        self.promptness.note_strain(Strain::of(&report), at);
         let pace = self.pacer.look(warmth, comfort, works, at);
         self.scarcity.look(Some(self.mac.pressure()), at);
         self.engine.set_short(self.is_short_of_memory());
