@@ -221,10 +221,18 @@ mod tests {
 
     #[test]
     fn whoever_asks_from_an_editor_waits() {
-        for editor in EDITORS {
-            let agent = format!("{editor}1.99 (Macintosh)");
+        for agent in [
+            "Zed/0.198.3 (macos; aarch64)",
+            "Xcode/24000 CFNetwork/3826",
+            "vscode-copilot/1.104",
+            "Visual Studio Code/1.104.0",
+            "GitHubCopilotChat/0.31.2",
+            "JetBrains-AI/2026.1",
+            "Continue/1.2.0",
+            "Cursor/1.6.45",
+        ] {
             let hints = Hints {
-                user_agent: Some(&agent),
+                user_agent: Some(agent),
                 alias: Some(Class::Batch),
                 ..Hints::default()
             };

@@ -267,6 +267,11 @@ const BETTER: u16 = 10;
 /// Version from which on it spares people's machines what other people wait for.
 const SPARES_PEOPLE: u16 = 12;
 
+/// Whether a peer that speaks this version knows what such an answer may be left to.
+pub fn knows(seek: Seek, class: Class, protocol: u16) -> bool {
+    seek == Seek::Any || class == Class::Batch || protocol >= SPARES_PEOPLE
+}
+
 impl StreamRequest {
     /// The request for a generation, with what travels beside it, to a peer that speaks this version.
     pub fn generate(mut generation: Generation, protocol: u16) -> Self {
@@ -338,4 +343,42 @@ pub struct TextBundle {
     pub add_bos: bool,
     /// Size of the model's vocabulary.
     pub vocab: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_asked_to_spare_people_who_does_not_know_how() -> Result<(), crate::id::IdError> {
+        for class in Class::ALL {
+            for protocol in 1..=PROTOCOL {
+                let better = Generation {
+                    class,
+                    seek: Seek::Better,
+                    ..Generation::canary("m".parse()?)
+                };
+                let request = StreamRequest::generate(better, protocol);
+                let is_sent = request.since() <= protocol;
+                assert_eq!(
+                    is_sent,
+                    knows(Seek::Better, class, protocol),
+                    "{class} {protocol}"
+                );
+                assert_eq!(
+                    is_sent,
+                    class == Class::Batch || protocol >= 12,
+                    "{class} {protocol}"
+                );
+                // Batch is asked of older ones as it always was.
+                let is_better = matches!(request, StreamRequest::GenerateBetter(..));
+                assert_eq!(
+                    is_better,
+                    class != Class::Batch || protocol >= 10,
+                    "{class} {protocol}"
+                );
+            }
+        }
+        Ok(())
+    }
 }

@@ -61,8 +61,8 @@ pub enum Seek {
     /// Everyone who takes it.
     #[default]
     Any,
-    /// One that begins at once, is not spared, and is not to be avoided: the present place keeps the answer
-    /// otherwise.
+    /// One that begins at once, is not spared, and is not to be avoided; of what a person waits for one at which nobody
+    /// sits. The present place keeps the answer otherwise.
     Better,
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use pomona_api::{Access, Backend, EntryStats, GenerationStream, Reported, TextCache, UsageLog};
 use pomona_common::control::TextBundle;
-use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, Slo, TextAsk};
+use pomona_common::{Class, Failure, Generation, ModelName, ModelRecord, NodeId, Slo, TextAsk};
 use pomona_raft::Replica;
 use pomona_text::ModelText;
 
@@ -47,9 +47,10 @@ impl CoordinatorBackend {
     /// Starts an answer for a client of a node, which holds it itself.
     pub(crate) async fn generate_for_node(
         &self,
+        node: NodeId,
         generation: Generation,
     ) -> Result<GenerationStream, Failure> {
-        self.dispatcher.generate(generation).await
+        self.dispatcher.of(node).generate(generation).await
     }
 
     /// Has a cloud answer for a client of a node, by this coordinator's list.

@@ -47,6 +47,8 @@ pub(crate) struct Dispatcher {
     prefills: Arc<Mutex<Prefills>>,
     clouds: Arc<Clouds>,
     began: Instant,
+    /// The node that asks, of which no better place is itself.
+    asker: Option<NodeId>,
 }
 
 /// Models without a place and why, and when that was worked out.
@@ -64,6 +66,15 @@ impl Dispatcher {
             prefills: Arc::default(),
             clouds,
             began: Instant::now(),
+            asker: None,
+        }
+    }
+
+    /// The same for what this node asks.
+    pub(crate) fn of(&self, node: NodeId) -> Self {
+        Self {
+            asker: Some(node),
+            ..self.clone()
         }
     }
 
@@ -266,7 +277,8 @@ impl Dispatcher {
         let mut candidates = self.candidates(generation, marks);
         if generation.seek == Seek::Better {
             // Who would have it wait, or stand still, is no better.
-            candidates.retain(|one| one.is_better(generation.class) && !avoid.contains(&one.node));
+            let is_asked = |node: NodeId| self.asker != Some(node) && !avoid.contains(&node);
+            candidates.retain(|one| one.is_better(generation.class) && is_asked(one.node));
             return candidates;
         }
         if candidates.is_empty() {

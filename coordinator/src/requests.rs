@@ -7,7 +7,7 @@ use std::time::Duration;
 use pomona_api::Backend;
 use pomona_common::control::StreamRequest;
 use pomona_common::failure::InvalidCode;
-use pomona_common::{Class, Failure, Generation, Sampling, TextAsk, TextPrompt, limits};
+use pomona_common::{Class, Failure, Generation, NodeId, Sampling, TextAsk, TextPrompt, limits};
 use pomona_link::{FrameReceiver, FrameSender, LinkError};
 use tokio::sync::Semaphore;
 
@@ -34,6 +34,7 @@ fn class_of(request: &StreamRequest) -> Class {
 
 /// The streams of one node.
 pub(crate) struct Requests {
+    node: NodeId,
     backend: Arc<CoordinatorBackend>,
     /// By class: batch, which waits for long, keeps nobody else out.
     answers: [Semaphore; 3],
@@ -41,8 +42,9 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(backend: Arc<CoordinatorBackend>) -> Self {
+    pub(crate) fn new(node: NodeId, backend: Arc<CoordinatorBackend>) -> Self {
         Self {
+            node,
             backend,
             answers: Class::ALL.map(|_| Semaphore::new(ANSWERS)),
             texts: Semaphore::new(TEXTS),
@@ -81,7 +83,11 @@ impl Requests {
                         detail: format!("this node's endpoint has {ANSWERS} requests elsewhere"),
                         retry_after_s: 5,
                     }),
-                    Ok(()) => self.backend.generate_for_node(*generation).await,
+                    Ok(()) => tokio::select! {
+                        answer = self.backend.generate_for_node(self.node, *generation) => answer,
+                        // It asked elsewhere, or its client left.
+                        () = send.given_up() => return Ok(()),
+                    },
                 };
                 pomona_dispatch::serve(answer, (send, receive)).await
             }

@@ -123,7 +123,7 @@ impl Sessions {
         }
         tracing::info!(node = %id, name = connected.name, "node connected");
         let mut told = Told::default();
-        let asked = Arc::new(Requests::new(backend.clone()));
+        let asked = Arc::new(Requests::new(id, backend.clone()));
         let mut requests = JoinSet::new();
         if replica.known().late.contains(&id) {
             requests.spawn(trust_again(replica.clone(), id));

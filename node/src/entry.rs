@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pomona_api::GenerationStream;
-use pomona_common::control::TextBundle;
+use pomona_common::control::{TextBundle, knows};
 use pomona_common::{
     Accounting, Class, Failure, Fallback, Generation, Maker, ModelName, ModelRecord, NodeId, Rung, Seek, Slo,
     SloSet, TextAsk,
@@ -281,6 +281,7 @@ impl Places for Entry {
                     answer.map(|answer| Promise::here(self.id, answer.events, answer.enough))
                 }
                 EntryPlace::Coordinator(number) => match self.coordinators.session(number) {
+                    Some(session) if !knows(seek, generation.class, session.version()) => continue,
                     Some(session) => {
                         let generation = Generation {
                             seek,

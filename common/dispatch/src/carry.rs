@@ -24,7 +24,7 @@ const REPLACE_BATCH: Duration = Duration::from_secs(300);
 const LOOK: Duration = Duration::from_millis(200);
 /// Longest time between two looks of an answer that nobody waits for.
 const LOOK_BATCH: Duration = Duration::from_secs(5);
-/// Answers of one process that ask for other places at once; they ask again after [`STAY`].
+/// Batch answers of one process that ask for other places at once; they ask again after [`STAY`].
 const ASK: usize = 4;
 /// An answer that found no other place stays for so long before it asks again.
 const STAY: Duration = Duration::from_secs(2);
@@ -61,14 +61,14 @@ pub trait Places: Send + Sync + 'static {
         std::future::pending()
     }
 
-    /// An answer has ended as it should, of which this was asked, and which one place made from its first token on.
+    /// An answer has ended as it should, of which this was asked, and which one machine made from its first token on.
     fn ended(&self, _generation: &Generation, _accounting: &Accounting) {}
 
     /// Permits for batch answers that leave a place which still makes them, see [`moves`].
     fn moves(&self) -> &Semaphore;
 }
 
-/// Permits for as many answers as ask for other places at a time: where they go their prompts are prefilled
+/// Permits for as many batch answers as ask for other places at a time: where they go their prompts are prefilled
 /// again, which others there feel if all come at once.
 pub fn moves() -> Arc<Semaphore> {
     Arc::new(Semaphore::new(ASK))
@@ -114,19 +114,9 @@ async fn carry<P: Places>(
     let mut is_enough = false;
     loop {
         let next = tokio::select! {
-            () = leaving(places, &relay, asked, not_before), if search.is_none() && !is_enough => {
-                search = Some(Box::pin(elsewhere(places, relay.rest().clone(), relay.place())));
-                continue;
-            }
-            found = outcome(&mut search) => {
-                if let Some(found) = found {
-                    relay.shift();
-                    take_over(&mut relay, &mut promise, found);
-                }
-                search = None;
-                not_before = Instant::now() + STAY;
-                continue;
-            }
+            // What has come is not left for what was found.
+            biased;
+            () = sender.closed() => return,
             () = unwanted.said() => {
                 is_enough = true;
                 search = None;
@@ -141,7 +131,19 @@ async fn carry<P: Places>(
                 Some(event) => relay.on_event(event),
                 None => relay.on_lost(),
             },
-            () = sender.closed() => return,
+            found = outcome(&mut search) => {
+                if let Some(found) = found {
+                    relay.shift();
+                    take_over(&mut relay, &mut promise, found);
+                }
+                search = None;
+                not_before = Instant::now() + STAY;
+                continue;
+            }
+            () = leaving(places, &relay, asked, not_before), if search.is_none() && !is_enough => {
+                search = Some(Box::pin(elsewhere(places, relay.rest().clone(), relay.place())));
+                continue;
+            }
         };
         match next {
             Next::Wait => {}
@@ -156,7 +158,9 @@ async fn carry<P: Places>(
                 }
             }
             Next::Last(event) => {
-                if let (true, GenerationEvent::Finished { accounting, .. }) = (relay.is_whole(), &event) {
+                if let GenerationEvent::Finished { accounting, .. } = &event
+                    && relay.is_whole(accounting)
+                {
                     places.ended(relay.rest(), accounting);
                 }
                 // Who has no room for both is told of the end.
@@ -197,10 +201,10 @@ async fn leaving<P: Places>(places: &P, relay: &Relay<P::Place>, asked: Instant,
     match (relay.rest().class, relay.has_begun()) {
         (Class::Batch, true) => places.leaving(relay.place(), Rung::MoveRunning).await,
         (Class::Batch, false) => places.leaving(relay.place(), Rung::MoveQueued).await,
-        (Class::Interactive | Class::Background, false) => {
+        (Class::Interactive | Class::Background, _) if relay.is_silent() => {
             places.comes_late(relay.place(), relay.rest(), asked).await;
         }
-        (Class::Interactive | Class::Background, true) => std::future::pending().await,
+        (Class::Interactive | Class::Background, _) => std::future::pending().await,
     }
 }
 

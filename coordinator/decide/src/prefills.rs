@@ -8,8 +8,8 @@ use pomona_common::{Accounting, Class, Generation, ModelName, NodeId};
 
 use crate::latest::Latest;
 
-/// Shorter prompts say more of what any answer costs than of what a token does.
-pub(crate) const LONG: u32 = 128;
+/// Shorter prompts say more of what any answer costs, and of whose step was under way, than of what a token does.
+const LONG: u32 = 512;
 /// For so long: then one is tried again.
 pub(crate) const LASTS: Duration = Duration::from_secs(4 * 3600);
 /// Pairs of models and machines that are remembered, more than a cluster has.

@@ -18,8 +18,8 @@ const KEPT: usize = 32;
 const ENOUGH: usize = 4;
 /// How fast steps were is how fast they are for so long, then the machine is tried again.
 const UNKNOWN_LASTS: Duration = Duration::from_secs(300);
-/// What a build costs a machine is what the next one does.
-const KNOWN_LASTS: Duration = Duration::from_secs(24 * 3600);
+/// What a build costs a machine is what the next one does, for so long: one in the afternoon may be another one.
+const KNOWN_LASTS: Duration = Duration::from_secs(3600);
 /// Slower by less than this is how steps of a kind differ by themselves.
 const NOISE: f64 = 1.15;
 /// What a machine says of itself is so late at most: builds are looked for every ten seconds.
@@ -29,6 +29,10 @@ const STALE: Duration = Duration::from_secs(30);
 /// What slowing may add to a prompt, of the time to the first token that is promised of any: the rest is for a queue, and
 /// for the first token itself.
 const SHARE: f64 = 0.9;
+/// Shorter steps say more of what any step costs than of what a token does.
+const LONG_STEP: u32 = 128;
+/// Answers of others that say how soon they are: one may have waited.
+const ANSWERS: usize = 2;
 
 /// What slows an engine down, of what a machine says of itself as soon as it is so.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -191,7 +195,7 @@ impl Promptness {
 
     /// The engine here has computed a person's prompt, or a part of it.
     pub fn note_step(&mut self, step: &PromptStep, now: Duration) {
-        if step.tokens >= prefills::LONG && step.took_us > 0 {
+        if self.is_read(now) && step.tokens >= LONG_STEP && step.took_us > 0 {
             let here = of_model(&mut self.here, &step.model);
             here.note(step, self.strain, now);
         }
@@ -211,14 +215,11 @@ impl Promptness {
         }
     }
 
-    /// Whether the first token comes later here than promised because the machine is slowed down, and sooner elsewhere as
-    /// far as is known: of a request that came so long ago, and is only now asked for elsewhere. Who is not known is taken
+    /// Whether slowing adds so much to the first token here that it comes late by that alone, and it comes sooner elsewhere
+    /// as far as is known: of a request that came so long ago, and is only now asked for elsewhere. Who is not known is taken
     /// to be as fast as this machine usually is.
     pub fn is_late(&self, (generation, waited): (&Generation, Duration), slo: &Slo, now: Duration) -> bool {
-        if self.read.is_none_or(|read| now.saturating_sub(read) >= STALE) {
-            return false;
-        }
-        let here = self.here.get(&generation.model);
+        let here = self.here.get(&generation.model).filter(|_| self.is_read(now));
         let slower = here.and_then(|here| here.slower(self.strain, now));
         let (Some(usual), Some(slower)) = (here.and_then(Here::usual), slower) else {
             return false;
@@ -227,7 +228,7 @@ impl Promptness {
         let usual_ms = usual * f64::from(uncached.here);
         let takes_ms = usual_ms * slower;
         let elsewhere = self.elsewhere.get(&generation.model);
-        let there = elsewhere.and_then(|latest| latest.middle(1, prefills::LASTS, now));
+        let there = elsewhere.and_then(|latest| latest.middle(ANSWERS, prefills::LASTS, now));
         let there_ms = there.unwrap_or(usual) * f64::from(uncached.elsewhere);
         let is_sooner = there_ms < takes_ms - waited.as_secs_f64() * 1e3;
         let promised = f64::from(slo.ttft_ms);
@@ -237,6 +238,11 @@ impl Promptness {
     /// Forgets how fast a model is here: its contents may be others now.
     pub fn forget(&mut self, model: &ModelName) {
         self.here.remove(model);
+    }
+
+    /// Whether it is known what slows the machine down now.
+    fn is_read(&self, now: Duration) -> bool {
+        self.read.is_some_and(|read| now.saturating_sub(read) < STALE)
     }
 
     fn uncached(&self, generation: &Generation, now: Duration) -> Uncached {

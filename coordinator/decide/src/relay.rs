@@ -88,9 +88,14 @@ impl<P: Copy + Eq> Relay<P> {
         self.has_begun
     }
 
-    /// Whether the present place has made it from its first token on.
-    pub fn is_whole(&self) -> bool {
-        self.is_whole
+    /// Whether nobody has said anything of it yet.
+    pub fn is_silent(&self) -> bool {
+        !self.has_begun && self.generation.resume.is_empty()
+    }
+
+    /// Whether what is accounted for was made by one machine from its first token on: the one that the present place named.
+    pub fn is_whole(&self, accounting: &Accounting) -> bool {
+        self.is_whole && accounting.node == Some(self.node)
     }
 
     /// Whether it may leave a place that still makes it; no, when it has done so too often, or nobody could go on.

@@ -36,8 +36,8 @@ pub struct Candidate {
     pub prefill_ms: Option<f64>,
 }
 
-/// Who takes so many times as long for a prompt as the fastest one with free slots is asked after the others, whatever they
-/// have to do, for what a person waits for: twice is a chip and the next larger one.
+/// Who takes so many times as long for a prompt as the fastest one of its kind of machine with free slots is asked after the
+/// others, whatever they have to do, for what a person waits for: twice is a chip and the next larger one.
 const MUCH_SLOWER: f64 = 1.4;
 
 /// A node that has the prompt's beginning may have so many more answers than the least loaded one of its kind: they
@@ -141,10 +141,15 @@ pub fn route(candidates: &[Candidate], class: Class) -> Vec<Route> {
         let saves = warm(c) >= elsewhere.saturating_add(WORTH_WAITING);
         c.full && !(c.is_worth_waiting(class) && is_soon && saves)
     };
-    let fastest = fit().filter(|c| !c.full).filter_map(|c| c.prefill_ms);
-    let fastest = fastest.min_by(f64::total_cmp);
+    let fastest = |rank| {
+        let free = fit().filter(|c| !c.full && c.rank == rank);
+        free.filter_map(|c| c.prefill_ms).min_by(f64::total_cmp)
+    };
     let is_slow = |c: &Candidate| {
-        let times = c.prefill_ms.zip(fastest).map(|(takes, least)| takes / least);
+        let times = c
+            .prefill_ms
+            .zip(fastest(c.rank))
+            .map(|(takes, least)| takes / least);
         class != Class::Batch && times.is_some_and(|times| times >= MUCH_SLOWER)
     };
     let mut order: Vec<&Candidate> = candidates.iter().collect();
@@ -232,6 +237,30 @@ mod tests {
         };
         let rest = [takes(1, Some(0.75), 1), takes(3, None, 0), full];
         assert_eq!(order(&rest), [3, 1, 2]);
+        // Nor does a larger chip of another kind of machine.
+        let rented = Candidate {
+            rank: 1,
+            ..takes(9, Some(0.2), 0)
+        };
+        assert_eq!(order(&[all.as_slice(), &[rented]].concat()), [2, 3, 1, 9]);
+    }
+
+    #[test]
+    fn what_slows_one_person_down_is_no_load_for_another() {
+        let personal = Candidate {
+            is_personal: true,
+            ..idle(1)
+        };
+        for class in Class::ALL {
+            assert!(idle(1).is_better(class));
+            assert_eq!(personal.is_better(class), class == Class::Batch, "{class}");
+        }
+        let unfit: [fn(&mut Candidate); 3] = [|c| c.full = true, |c| c.spared = true, |c| c.draining = true];
+        for change in unfit {
+            let mut one = idle(1);
+            change(&mut one);
+            assert!(Class::ALL.iter().all(|class| !one.is_better(*class)), "{one:?}");
+        }
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pomona_common::conditions::{Activity, Conditions, Rail};
 use pomona_common::report::Thermal;
@@ -18,6 +18,8 @@ use crate::pmset;
 const SAMPLE_MS: u32 = 1000;
 /// Between two rounds of the system's tools.
 const TOOLS: Duration = Duration::from_secs(10);
+/// What they said so long ago is not known any more: one of them hangs.
+const HANGS: Duration = Duration::from_secs(30);
 /// A process that takes more of a core than this, in percent, is at work.
 const BUSY: f32 = 10.0;
 /// The driver of cameras that hang on a cable sleeps while none of them is on.
@@ -39,7 +41,8 @@ const CODECS: [&str; 2] = ["VTDecoderXPCService", "VTEncoderXPCService"];
 /// period and may not move between threads, and the system's tools take tens of milliseconds.
 pub(crate) struct Sensors {
     power: Arc<Mutex<Option<Power>>>,
-    tools: Arc<Mutex<Conditions>>,
+    /// And when the tools were asked.
+    tools: Arc<Mutex<(Instant, Conditions)>>,
     host: libc::mach_port_t,
 }
 
@@ -57,7 +60,7 @@ impl Sensors {
             let weak = Arc::downgrade(&latest);
             std::thread::spawn(move || sample_power(&weak));
         }
-        let tools = Arc::new(Mutex::new(Conditions::default()));
+        let tools = Arc::new(Mutex::new((Instant::now(), Conditions::default())));
         let weak = Arc::downgrade(&tools);
         std::thread::spawn(move || ask_tools(&weak));
         Self {
@@ -83,7 +86,11 @@ impl Sensors {
 
     /// What feeds the machine and what else it does.
     pub(crate) fn conditions(&mut self) -> Conditions {
-        let mut conditions = lock(&self.tools).clone();
+        let (asked, said) = lock(&self.tools).clone();
+        let mut conditions = match asked.elapsed() < HANGS {
+            true => said,
+            false => Conditions::default(),
+        };
         let gpu = lock(&self.power).as_ref().map(|power| Percent(power.gpu));
         conditions.gpu = Reading::measured(gpu);
         conditions.compressed = Reading::measured(self.compressed());
@@ -164,7 +171,7 @@ fn sample_power(latest: &Weak<Mutex<Option<Power>>>) {
 }
 
 /// Asks the system's own tools; ends when the probe is dropped.
-fn ask_tools(latest: &Weak<Mutex<Conditions>>) {
+fn ask_tools(latest: &Weak<Mutex<(Instant, Conditions)>>) {
     let mut system = System::new().ok();
     while let Some(latest) = latest.upgrade() {
         let (supply, battery) = pmset::battery(&output("/usr/bin/pmset", &["-g", "batt"]));
@@ -187,13 +194,14 @@ fn ask_tools(latest: &Weak<Mutex<Conditions>>) {
             locked: Reading::measured(pmset::locked(&root)),
             idle_s: Reading::measured(pmset::idle_s(&input)),
         };
-        *lock(&latest) = Conditions {
+        let said = Conditions {
             supply: Reading::measured(supply),
             battery: Reading::measured(battery.map(Percent)),
             low_power: Reading::measured(low_power),
             activity,
             ..Conditions::default()
         };
+        *lock(&latest) = (Instant::now(), said);
         drop(latest);
         std::thread::sleep(TOOLS);
     }

@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 
 use pomona_common::generation::GenerationEvent;
-use pomona_common::{Class, Failure, Generation, NodeId, Rung, Seek, limits};
+use pomona_common::{Accounting, Class, Failure, Generation, NodeId, Rung, Seek, limits};
 use pomona_decide::{Next, Relay};
 
 /// As the real ones, in milliseconds: how long an answer looks for another place.
@@ -141,8 +141,8 @@ impl<P: Copy + Eq> Answers<P> {
     /// Answers of which this place has said nothing yet, with when they were asked for.
     pub fn not_begun(&self, of: P) -> impl Iterator<Item = (u64, &Generation, u64)> {
         let its = move |(_, one): &(&u64, &Answer<P>)| {
-            let begun = one.relay.as_ref().is_none_or(Relay::has_begun);
-            !begun && matches!(one.stage, Stage::Made(at) if at == of)
+            one.relay.as_ref().is_some_and(Relay::is_silent)
+                && matches!(one.stage, Stage::Made(at) if at == of)
         };
         let answers = self.answers.iter().filter(its);
         answers.map(|(number, one)| (*number, one.rest(), one.asked))
@@ -151,6 +151,12 @@ impl<P: Copy + Eq> Answers<P> {
     /// What is to be made for one.
     pub fn asked(&self, number: u64) -> Option<&Generation> {
         self.answers.get(&number).map(Answer::rest)
+    }
+
+    /// Whether one machine has made it from its first token on.
+    pub fn is_whole(&self, number: u64, accounting: &Accounting) -> bool {
+        let relay = self.answers.get(&number).and_then(|one| one.relay.as_ref());
+        relay.is_some_and(|relay| relay.is_whole(accounting))
     }
 
     /// Its client has gone.
@@ -291,7 +297,7 @@ impl<P: Copy + Eq> Answers<P> {
         let leaves = match (answer.generation.class, relay.has_begun()) {
             (Class::Batch, true) => places.rung(maker) >= Rung::MoveRunning,
             (Class::Batch, false) => places.rung(maker) >= Rung::MoveQueued,
-            (_, has_begun) => !has_begun && places.comes_late(number),
+            _ => relay.is_silent() && places.comes_late(number),
         };
         if !leaves {
             return Vec::new();
@@ -366,8 +372,8 @@ impl<P: Copy + Eq> Answers<P> {
                     Some(relay) => relay.moved(place, node),
                     none => {
                         *none = Some(Relay::new(answer.generation.clone(), place, node));
-                        // Who asked hears of it at once.
-                        wishes.push(Wish::Tell(number, GenerationEvent::Granted));
+                        // Who asked hears at once who makes it.
+                        wishes.push(Wish::Tell(number, GenerationEvent::GrantedBy(node)));
                     }
                 }
             }

@@ -28,7 +28,7 @@ pub struct Client {
     pub asked: u64,
     /// When the first token came.
     pub first: Option<u64>,
-    last: u64,
+    pub last: u64,
     /// Between two tokens.
     pub longest_pause: u64,
     pub end: Option<End>,

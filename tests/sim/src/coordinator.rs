@@ -405,7 +405,9 @@ impl Coordinator {
                     (GenerationEvent::Granted, Some(asked)) => {
                         self.affinity.note(&Marks::of(asked), node, at);
                     }
-                    (GenerationEvent::Finished { accounting, .. }, Some(asked)) => {
+                    (GenerationEvent::Finished { accounting, .. }, Some(asked))
+                        if self.answers.is_whole(answer, accounting) =>
+                    {
                         self.prefills.note(asked, accounting, at);
                     }
                     _ => {}

@@ -249,7 +249,7 @@ impl Engine {
             prompt: generation.prompt.len() as u32 + emitted,
             max_new: generation.max_tokens.saturating_sub(emitted),
             begun: !generation.resume.is_empty(),
-            kept: self.prefixes.kept(Kin::of(&generation), &generation.prompt),
+            kept: self.kept(&generation),
         };
         if let Err(refusal) = self.scheduler.submit(new, now) {
             return GenerationEvent::Failed(match refusal {
@@ -453,6 +453,16 @@ impl Engine {
         }
         self.tell(&mut out);
         out
+    }
+
+    /// Its steps differ as this says.
+    pub fn differ_by(&mut self, noise: Random) {
+        self.noise = noise;
+    }
+
+    /// Prompt tokens of this that it need not compute.
+    pub fn kept(&self, asked: &Generation) -> u32 {
+        self.prefixes.kept(Kin::of(asked), &asked.prompt)
     }
 
     /// How long a step takes, in thousandths of what it should: steps differ by themselves, and one in fifty had company.

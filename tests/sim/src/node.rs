@@ -453,7 +453,11 @@ impl Node {
             Wire::Event(answer, event) => {
                 let place = EntryPlace::Coordinator(coordinator);
                 self.note_end(answer, &event, now);
-                let next = self.answers.on_event(place, self.id, answer, event, now);
+                let node = match event {
+                    GenerationEvent::GrantedBy(node) => node,
+                    _ => self.id,
+                };
+                let next = self.answers.on_event(place, node, answer, event, now);
                 wishes.extend(self.follow(next, now));
             }
             Wire::KeepAlive | Wire::FromNode(_) => {}

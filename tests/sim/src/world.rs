@@ -102,6 +102,9 @@ impl World {
             book: Book::default(),
             rungs: Vec::new(),
         };
+        for node in &mut world.nodes {
+            node.engine.differ_by(Random::new(seed ^ node.id.bits() as u64));
+        }
         for command in founding {
             world.log.commit(command.clone(), &mut world.random);
         }

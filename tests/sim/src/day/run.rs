@@ -246,15 +246,16 @@ impl Running<'_> {
                 let uncached = due.request.prompt.saturating_sub(client.cached);
                 let budget = budget(kind, editor().weight_bytes, uncached);
                 // Who knows whether it would have come in time.
-                if given_up && waited as f64 <= budget {
+                if given_up && client.first.is_none() && waited as f64 <= budget {
                     continue;
                 }
+                let pause = closed.map_or(0, |at| at.saturating_sub(client.last));
                 self.interactive.push(Interactive {
                     owner: due.owner,
                     at: due.at,
                     ttft: (finished || given_up).then_some(waited),
                     budget,
-                    longest_pause: client.longest_pause,
+                    longest_pause: client.longest_pause.max(pause),
                     finished: finished || given_up,
                     given_up,
                 });

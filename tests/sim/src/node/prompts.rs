@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use pomona_common::generation::GenerationEvent;
 use pomona_common::{Generation, Slo};
-use pomona_decide::EntryPlace;
+use pomona_decide::{EntryPlace, Strain};
 
 use super::Node;
 
-/// How long steps count, in milliseconds: as README says.
+/// How long steps count while the Mac says that it is warm, in milliseconds: as README says.
 const SLOW_STEPS: u64 = 300_000;
+/// How late a probe says that a build is over, in milliseconds.
+const TOLD: u64 = 12_000;
 /// What slowing adds to a prompt that may leave, in milliseconds: half of the budget of 800. The node, which knows of it
 /// only by steps that differ by themselves, asks for nine tenths.
 const SLOWED_MS: f64 = 400.0;
@@ -29,19 +31,27 @@ impl Node {
         let at = Duration::from_millis(self.machine.running(now));
         if let (GenerationEvent::Finished { accounting, .. }, Some(asked)) =
             (event, self.answers.asked(number))
+            && self.answers.is_whole(number, accounting)
         {
             self.promptness.note_answer(asked, accounting, at);
         }
     }
 
     /// Whether what its person asks may be asked for elsewhere although it is awake and has the model: by its Mac's own
-    /// truth a prompt so long takes longer by most of what is promised, now or when the steps ran that it goes by.
+    /// truth what has to be computed of it takes longer by half of what is promised, now or when the steps ran that it
+    /// goes by.
     pub(super) fn may_leave(&self, asked: &Generation, now: u64) -> bool {
         let running = self.machine.running(now);
-        let lately = self.slowed.filter(|(at, _)| running - at <= SLOW_STEPS);
+        let counts = if Strain::of(&self.mac.report()).is_warm {
+            SLOW_STEPS
+        } else {
+            TOLD
+        };
+        let lately = self.slowed.filter(|(at, _)| running - at <= counts);
         let times = lately.map_or(1.0, |(_, times)| times).max(self.mac.times());
         let record = self.engine.models().find(|record| record.name == asked.model);
-        let tokens = asked.prompt.len() as u32;
+        let kept = self.engine.kept(asked);
+        let tokens = (asked.prompt.len() as u32).saturating_sub(kept);
         let usual_ms = record.map_or(0.0, |record| self.mac.usual_ms(record.weight_bytes, tokens));
         usual_ms * (times - 1.0) > SLOWED_MS
     }
