@@ -254,3 +254,25 @@ fn release(node: &Path) -> anyhow::Result<()> {
     );
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_fits_where_the_system_keeps_its_share_or_somebody_says_so() {
+        let fits = |of_server, total, force| fits(&Memory { of_server, total }, force);
+        let gib = 1 << 30;
+        let most = 16 * gib - RESERVE_BYTES;
+        assert!(fits(Some(most), Some(16 * gib), false).is_ok());
+        for (of_server, total, says) in [
+            (Some(most + 1), Some(16 * gib), "smaller model"),
+            (Some(u64::MAX), Some(16 * gib), "smaller model"),
+            (None, Some(16 * gib), "another user's"),
+        ] {
+            let error = fits(of_server, total, false).map_err(|error| error.to_string());
+            assert!(error.is_err_and(|error| error.contains(says)), "{of_server:?}");
+            assert!(fits(of_server, total, true).is_ok());
+        }
+    }
+}

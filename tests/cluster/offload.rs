@@ -12,6 +12,8 @@ use crate::former::{SOON, holders, pin_pair, status};
 use crate::{Outcome, Scale, keep, quantile};
 
 const STREAMS: usize = 6;
+/// Of which so many run on the laptop; the others wait there.
+const SLOTS: u64 = 4;
 /// Long enough to run until the last rung.
 const TOKENS: u64 = 500;
 /// A person asks this often.
@@ -31,6 +33,7 @@ pub(crate) fn run(scale: Scale) -> Outcome {
     let power = |watts: u32| std::fs::write(&script, json!({ "power_watts": watts }).to_string());
     power(12).expect("a script");
     let (mut coordinator, mut laptop, mut rack) = (Machine::empty(), Machine::empty(), Machine::empty());
+    laptop.set("MLX_BATCH_MAX_BATCH_SIZE", SLOTS.to_string());
     pin_pair(&mut coordinator, (&mut laptop, &mut rack), &script);
     // The same answers without a disturbance, and a person without company.
     let undisturbed = batch_at(&rack, || ());
@@ -49,10 +52,22 @@ pub(crate) fn run(scale: Scale) -> Outcome {
             rack.start_node("mlx");
             eventually("the rack is back", SOON, || holders(&coordinator, MODEL) == 2);
             rack.pin_engine(1);
+            let at = |role| {
+                let node = of_role(&coordinator, role);
+                (rung(&node), batch(&node, "running"), batch(&node, "waiting"))
+            };
+            let is_at =
+                |role, wanted: &str, running, waiting| at(role) == (wanted.to_owned(), running, waiting);
+            let rest = STREAMS as u64 - SLOTS;
+            eventually("some wait at the laptop", SOON, || {
+                is_at("laptop", "normal", SLOTS, rest)
+            });
             power(70).expect("a script");
+            eventually("what waited has gone first", RELIEVED, || {
+                is_at("laptop", "move_queued", SLOTS, 0) && is_at("rack", "normal", rest, 0)
+            });
             eventually("the laptop has handed over", RELIEVED, || {
-                let laptop = of_role(&coordinator, "laptop");
-                rung(&laptop) == "move_running" && batch(&laptop, "running") + batch(&laptop, "waiting") == 0
+                is_at("laptop", "move_running", 0, 0)
             });
             done.store(true, Ordering::Relaxed);
         });

@@ -170,7 +170,8 @@ fn a_full_or_drained_laptop_asks_the_cluster() {
         node
     };
     let [of_laptop, of_mini] = ["laptop", "mini"].map(|name| id(&coordinator, name));
-    assert_eq!(answered_by(), of_laptop);
+    // A machine that is well leaves nothing to others, however much is asked.
+    (0..20).for_each(|_| assert_eq!(answered_by(), of_laptop));
     std::thread::scope(|scope| {
         for (tokens, field) in [(400, "running"), (4, "waiting")] {
             let mut body = greedy("Count", tokens);

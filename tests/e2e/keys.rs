@@ -227,6 +227,14 @@ fn classes_and_scopes(cluster: &Cluster) {
     flex["service_tier"] = "flex".into();
     let refused = ask(port, &narrow, &flex);
     assert_eq!((refused.status, refused.code()), (403, "class_not_allowed"));
+    let class = ["x-pomona-class", "x-pomona-class-reason"].map(|name| refused.header(name));
+    assert_eq!(
+        class,
+        ["batch", "service_tier"],
+        "it says why it was taken for one"
+    );
+    let (made, _, errors) = cluster.pomona(&["key", "create", "nowhere", "--pool", "rak"]);
+    assert!(!made && errors.contains("rak"), "{errors}");
 
     let elsewhere = make(cluster, "elsewhere", &["--pool", "rack"]);
     known(cluster, &elsewhere, true);

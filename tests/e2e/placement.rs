@@ -71,6 +71,8 @@ fn models_go_where_policy_and_machines_allow() {
         loaded(&coordinator) == ["laptop", "rack-1", "rack-2"]
     });
 
+    let (ok_, _, errors) = coordinator.pomona(&["model", "place", MODEL, "--pool", "rak"]);
+    assert!(!ok_ && errors.contains("rak"), "{errors}");
     let (ok_, _, errors) =
         coordinator.pomona(&["model", "place", MODEL, "--replicas", "1", "--pool", "rack"]);
     assert!(ok_, "{errors}");

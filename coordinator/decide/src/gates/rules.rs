@@ -155,7 +155,12 @@ mod tests {
         assert_eq!(RULES.map(|rule| rule.gate), Gate::ALL);
         for rule in &RULES {
             assert!(rule.clears_at <= rule.limit, "{rule:?}");
-            assert!(!rule.forbidden.contains(&rule.remedy), "{rule:?}");
+            let second = rule.secondary.map(|(_, remedy)| remedy);
+            let mut remedies = second.into_iter().chain([rule.remedy]);
+            assert!(
+                remedies.all(|remedy| !rule.forbidden.contains(&remedy)),
+                "{rule:?}"
+            );
         }
     }
 }

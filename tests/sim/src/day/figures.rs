@@ -138,6 +138,20 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_budget_is_what_the_chip_itself_needs_and_what_is_promised_beside_it() {
+        let kinds = crate::mac::kinds(crate::mac::DATA).unwrap();
+        for kind in kinds.values() {
+            let of = |uncached| budget(kind, MEASURED_WEIGHTS as u64, uncached);
+            assert!((of(0) - 800.0).abs() < 1e-6);
+            assert!(
+                (of(kind.prefill_tok_s.value as u32) - 1800.0).abs() < 2.0,
+                "{kind:?}"
+            );
+            assert!((budget(kind, MEASURED_WEIGHTS as u64 / 4, 4000) - of(1000)).abs() < 1e-3);
+        }
+    }
+
+    #[test]
     fn minutes_are_missed_as_defined() {
         let good = |at| Interactive {
             owner: 0,
