@@ -196,7 +196,8 @@ mod tests {
     #[test]
     fn tails_trip_and_clear_in_their_time_and_nothing_else_does() {
         let mut judged = std::collections::BTreeMap::new();
-        for seed in 0..10 {
+        // In most runs no tail lasts until the gate trips; in the last three one does.
+        for seed in (0..8).chain([14, 36, 37]) {
             let (world, of_seed) = tails::judge(seed);
             assert_eq!(
                 crate::trouble::broken(&world),
